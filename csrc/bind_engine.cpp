@@ -1,0 +1,132 @@
+#include "bindings.h"
+#include "engine.h"
+#include "errors.h"
+
+namespace pyemo {
+namespace {
+
+using release_gil = py::call_guard<py::gil_scoped_release>;
+
+using PySpans = std::vector<std::pair<int, std::vector<Term>>>;
+
+std::vector<Span> to_spans(PySpans spans) {
+    std::vector<Span> out;
+    for (auto & [begin, terms] : spans) {
+        out.push_back({begin, std::move(terms)});
+    }
+    return out;
+}
+
+// Runs on the thread that called into the core. A handler that raises (Ctrl-C) leaves its exception
+// set; the translator in bind_errors.cpp then lets it through.
+bool python_interrupted() {
+    py::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+}
+
+}  // namespace
+
+void register_engine(py::module_ & m) {
+    py::class_<SamplerParams>(m, "SamplerParams")
+        .def(py::init([](float temperature, int top_k, float top_p, float min_p, float repeat_penalty, int repeat_last_n, uint64_t seed) {
+                 return SamplerParams{temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed};
+             }),
+             py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+             py::arg("repeat_penalty"), py::arg("repeat_last_n"), py::arg("seed"));
+
+    py::class_<StepResult>(m, "StepResult")
+        .def_readonly("token", &StepResult::token)
+        .def_readonly("logprob", &StepResult::logprob)
+        .def_readonly("entropy", &StepResult::entropy)
+        .def_readonly("is_end", &StepResult::is_end)
+        .def_property_readonly("piece", [](const StepResult & r) { return py::bytes(r.piece); })
+        .def_readonly("top", &StepResult::top)
+        .def_property_readonly("gauges", [](const StepResult & r) {
+            std::vector<std::pair<float, float>> out;
+            for (const GaugeReading & g : r.gauges) out.emplace_back(g.value, g.dose);
+            return out;
+        })
+        .def_readonly("dose", &StepResult::dose);
+
+    py::class_<Engine>(m, "Engine")
+        .def(py::init([](std::shared_ptr<Model> model, int n_ctx, int n_batch, int n_seq_max, int n_outputs_max,
+                         int n_threads, int n_threads_batch, const std::string & kv_type, bool hook_through_copies) {
+                 auto engine = std::make_unique<Engine>(std::move(model),
+                     EngineParams{n_ctx, n_batch, n_seq_max, n_outputs_max, n_threads, n_threads_batch, kv_type, hook_through_copies});
+                 engine->set_interrupted(python_interrupted);
+                 return engine;
+             }),
+             py::arg("model").none(false), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
+             py::arg("n_outputs_max"), py::arg("n_threads"), py::arg("n_threads_batch"), py::arg("kv_type"),
+             py::arg("hook_through_copies") = false, release_gil())
+        .def_property_readonly("steering_unsupported", &Engine::steering_unsupported)
+        .def_property_readonly("n_ctx", &Engine::n_ctx, "Cells of the KV cache, shared by all sequences.")
+        .def_property_readonly("n_ctx_seq", &Engine::n_ctx_seq, "Tokens of one sequence at most.")
+        .def_property_readonly("n_seq_max", &Engine::n_seq_max)
+        .def_property_readonly("n_free_sequences", py::cpp_function(&Engine::n_free_sequences, release_gil()))
+        .def_property_readonly("n_threads", py::cpp_function(&Engine::n_threads, release_gil()))
+        .def("set_n_threads", &Engine::set_n_threads, py::arg("n_threads"), py::arg("n_threads_batch"), release_gil())
+        .def("add_sequence", &Engine::add_sequence, py::arg("sampler"), release_gil())
+        .def("fork", &Engine::fork, py::arg("seq"), release_gil())
+        .def("remove", &Engine::remove, py::arg("seq"), release_gil())
+        .def("tokens", &Engine::tokens, py::arg("seq"), release_gil())
+        .def("n_tokens", &Engine::n_tokens, py::arg("seq"), release_gil())
+        .def("n_pending", &Engine::n_pending, py::arg("seq"), release_gil())
+        .def("append", &Engine::append, py::arg("seq"), py::arg("tokens"), release_gil())
+        .def("set_sampler", &Engine::set_sampler, py::arg("seq"), py::arg("sampler"), release_gil())
+        .def("set_spans", [](Engine & e, int seq, PySpans spans) { e.set_spans(seq, to_spans(std::move(spans))); },
+             py::arg("seq"), py::arg("spans"), release_gil())
+        .def("rollback", &Engine::rollback, py::arg("seq"), py::arg("n"), release_gil())
+        .def("refresh", [](Engine & e, int seq, PySpans spans) { e.refresh(seq, to_spans(std::move(spans))); },
+             py::arg("seq"), py::arg("spans"), release_gil())
+        .def("set_gauges", &Engine::set_gauges, py::arg("seq"), py::arg("gauges"), release_gil())
+        .def("start_reading", &Engine::start_reading, py::arg("seq"), py::arg("layers"), py::arg("pooling"),
+             py::arg("pos_begin"), py::arg("pos_end"), release_gil())
+        .def("reading", [](const Engine & e, int seq) {
+                 std::pair<int, std::vector<float>> out;
+                 {
+                     py::gil_scoped_release release;
+                     out = e.reading(seq);
+                 }
+                 return py::make_tuple(out.first, to_array(out.second, {py::ssize_t(out.second.size())}));
+             }, py::arg("seq"), "Return (positions read, float32 values, flat); a copy.")
+        .def("stop_reading", &Engine::stop_reading, py::arg("seq"), release_gil())
+        .def("forward", &Engine::forward, py::arg("seqs"), release_gil())
+        .def("step", &Engine::step, py::arg("seqs"), py::arg("n_top") = 0, release_gil())
+        .def("logits", [](Engine & e, int seq) {
+                 std::vector<float> out;
+                 {
+                     py::gil_scoped_release release;
+                     out = e.logits(seq);
+                 }
+                 return to_array(out, {py::ssize_t(out.size())});
+             }, py::arg("seq"), "Return the logits after the last token; float32 (n_vocab,), a copy.")
+        .def("score", [](Engine & e, const std::vector<std::tuple<std::vector<llama_token>, int, PySpans>> & jobs) {
+                 std::vector<ScoreJob> native;
+                 for (const auto & [tokens, n_given, spans] : jobs) native.push_back({tokens, n_given, to_spans(spans)});
+                 std::vector<std::vector<float>> out;
+                 {
+                     py::gil_scoped_release release;
+                     out = e.score(native);
+                 }
+                 py::list arrays;
+                 for (const auto & values : out) arrays.append(to_array(values, {py::ssize_t(values.size())}));
+                 return arrays;
+             }, py::arg("jobs"), "Score (tokens, n_given, spans) jobs; one float32 array of log-probabilities each.")
+        .def("read", [](Engine & e, const std::vector<std::tuple<std::vector<llama_token>, int, int, PySpans>> & jobs,
+                        const std::vector<int> & layers, Pooling pooling) {
+                 std::vector<ReadJob> native;
+                 for (const auto & [tokens, begin, end, spans] : jobs) native.push_back({tokens, begin, end, to_spans(spans)});
+                 std::vector<std::vector<float>> out;
+                 {
+                     py::gil_scoped_release release;
+                     out = e.read(native, layers, pooling);
+                 }
+                 py::list arrays;
+                 for (const auto & values : out) arrays.append(to_array(values, {py::ssize_t(values.size())}));
+                 return arrays;
+             }, py::arg("jobs"), py::arg("layers"), py::arg("pooling"),
+             "Read (tokens, pos_begin, pos_end, spans) jobs; one flat float32 array of hidden states each.");
+}
+
+}  // namespace pyemo

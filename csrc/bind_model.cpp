@@ -1,0 +1,57 @@
+#include "bindings.h"
+#include "model.h"
+
+namespace pyemo {
+
+void register_model(py::module_ & m) {
+    py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Loaded weights and vocabulary. Immutable; engines may share it.")
+        .def(py::init([](const std::string & path, bool use_mmap, bool use_mlock, int n_gpu_layers) {
+                 return std::make_shared<Model>(ModelParams{path, use_mmap, use_mlock, n_gpu_layers});
+             }),
+             py::arg("path"), py::kw_only(), py::arg("use_mmap") = true, py::arg("use_mlock") = false,
+             py::arg("n_gpu_layers") = 0, py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("n_layer", &Model::n_layer)
+        .def_property_readonly("n_embd", &Model::n_embd)
+        .def_property_readonly("n_vocab", &Model::n_vocab)
+        .def_property_readonly("n_ctx_train", &Model::n_ctx_train)
+        .def_property_readonly("n_swa", &Model::n_swa, "Sliding window in tokens, 0 if the model has none.")
+        .def_property_readonly("size_bytes", &Model::size_bytes, "Size of all weights.")
+        .def_property_readonly("bos", &Model::bos, "Beginning-of-sequence token, or -1.")
+        .def_property_readonly("eos", &Model::eos, "End-of-sequence token, or -1.")
+        .def_property_readonly("adds_space_prefix", &Model::adds_space_prefix)
+        .def("metadata", [](const Model & model) {
+                 py::dict out;
+                 for (const auto & [key, value] : model.metadata()) {
+                     // A stranger's file: bytes that are not UTF-8 must not raise here.
+                     out[py::str(py::bytes(key).attr("decode")("utf-8", "replace"))] =
+                         py::bytes(value).attr("decode")("utf-8", "replace");
+                 }
+                 return out;
+             }, "Return the file's scalar metadata as strings.")
+        .def("tokenize", [](const Model & model, const py::bytes & text, bool add_special, bool parse_special) {
+                 const std::string bytes = text;
+                 std::vector<llama_token> tokens;
+                 {
+                     py::gil_scoped_release release;
+                     tokens = model.tokenize(bytes, add_special, parse_special);
+                 }
+                 return tokens;
+             }, py::arg("text"), py::kw_only(), py::arg("add_special"), py::arg("parse_special"))
+        .def("piece", [](const Model & model, llama_token token, bool special) { return py::bytes(model.piece(token, special)); },
+             py::arg("token"), py::kw_only(), py::arg("special") = false)
+        .def("is_end_of_generation", [](const Model & model, llama_token token) {
+                 model.require_token(token);
+                 return model.is_end_of_generation(token);
+             }, py::arg("token"));
+
+    m.def("fingerprint_material", [](const std::string & path) {
+              std::string material;
+              {
+                  py::gil_scoped_release release;
+                  material = fingerprint_material(path);
+              }
+              return py::bytes(material);
+          }, py::arg("path"), "Return the bytes that identify the weights of a GGUF file across quantizations.");
+}
+
+}  // namespace pyemo

@@ -1,0 +1,75 @@
+#include <cmath>
+
+#include "bindings.h"
+#include "errors.h"
+#include "mix.h"
+#include "residual_hook.h"
+
+namespace pyemo {
+namespace {
+
+const float * row_of(const FloatArray & array, int n_embd, const char * what) {
+    if (array.ndim() != 1 || array.shape(0) != n_embd) {
+        throw Error(ErrorKind::vector_shape, std::string(what) + " must have the shape (" + std::to_string(n_embd) + ",)");
+    }
+    return array.data();
+}
+
+}  // namespace
+
+void register_steering(py::module_ & m) {
+    py::native_enum<Operator>(m, "Operator", "enum.Enum")
+        .value("add", Operator::add)
+        .value("project_out", Operator::project_out)
+        .value("clamp", Operator::clamp)
+        .value("add_keep_norm", Operator::add_keep_norm)
+        .finalize();
+    py::native_enum<Pooling>(m, "Pooling", "enum.Enum")
+        .value("mean", Pooling::mean)
+        .value("last", Pooling::last)
+        .value("all", Pooling::all)
+        .finalize();
+
+    py::class_<Directions, std::shared_ptr<Directions>>(m, "Directions", "A control vector in the core. Immutable.")
+        .def(py::init([](int n_layer, int n_embd, const std::vector<std::pair<int, FloatArray>> & directions) {
+                 auto out = std::make_shared<Directions>(n_layer, n_embd);
+                 for (const auto & [il, row] : directions) {
+                     out->set(il, row_of(row, n_embd, "a direction"));
+                 }
+                 return out;
+             }), py::arg("n_layer"), py::arg("n_embd"), py::arg("directions"));
+
+    py::class_<Term>(m, "Term", "One control vector at one strength, with an operator, on layers [il_begin, il_end).")
+        .def(py::init([](std::shared_ptr<Directions> vector, float strength, Operator op, int il_begin, int il_end) {
+                 return Term{std::move(vector), strength, op, il_begin, il_end};
+             }), py::arg("vector").none(false), py::arg("strength"), py::arg("operator"), py::arg("il_begin"), py::arg("il_end"));
+
+    py::class_<Gauge>(m, "Gauge", "A unit direction at a layer; see pyemo.gauges.")
+        .def(py::init([](const FloatArray & unit, int il, float neutral, float residual_norm) {
+                 if (unit.ndim() != 1) {
+                     throw Error(ErrorKind::vector_shape, "a gauge's direction must have the shape (n_embd,)");
+                 }
+                 Gauge gauge;
+                 gauge.unit.assign(unit.data(), unit.data() + unit.size());
+                 for (float x : gauge.unit) {
+                     if (!std::isfinite(x)) throw Error(ErrorKind::vector_shape, "a gauge's direction holds NaN or infinity");
+                 }
+                 gauge.il = il;
+                 gauge.neutral = neutral;
+                 gauge.residual_norm = residual_norm;
+                 return gauge;
+             }), py::arg("unit").noconvert(), py::arg("il"), py::arg("neutral"), py::arg("residual_norm"));
+
+    // For tests against NumPy: what a mix makes of one row.
+    m.def("apply_terms", [](const FloatArray & h, const std::vector<Term> & terms, int il, int n_layer) {
+              if (h.ndim() != 1) {
+                  throw Error(ErrorKind::vector_shape, "a row must have the shape (n_embd,)");
+              }
+              std::vector<float> row(h.data(), h.data() + h.size());
+              Mix(terms, n_layer, int(row.size())).apply(il, row.data());
+              return to_array(row, {py::ssize_t(row.size())});
+          }, py::arg("h").noconvert(), py::arg("terms"), py::arg("il"), py::arg("n_layer"),
+          "Return the row after the terms of layer il; float32 (n_embd,), a copy.");
+}
+
+}  // namespace pyemo

@@ -1,0 +1,191 @@
+// Sequences over one llama_context: pending tokens, chunked decodes, sampling, going back, reading,
+// scoring. Knows nothing of Python or emotions. Every public method locks the engine.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "mix.h"
+#include "model.h"
+#include "residual_hook.h"
+#include "sampler.h"
+
+namespace pyemo {
+
+struct EngineParams {
+    int n_ctx = 2048;     // cells of the KV cache, shared by all sequences
+    int n_batch = 512;    // rows of one decode at most (llama.cpp's n_batch and n_ubatch)
+    int n_seq_max = 1;
+    int n_outputs_max = 32;  // rows of logits of one decode at most; each is n_vocab floats, twice
+    int n_threads = 1;
+    int n_threads_batch = 1;
+    std::string kv_type = "f16";  // f32, f16, bf16, q8_0, q4_0
+    bool hook_through_copies = false;  // steer as off the CPU: fetch the rows, change them, put them back
+};
+
+struct StepResult {
+    llama_token token = 0;
+    float logprob = 0.0f;
+    float entropy = 0.0f;
+    bool is_end = false;  // an end-of-generation token
+    std::string piece;    // its bytes; empty for control tokens
+    std::vector<std::pair<llama_token, float>> top;
+    std::vector<GaugeReading> gauges;  // of the row the token was sampled from
+    float dose = 0.0f;                 // likewise, measured at the last block
+};
+
+// From which position on which terms act.
+struct Span {
+    int begin = 0;
+    std::vector<Term> terms;
+};
+
+struct ScoreJob {
+    std::vector<llama_token> tokens;
+    int n_given = 0;  // tokens that are not scored; the first token never is
+    std::vector<Span> spans;
+};
+
+struct ReadJob {
+    std::vector<llama_token> tokens;
+    int pos_begin = 0, pos_end = 0;
+    std::vector<Span> spans;
+};
+
+class Engine {
+public:
+    Engine(std::shared_ptr<Model> model, const EngineParams & params);
+    Engine(const Engine &) = delete;
+    Engine & operator=(const Engine &) = delete;
+
+    // Empty if the model's blocks can be steered; else the reason why not.
+    const std::string & steering_unsupported() const { return steering_unsupported_; }
+    int n_ctx() const { return n_ctx_; }
+    int n_ctx_seq() const { return n_ctx_seq_; }
+    int n_seq_max() const { return params_.n_seq_max; }
+    int n_free_sequences() const;
+    int n_threads() const;
+    void set_n_threads(int n_threads, int n_threads_batch);
+
+    // Called at most every 50 ms during long decodes, on the calling thread; true stops the decode.
+    void set_interrupted(std::function<bool()> interrupted) { interrupted_ = std::move(interrupted); }
+
+    int add_sequence(const SamplerParams & sampler);
+    int fork(int seq);
+    void remove(int seq);
+
+    // The tokens so far. All but the pending ones are in the KV cache.
+    std::vector<llama_token> tokens(int seq) const;
+    int n_tokens(int seq) const;
+    int n_pending(int seq) const;
+    void append(int seq, const std::vector<llama_token> & tokens);
+    void set_sampler(int seq, const SamplerParams & sampler);
+
+    // What acts on which positions, from the first span's begin on, which is not decoded yet; the last
+    // span has no end. Decoded tokens keep what they were computed with.
+    void set_spans(int seq, const std::vector<Span> & spans);
+
+    // Forgets the tokens from position n on. They come back as fresh computation would give them.
+    void rollback(int seq, int n);
+    // Drops the KV cache of the sequence; its tokens are pending again, under the given spans.
+    void refresh(int seq, const std::vector<Span> & spans);
+
+    void set_gauges(int seq, std::vector<Gauge> gauges);
+    void start_reading(int seq, const std::vector<int> & layers, Pooling pooling, int pos_begin, int pos_end);
+    std::pair<int, std::vector<float>> reading(int seq) const;
+    void stop_reading(int seq);
+
+    // Decodes all pending tokens of these sequences, in chunks of n_batch rows filled in the order given.
+    void forward(const std::vector<int> & seqs);
+    // forward, then one token for each sequence, appended to it as pending.
+    std::vector<StepResult> step(const std::vector<int> & seqs, int n_top);
+    // Logits after the last token, decoding what is pending; (n_vocab,), a copy.
+    std::vector<float> logits(int seq);
+
+    // Log-probabilities of tokens[max(1, n_given):] of each job. Uses free sequences, leaves none behind.
+    std::vector<std::vector<float>> score(const std::vector<ScoreJob> & jobs);
+    // Pooled hidden states of each job; see Reader::values. Uses free sequences, leaves none behind.
+    std::vector<std::vector<float>> read(const std::vector<ReadJob> & jobs, const std::vector<int> & layers, Pooling pooling);
+
+private:
+    struct ActiveSpan {
+        int begin;
+        std::vector<Term> terms;
+        std::unique_ptr<Mix> mix;  // compiled when a row needs it
+    };
+    struct Sequence {
+        bool used = false;
+        std::vector<llama_token> tokens;
+        int n_decoded = 0;
+        std::vector<ActiveSpan> spans;
+        SamplerParams sampler_params;
+        std::unique_ptr<Sampler> sampler;
+        bool has_logits = false;
+        int logits_row = -1;             // in the last decode's outputs, or -1: in saved_logits
+        std::vector<float> saved_logits;
+        std::vector<Gauge> gauges;
+        std::vector<GaugeReading> readings;
+        float dose = 0.0f;
+        std::unique_ptr<Reader> reader;
+        int n_given = -1;                // scoring: >= 0
+        std::vector<float> logprobs;
+    };
+    struct Row {
+        int seq;
+        int pos;
+        bool output;
+    };
+    struct ContextDeleter {
+        void operator()(llama_context * ctx) const { llama_free(ctx); }
+    };
+
+    Sequence & at(int seq);
+    const Sequence & at(int seq) const;
+    int free_sequence();
+    void add_spans(Sequence & s, const std::vector<Span> & spans, int first);
+    void check_terms(const std::vector<Term> & terms) const;
+    void check_reading(const std::vector<int> & layers) const;
+    void require_steering() const;
+    const Mix * mix_at(Sequence & s, int pos);
+    bool wants_output(const Sequence & s, int pos) const;
+    void reset_sequence(int seq);
+
+    // The next chunk of pending rows; empty when nothing is pending.
+    std::vector<Row> next_chunk(const std::vector<int> & seqs) const;
+    void decode(const std::vector<Row> & rows, bool skip_head);
+    void forward_unlocked(const std::vector<int> & seqs, bool skip_head);
+    void save_logits();
+    const float * logits_of(const Sequence & s) const;
+    void rewind(int seq, int n_decoded);
+    void prove_hook();
+    // Runs jobs in groups that fit the free sequences and the context.
+    template <typename Job, typename Start, typename Finish>
+    void run_jobs(const std::vector<Job> & jobs, bool skip_head, Start start, Finish finish);
+    static bool on_abort_check(void * self);
+
+    std::shared_ptr<Model> model_;
+    EngineParams params_;
+    ResidualHook hook_;
+    std::unique_ptr<llama_context, ContextDeleter> ctx_;
+    llama_memory_t memory_ = nullptr;
+    int n_ctx_ = 0;      // cells, shared by all sequences
+    int n_ctx_seq_ = 0;  // tokens of one sequence at most
+    int n_layer_ = 0, n_embd_ = 0;
+    std::string steering_unsupported_;
+    std::vector<Sequence> sequences_;
+    llama_batch batch_{};
+    struct BatchDeleter {
+        void operator()(llama_batch * batch) const { llama_batch_free(*batch); }
+    };
+    std::unique_ptr<llama_batch, BatchDeleter> batch_owner_;
+    std::function<bool()> interrupted_;
+    int64_t next_interrupt_check_us_ = 0;
+    uint32_t n_abort_checks_ = 0;
+    mutable std::mutex mutex_;
+};
+
+}  // namespace pyemo

@@ -1,0 +1,236 @@
+#include "model.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <mutex>
+
+#include "errors.h"
+#include "gguf.h"
+#include "log.h"
+
+namespace pyemo {
+namespace {
+
+// Length of the well-formed UTF-8 character at s, or 0 (RFC 3629: no overlong forms, no surrogates).
+size_t utf8_length(const unsigned char * s, size_t n) {
+    if (s[0] < 0x80) return 1;
+    size_t length = 0;
+    unsigned char low = 0x80, high = 0xBF;
+    if (s[0] >= 0xC2 && s[0] <= 0xDF) {
+        length = 2;
+    } else if (s[0] >= 0xE0 && s[0] <= 0xEF) {
+        length = 3;
+        if (s[0] == 0xE0) low = 0xA0;
+        if (s[0] == 0xED) high = 0x9F;
+    } else if (s[0] >= 0xF0 && s[0] <= 0xF4) {
+        length = 4;
+        if (s[0] == 0xF0) low = 0x90;
+        if (s[0] == 0xF4) high = 0x8F;
+    }
+    if (length == 0 || length > n || s[1] < low || s[1] > high) return 0;
+    for (size_t i = 2; i < length; ++i) {
+        if (s[i] < 0x80 || s[i] > 0xBF) return 0;
+    }
+    return length;
+}
+
+void init_backend_once() {
+    static std::once_flag once;
+    std::call_once(once, [] { llama_backend_init(); });
+}
+
+}  // namespace
+
+Model::Model(const ModelParams & params) {
+    init_backend_once();
+    capture_log();
+    llama_model_params p = llama_model_default_params();
+    p.n_gpu_layers = params.n_gpu_layers;
+    p.load_mode = params.use_mmap ? (params.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
+                                  : (params.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
+    try {
+        model_.reset(llama_model_load_from_file(params.path.c_str(), p));
+    } catch (const std::exception & e) {
+        throw Error(ErrorKind::model_load, "llama.cpp could not load " + params.path + ": " + e.what());
+    }
+    if (!model_) {
+        throw Error(ErrorKind::model_load, "llama.cpp could not load " + params.path + ": " + last_error_line());
+    }
+    vocab_ = llama_model_get_vocab(model_.get());
+    n_vocab_ = llama_vocab_n_tokens(vocab_);
+    if (n_vocab_ < 1 || !llama_model_has_decoder(model_.get()) || llama_model_has_encoder(model_.get()) ||
+        llama_model_is_diffusion(model_.get())) {
+        throw Error(ErrorKind::model_load, params.path + " is not a decoder that generates text from left to right");
+    }
+    if (llama_vocab_type(vocab_) == LLAMA_VOCAB_TYPE_SPM) {
+        adds_space_prefix_ = true;
+        for (const auto & [key, value] : metadata()) {
+            if (key == "tokenizer.ggml.add_space_prefix") {
+                adds_space_prefix_ = value == "true";
+            }
+        }
+    }
+}
+
+int Model::n_layer() const { return llama_model_n_layer(model_.get()); }
+int Model::n_embd() const { return llama_model_n_embd(model_.get()); }
+int Model::n_ctx_train() const { return llama_model_n_ctx_train(model_.get()); }
+int Model::n_swa() const { return llama_model_n_swa(model_.get()); }
+uint64_t Model::size_bytes() const { return llama_model_size(model_.get()); }
+
+bool Model::is_recurrent_or_hybrid() const {
+    return llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
+}
+
+bool Model::has_learned_positions() const {
+    return llama_model_rope_type(model_.get()) == LLAMA_ROPE_TYPE_NONE && !is_recurrent_or_hybrid();
+}
+
+std::vector<std::pair<std::string, std::string>> Model::metadata() const {
+    std::vector<std::pair<std::string, std::string>> out;
+    const int n = llama_model_meta_count(model_.get());
+    std::vector<char> buffer(256);
+    auto read = [&](auto && call) {
+        int length = call(buffer.data(), buffer.size());
+        if (length >= int(buffer.size())) {
+            buffer.resize(size_t(length) + 1);
+            length = call(buffer.data(), buffer.size());
+        }
+        return length < 0 ? std::string() : std::string(buffer.data(), size_t(length));
+    };
+    for (int i = 0; i < n; ++i) {
+        std::string key = read([&](char * b, size_t size) { return llama_model_meta_key_by_index(model_.get(), i, b, size); });
+        std::string value = read([&](char * b, size_t size) { return llama_model_meta_val_str_by_index(model_.get(), i, b, size); });
+        out.emplace_back(std::move(key), std::move(value));
+    }
+    return out;
+}
+
+std::vector<llama_token> Model::tokenize_utf8(const char * text, size_t n, bool add_special, bool parse_special) const {
+    if (n > size_t(INT32_MAX) / 2) {
+        throw Error(ErrorKind::input, "text of " + std::to_string(n) + " bytes; at most 1 GiB can be tokenized at once");
+    }
+    std::vector<llama_token> tokens(n / 3 + 8);
+    int count = llama_tokenize(vocab_, text, int(n), tokens.data(), int(tokens.size()), add_special, parse_special);
+    if (count < 0) {
+        tokens.resize(size_t(-int64_t(count)));
+        count = llama_tokenize(vocab_, text, int(n), tokens.data(), int(tokens.size()), add_special, parse_special);
+    }
+    tokens.resize(size_t(std::max(count, 0)));
+    return tokens;
+}
+
+llama_token Model::byte_token(uint8_t byte) const {
+    // Only texts with stray bytes come here, so the table is searched, not kept.
+    for (llama_token token = 0; token < n_vocab_; ++token) {
+        const std::string bytes = piece(token, false);
+        if (bytes.size() == 1 && uint8_t(bytes[0]) == byte) {
+            return token;
+        }
+    }
+    static const char * digits = "0123456789ABCDEF";
+    throw Error(ErrorKind::input, std::string("the text is not UTF-8 and this vocabulary has no token for the byte 0x") +
+                digits[byte >> 4] + digits[byte & 15] + "; pass valid UTF-8");
+}
+
+std::vector<llama_token> Model::tokenize(const std::string & bytes, bool add_special, bool parse_special) const {
+    const auto * s = reinterpret_cast<const unsigned char *>(bytes.data());
+    const size_t n = bytes.size();
+    std::vector<llama_token> tokens;
+    std::array<llama_token, 256> byte_tokens;
+    byte_tokens.fill(-1);
+    size_t begin = 0, i = 0;
+    bool first = true;
+    bool stray_seen = false;
+    auto push_byte = [&](uint8_t byte) {
+        if (byte_tokens[byte] < 0) {
+            byte_tokens[byte] = byte_token(byte);
+        }
+        tokens.push_back(byte_tokens[byte]);
+    };
+    auto flush = [&](size_t end) {
+        if (end == begin && !first) {
+            return;
+        }
+        if (stray_seen && adds_space_prefix_) {
+            // A second run would get a space of its own in front.
+            for (size_t k = begin; k < end; ++k) push_byte(s[k]);
+        } else {
+            const auto run = tokenize_utf8(bytes.data() + begin, end - begin, add_special && first, parse_special);
+            tokens.insert(tokens.end(), run.begin(), run.end());
+        }
+        first = false;
+    };
+    while (i < n) {
+        const size_t length = utf8_length(s + i, n - i);
+        if (length > 0) {
+            i += length;
+            continue;
+        }
+        flush(i);
+        stray_seen = true;
+        push_byte(s[i]);
+        begin = ++i;
+    }
+    flush(n);
+    return tokens;
+}
+
+std::string Model::piece(llama_token token, bool special) const {
+    require_token(token);
+    char buffer[128];
+    const int n = llama_token_to_piece(vocab_, token, buffer, sizeof(buffer), 0, special);
+    if (n >= 0) {
+        return std::string(buffer, size_t(n));
+    }
+    std::string out(size_t(-n), '\0');
+    llama_token_to_piece(vocab_, token, out.data(), -n, 0, special);
+    return out;
+}
+
+void Model::require_token(llama_token token) const {
+    if (token < 0 || token >= n_vocab_) {
+        throw Error(ErrorKind::input, "token id " + std::to_string(token) + " is outside 0 to " + std::to_string(n_vocab_ - 1));
+    }
+}
+
+std::string fingerprint_material(const std::string & path) {
+    gguf_init_params params = {/*no_alloc =*/true, /*ctx =*/nullptr};
+    std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(gguf_init_from_file(path.c_str(), params), gguf_free);
+    std::unique_ptr<FILE, decltype(&fclose)> file(fopen(path.c_str(), "rb"), fclose);
+    if (!gguf || !file) {
+        throw Error(ErrorKind::model_load, "cannot read the header of " + path);
+    }
+    std::string out;
+    std::vector<std::pair<std::string, int64_t>> norms;
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
+        const std::string name = gguf_get_tensor_name(gguf.get(), i);
+        if (name.find("norm") != std::string::npos && gguf_get_tensor_type(gguf.get(), i) == GGML_TYPE_F32) {
+            norms.emplace_back(name, i);
+        }
+    }
+    std::sort(norms.begin(), norms.end());
+    std::string data;
+    for (const auto & [name, i] : norms) {
+        data.resize(gguf_get_tensor_size(gguf.get(), i));
+        const auto offset = long(gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), i));
+        if (fseek(file.get(), offset, SEEK_SET) != 0 || fread(data.data(), 1, data.size(), file.get()) != data.size()) {
+            throw Error(ErrorKind::model_load, path + " ends inside tensor " + name);
+        }
+        out += name;
+        out += '\0';
+        out += data;
+    }
+    const int64_t key = gguf_find_key(gguf.get(), "tokenizer.ggml.tokens");
+    if (key >= 0 && gguf_get_kv_type(gguf.get(), key) == GGUF_TYPE_ARRAY &&
+        gguf_get_arr_type(gguf.get(), key) == GGUF_TYPE_STRING) {
+        for (size_t i = 0; i < gguf_get_arr_n(gguf.get(), key); ++i) {
+            out += gguf_get_arr_str(gguf.get(), key, i);
+            out += '\0';
+        }
+    }
+    return out;
+}
+
+}  // namespace pyemo

@@ -1,0 +1,75 @@
+// A loaded model: weights, vocabulary, tokens and text. Immutable, so engines may share it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "llama.h"
+
+namespace pyemo {
+
+struct ModelParams {
+    std::string path;
+    bool use_mmap = true;
+    bool use_mlock = false;
+    int n_gpu_layers = 0;
+};
+
+class Model {
+public:
+    explicit Model(const ModelParams & params);
+    Model(const Model &) = delete;
+    Model & operator=(const Model &) = delete;
+
+    llama_model * get() const { return model_.get(); }
+    const llama_vocab * vocab() const { return vocab_; }
+
+    int n_layer() const;
+    int n_embd() const;
+    int n_vocab() const { return n_vocab_; }
+    int n_ctx_train() const;
+    int n_swa() const;
+    uint64_t size_bytes() const;
+    bool is_recurrent_or_hybrid() const;
+    // GPT-2 and its kin look positions up in a table and abort past its end.
+    bool has_learned_positions() const;
+
+    // All scalar metadata of the file, as llama.cpp prints it.
+    std::vector<std::pair<std::string, std::string>> metadata() const;
+
+    // bytes -> token ids. Every byte sequence survives: llama.cpp's tokenizers expect UTF-8 and replace
+    // what is not, so stray bytes go in as the vocabulary's single-byte tokens.
+    std::vector<llama_token> tokenize(const std::string & bytes, bool add_special, bool parse_special) const;
+
+    // The bytes of one token; empty for control tokens unless special is true.
+    std::string piece(llama_token token, bool special) const;
+
+    bool is_end_of_generation(llama_token token) const { return llama_vocab_is_eog(vocab_, token); }
+    llama_token bos() const { return llama_vocab_bos(vocab_); }
+    llama_token eos() const { return llama_vocab_eos(vocab_); }
+    // The tokenizer puts a space before a text's first word; detokenizing takes it off again.
+    bool adds_space_prefix() const { return adds_space_prefix_; }
+
+    void require_token(llama_token token) const;
+
+private:
+    std::vector<llama_token> tokenize_utf8(const char * text, size_t n, bool add_special, bool parse_special) const;
+    llama_token byte_token(uint8_t byte) const;
+
+    struct Deleter {
+        void operator()(llama_model * model) const { llama_model_free(model); }
+    };
+    std::unique_ptr<llama_model, Deleter> model_;
+    const llama_vocab * vocab_ = nullptr;
+    int n_vocab_ = 0;
+    bool adds_space_prefix_ = false;
+};
+
+// The bytes that identify the weights across quantizations: the float32 norm tensors and the
+// vocabulary, in the order of their names, read from the file. Hashed in Python.
+std::string fingerprint_material(const std::string & path);
+
+}  // namespace pyemo

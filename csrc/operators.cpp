@@ -1,0 +1,63 @@
+#include "operators.h"
+
+#include <cmath>
+
+namespace pyemo {
+
+// Eight partial sums let the compiler vectorise without -ffast-math and keep the order, and so the
+// result, the same on every machine.
+float dot(const float * a, const float * b, size_t n) {
+    constexpr size_t lanes = 8;
+    float sums[lanes] = {};
+    size_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        for (size_t k = 0; k < lanes; ++k) {
+            sums[k] += a[i + k] * b[i + k];
+        }
+    }
+    double total = 0.0;
+    for (; i < n; ++i) {
+        total += double(a[i]) * b[i];
+    }
+    for (float s : sums) {
+        total += s;
+    }
+    return float(total);
+}
+
+float norm(const float * a, size_t n) { return std::sqrt(dot(a, a, n)); }
+
+void add(float * h, const float * delta, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        h[i] += delta[i];
+    }
+}
+
+void project_out(float * h, const float * u, float s, size_t n) {
+    const float k = s * dot(h, u, n);
+    for (size_t i = 0; i < n; ++i) {
+        h[i] -= k * u[i];
+    }
+}
+
+void clamp(float * h, const float * u, float target, size_t n) {
+    const float k = target - dot(h, u, n);
+    for (size_t i = 0; i < n; ++i) {
+        h[i] += k * u[i];
+    }
+}
+
+void add_keep_norm(float * h, const float * v, float s, size_t n) {
+    // |h + s v|^2 from the three products, so that h is only written once.
+    const double hh = dot(h, h, n);
+    const double sum = hh + 2.0 * s * dot(h, v, n) + double(s) * s * dot(v, v, n);
+    if (!(sum > 1e-12 * hh)) {
+        return;
+    }
+    const float k = float(std::sqrt(hh / sum));
+    for (size_t i = 0; i < n; ++i) {
+        h[i] = (h[i] + s * v[i]) * k;
+    }
+}
+
+}  // namespace pyemo

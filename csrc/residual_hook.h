@@ -1,0 +1,108 @@
+// Steers and reads the residual stream from llama.cpp's evaluation callback.
+//
+// llama.cpp asks the callback about each graph node before computing it. For the block outputs that
+// a decode needs (`l_out-<il>`) it answers yes; llama.cpp then computes up to there, waits, and calls
+// again with the tensor filled: float32, [n_embd, rows]. What is written into it is what the next
+// block reads. docs/architecture.md has the reasons and the measurements.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "llama.h"
+#include "mix.h"
+
+namespace pyemo {
+
+// One gauge: the projection of a block's output on a unit direction, in residual norms.
+struct Gauge {
+    std::vector<float> unit;  // (n_embd,)
+    int il = 0;
+    float neutral = 0.0f;        // mean projection of neutral texts
+    float residual_norm = 1.0f;  // > 0
+};
+
+struct GaugeReading {
+    float value = 0.0f;  // (h.u - neutral) / residual_norm, without the part the steering added directly
+    float dose = 0.0f;   // that part, in residual norms
+};
+
+// How hidden states of one sequence are collected: positions [pos_begin, pos_end) of the given layers.
+enum class Pooling { mean, last, all };
+
+class Reader {
+public:
+    Reader(std::vector<int> layers, Pooling pooling, int pos_begin, int pos_end, int n_embd);
+
+    const std::vector<int> & layers() const { return layers_; }
+    bool wants(int pos) const { return pos >= pos_begin_ && pos < pos_end_; }
+    void take(size_t layer_index, int pos, const float * h);
+    // Positions from pos on are about to be undone. Returns how far the sequence has to go back so that
+    // reading on gives what a fresh reading would: a mean or a last row cannot be taken apart.
+    int rewind(int pos);
+
+    int count() const;  // positions read so far
+    // mean, last: (n_layers, n_embd); all: (count, n_layers, n_embd)
+    std::vector<float> values() const;
+
+private:
+    std::vector<int> layers_;
+    Pooling pooling_;
+    int pos_begin_, pos_end_, n_embd_;
+    std::vector<double> sums_;    // mean: (n_layers, n_embd)
+    std::vector<float> rows_;     // last: (n_layers, n_embd); all: (count, n_layers, n_embd)
+    std::vector<int> counts_;     // positions seen, by layer
+};
+
+// What the hook does to one row of the batch. Pointers live until the decode ends.
+struct RowPlan {
+    llama_token token = 0;
+    int pos = 0;
+    bool output = false;
+    const Mix * mix = nullptr;  // nullptr: leave alone
+    Reader * reader = nullptr;
+    const std::vector<Gauge> * gauges = nullptr;        // read on output rows
+    std::vector<GaugeReading> * readings = nullptr;     // one for each gauge
+    float * dose = nullptr;  // out: |direct displacement at the last block| / |h|
+};
+
+class ResidualHook {
+public:
+    ResidualHook(int n_layer, int n_embd, bool through_copies);
+
+    // Before llama_decode. skip_head: stop after the last layer wanted; the logits are then garbage.
+    void begin(std::vector<RowPlan> rows, bool skip_head);
+    // After it. True if everything wanted was seen exactly once; else why() says what was not.
+    bool end();
+    const std::string & why() const { return why_; }
+
+    // Asks for every layer, changes nothing: the proof that this model can be hooked.
+    void begin_probe(std::vector<RowPlan> rows);
+
+    static bool callback(ggml_tensor * tensor, bool ask, void * self) noexcept;
+
+private:
+    bool on_ask(ggml_tensor * tensor);
+    bool on_block_output(ggml_tensor * tensor, int il);
+    void on_row(int il, size_t row, float * h);
+    bool fail(const std::string & why);
+    void check_rows(const ggml_tensor * inp_tokens);
+
+    int n_layer_, n_embd_;
+    bool through_copies_;  // by ggml_backend_tensor_get/set, as off the CPU
+    bool active_ = false;
+    bool skip_head_ = false;
+    std::vector<RowPlan> rows_;
+    std::vector<char> wanted_;  // by layer
+    int last_wanted_ = -1;
+    std::vector<int> seen_;     // by layer
+    bool rows_checked_ = false;
+    bool outputs_only_ = false;         // the last block has dropped rows without output
+    std::vector<int32_t> output_rows_;  // the rows left then
+    std::vector<float> copy_;
+    std::vector<std::vector<float>> displacement_;  // by row: what steering has added directly, (n_embd,) or empty
+    std::vector<float> before_;
+    std::string why_;
+};
+
+}  // namespace pyemo

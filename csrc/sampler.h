@@ -1,0 +1,61 @@
+// From logits to a token. Keeps no state between tokens: the random number of the token at position p
+// is a function of (seed, p), and penalties read the tokens themselves. So going back and forking
+// need nothing restored.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "llama.h"
+
+namespace pyemo {
+
+struct SamplerParams {
+    float temperature = 0.0f;     // <= 0: greedy
+    int top_k = 40;               // <= 0: off
+    float top_p = 0.95f;          // 1: off
+    float min_p = 0.05f;          // 0: off
+    float repeat_penalty = 1.0f;  // 1: off
+    int repeat_last_n = 64;       // tokens the penalty looks back on, >= 0
+    uint64_t seed = 0;
+};
+
+// What the unmodified logits say of a token and of the distribution it came from.
+struct LogitStats {
+    float logprob = 0.0f;  // natural log of the token's probability at temperature 1
+    float entropy = 0.0f;  // of the distribution, nats
+};
+
+class Sampler {
+public:
+    Sampler(const SamplerParams & params, int n_vocab);
+
+    // logits: (n_vocab,) float32. tokens: all tokens of the sequence so far. The same arguments give
+    // the same token.
+    llama_token sample(const float * logits, const std::vector<llama_token> & tokens);
+
+private:
+    llama_token sample_chain(const float * logits, const std::vector<llama_token> & tokens);
+
+    struct Deleter {
+        void operator()(llama_sampler * s) const { llama_sampler_free(s); }
+    };
+    SamplerParams params_;
+    int n_vocab_;
+    std::unique_ptr<llama_sampler, Deleter> chain_;
+    std::vector<llama_token_data> candidates_;
+};
+
+int argmax(const float * logits, int n_vocab);
+
+// Throws decode_aborted where the logits hold NaN or infinity.
+LogitStats logit_stats(const float * logits, int n_vocab, llama_token token);
+
+// log(sum(exp(logits)))
+float log_sum_exp(const float * logits, int n_vocab);
+
+// The n most likely tokens with their log-probabilities, most likely first.
+std::vector<std::pair<llama_token, float>> top_logprobs(const float * logits, int n_vocab, int n);
+
+}  // namespace pyemo

@@ -1,0 +1,91 @@
+"""From messages to the text a model was trained on: its own chat template, rendered in a sandbox."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+from pyemo.errors import InputError
+
+Message: TypeAlias = Mapping[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": text}``"""
+
+ROLES = ("system", "user", "assistant")
+
+
+def as_messages(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
+    """Return ``prompt`` as a list of messages, with ``system`` in front.
+
+    Raises:
+        InputError: no message, an unknown role, or a message without content.
+    """
+    if isinstance(prompt, str):
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+    else:
+        messages = list(prompt)
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    if not messages:
+        raise InputError("no messages; pass a text or at least one {'role', 'content'} message")
+    for message in messages:
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise InputError(f"not a message: {message!r}; it needs a role of {ROLES} and a text content")
+    return messages
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Message],
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = True,
+) -> str:
+    """Return the messages as the template writes them, ready to be tokenized with special tokens.
+
+    The template comes with the model, from strangers: it runs in Jinja's immutable sandbox, with what
+    Hugging Face's renderer offers (raise_exception, strftime_now, tojson, loop controls).
+
+    Raises:
+        InputError: the template refuses these messages or is not valid Jinja; its words are in the message.
+    """
+    import jinja2
+
+    try:
+        return _compile(template).render(
+            messages=[dict(message) for message in messages],
+            bos_token=bos_token,
+            eos_token=eos_token,
+            add_generation_prompt=add_generation_prompt,
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, RecursionError, ArithmeticError) as error:
+        raise InputError(
+            f"the model's chat template refuses these messages: {error}; use other roles, or raw=True "
+            "(--raw) to pass the text as it is"
+        ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str) -> Any:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    import jinja2
+
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

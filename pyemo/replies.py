@@ -1,0 +1,174 @@
+"""Replies: the model's words as they come, one at a time or many side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence as SequenceABC
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo import _core
+from pyemo.errors import ContextFullError, InputError
+from pyemo.sampling import SamplerParams
+from pyemo.sequence import Sequence, make_token, step_many
+from pyemo.steering import Steering
+from pyemo.tokens import TextStream, Token
+
+if TYPE_CHECKING:
+    from pyemo.engine import Engine
+
+StopReason: TypeAlias = Literal["end", "stop", "length", "context"]
+"""Why a reply ended: the model ended it, a stop string came, max_tokens, or the context is full."""
+
+
+class Reply:
+    """The model's words as they come: an iterator of :class:`Token`.
+
+    Attributes:
+        text: all text so far.
+        tokens: the tokens so far.
+        stop_reason: why it ended (see :data:`StopReason`), None while it has not.
+        sequence: the sequence it comes from.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        max_tokens: int,
+        stop: SequenceABC[str],
+        n_top: int,
+        *,
+        closes_sequence: bool,
+    ) -> None:
+        """Use :meth:`Engine.generate` or :meth:`Sequence.generate`."""
+        if not isinstance(max_tokens, int) or max_tokens < 1:
+            raise InputError(f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1")
+        self.sequence = sequence
+        self.tokens: list[Token] = []
+        self.stop_reason: StopReason | None = None
+        self._stream = TextStream(stop)
+        self._max_tokens = max_tokens
+        self._n_top = n_top
+        self._closes_sequence = closes_sequence
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def logprobs(self) -> npt.NDArray[np.float32]:
+        """Log-probabilities of the tokens, float32 (n_tokens,); an end-of-generation token counts."""
+        return np.array([token.logprob for token in self.tokens], dtype=np.float32)
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        if self.stop_reason is not None:
+            raise StopIteration
+        try:
+            result = step_many([self.sequence], n_top=self._n_top)[0]
+        except ContextFullError:
+            if not self.tokens:
+                self.close()
+                raise
+            self._end("context")
+            held = self._stream.flush()
+            if held:
+                self.tokens[-1] = replace(self.tokens[-1], text=self.tokens[-1].text + held)
+            raise StopIteration from None
+        return self.take(result)
+
+    def take(self, result: _core.StepResult) -> Token:
+        """Add a step's result, however it was computed; return its token."""
+        text = self._stream.push(result.piece)
+        reason: StopReason | None = None
+        if self._stream.stopped:
+            reason = "stop"
+        elif result.is_end:
+            reason = "end"
+        elif len(self.tokens) + 1 >= self._max_tokens:
+            reason = "length"
+        if reason is not None:
+            text += self._stream.flush()
+        token = make_token(self.sequence, result, text)
+        self.tokens.append(token)
+        if reason is not None:
+            self._end(reason)
+        return token
+
+    def close(self) -> None:
+        """Stop here; frees the sequence if the reply owns it."""
+        if self._closes_sequence:
+            self.sequence.close()
+
+    def _end(self, reason: StopReason) -> None:
+        self.stop_reason = reason
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Reply {len(self.tokens)} tokens, {self.stop_reason or 'running'}: {self.text[:60]!r}>"
+
+
+def generate_many(
+    engine: Engine,
+    prompts: SequenceABC[list[int]],
+    *,
+    steering: SequenceABC[Steering],
+    samplers: SequenceABC[SamplerParams],
+    max_tokens: int,
+    stop: SequenceABC[str],
+    fixed_shape: bool,
+    on_reply: Callable[[int, Reply], None] | None,
+) -> list[Reply]:
+    """Return the finished replies; see :meth:`pyemo.Engine.generate_many`."""
+    replies: list[Reply] = []
+    while len(replies) < len(prompts):
+        done = len(replies)
+        size = _group_size(engine, [len(tokens) + max_tokens for tokens in prompts[done:]])
+        group: list[Reply] = []
+        try:
+            for i in range(done, done + size):
+                sequence = Sequence(engine, prompts[i], steering[i], samplers[i], ())
+                group.append(Reply(sequence, max_tokens, stop, 0, closes_sequence=False))
+            _run(group, done, fixed_shape, on_reply)
+        finally:
+            for reply in group:
+                reply.sequence.close()
+        replies += group
+    return replies
+
+
+def _group_size(engine: Engine, lengths: list[int]) -> int:
+    """How many of the next texts fit: free sequences, and cells for all their tokens."""
+    room = engine.n_ctx
+    n_free = engine.native.n_free_sequences
+    size = 0
+    while size < min(n_free, len(lengths)) and lengths[size] <= room:
+        room -= lengths[size]
+        size += 1
+    if size == 0:
+        raise ContextFullError(
+            f"a prompt with its reply may take {lengths[0]} tokens, but the context holds {engine.n_ctx} "
+            f"and {n_free} sequences are free; shorten it, or open the engine with a larger n_ctx"
+        )
+    return size
+
+
+def _run(
+    group: list[Reply],
+    first: int,
+    fixed_shape: bool,
+    on_reply: Callable[[int, Reply], None] | None,
+) -> None:
+    while any(reply.stop_reason is None for reply in group):
+        rows = group if fixed_shape else [reply for reply in group if reply.stop_reason is None]
+        results = step_many([reply.sequence for reply in rows])
+        for reply, result in zip(rows, results, strict=True):
+            if reply.stop_reason is None:
+                reply.take(result)
+                if reply.stop_reason is not None and on_reply is not None:
+                    on_reply(first + group.index(reply), reply)

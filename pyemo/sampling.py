@@ -1,0 +1,61 @@
+"""How a token is drawn from logits: the values, checked. The drawing itself is native (csrc/sampler.cpp)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pyemo.errors import InputError
+
+
+@dataclass(frozen=True)
+class SamplerParams:
+    """The sampler of one sequence; llama.cpp's defaults, in its order (penalty, top-k, top-p, min-p, temperature).
+
+    ```
+    SamplerParams()                  # temperature 0.8, top-k 40, top-p 0.95, min-p 0.05
+    SamplerParams(temperature=0)     # greedy: the most likely token, every time
+    SamplerParams(seed=7)            # another draw
+    ```
+
+    The random number of the token at position p depends on ``seed`` and p alone, so going back and
+    forking need no state: the same distribution at the same place gives the same token again.
+
+    Attributes:
+        temperature: 0 is greedy; else 0 < temperature <= 100.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens up to this share of probability (Holtzman et al. 2019,
+            arXiv 1904.09751); 0 < top_p <= 1, 1 keeps all.
+        min_p: drop tokens below this share of the most likely one's probability (Nguyen et al. 2024,
+            arXiv 2407.01082); 0 <= min_p <= 1, 0 keeps all.
+        repeat_penalty: divide positive and multiply negative logits of the last ``repeat_last_n``
+            tokens by this (Keskar et al. 2019, arXiv 1909.05858); > 0, 1 is off.
+        repeat_last_n: >= 0.
+        seed: 0 <= seed < 2**64.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require("temperature", self.temperature, 0 <= self.temperature <= 100, "0 (greedy) to 100")
+        _require("top_k", self.top_k, 0 <= self.top_k < 2**31, "0 (off) or more")
+        _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 up to 1 (off)")
+        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "0 (off) to 1")
+        penalty = self.repeat_penalty
+        _require("repeat_penalty", penalty, 0 < penalty <= 100, "above 0 up to 100; 1 is off")
+        _require("repeat_last_n", self.repeat_last_n, 0 <= self.repeat_last_n < 2**31, "0 or more")
+        _require("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2**64 - 1")
+        for name in ("top_k", "repeat_last_n", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"{name} = {getattr(self, name)!r} is not a whole number")
+
+
+def _require(name: str, value: float, holds: bool, allowed: str) -> None:
+    if not holds or not math.isfinite(value):
+        raise InputError(f"{name} = {value!r} is outside its range: {allowed}")
