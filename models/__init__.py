@@ -1,0 +1,1 @@
+"""Data of the package: the catalog of models and the bundled vectors, read by ``pyemo.catalog``."""
