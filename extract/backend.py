@@ -1,0 +1,86 @@
+"""What computes hidden states: one small interface, two implementations (engine_backend, transformers_backend)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo.sampling import SamplerParams
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text whose hidden states are averaged over positions [begin, end) of its tokens."""
+
+    tokens: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote: token ids without the end-of-generation token, their text, and whether it ended by itself."""
+
+    tokens: tuple[int, ...]
+    text: str
+    ended: bool
+    states: npt.NDArray[np.float32] | None = None  # mean from skip on, (n_layers, n_embd), if asked for
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """What a vector says of the model it was extracted on; empty where it is not known."""
+
+    name: str
+    architecture: str
+    n_layer: int
+    n_embd: int
+    file_sha256: str = ""
+    weights_fingerprint: str = ""
+    chat_template_sha256: str = ""
+
+
+class Backend(Protocol):
+    """Texts in, pooled hidden states out.
+
+    Block outputs are those of design decision 5: after each block, before the final norm, layer 0 first.
+    """
+
+    name: str
+    source: SourceModel
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """Return the tokens a reply to ``prompt`` starts from, in the model's chat template if it has one."""
+        ...
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text as it is, with BOS where the model expects one."""
+        ...
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samplers: Sequence[SamplerParams],
+        max_tokens: int,
+        on_written: Callable[[int, Written], None],
+        skip: int | None = None,
+        layers: Sequence[int] = (),
+    ) -> None:
+        """Write a reply to each prompt; with ``skip`` also pool its hidden states while it is written."""
+        ...
+
+    def read(
+        self, passages: Sequence[Passage], layers: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Return the mean hidden states of each passage, float32 (n_passages, n_layers, n_embd)."""
+        ...
+
+    def read_tokens(
+        self, passages: Sequence[Passage], layers: Sequence[int]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return every hidden state of each passage, float32 (end - begin, n_layers, n_embd)."""
+        ...

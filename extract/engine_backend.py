@@ -1,0 +1,149 @@
+"""Hidden states from the quantized model itself, in the engine: no torch, a fraction of the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo.engine import Engine
+from pyemo.errors import ContextFullError
+from pyemo.extract.backend import Passage, SourceModel, Written
+from pyemo.sampling import SamplerParams
+from pyemo.sequence import Sequence as TokenSequence
+from pyemo.sequence import step_many
+
+# Hidden states kept at a time while single tokens are read.
+_MAX_READ_BYTES = 64 << 20
+
+
+class EngineBackend:
+    """An engine as a back end; its ``n_seq_max`` is how many texts are computed side by side."""
+
+    name = "engine"
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        model = engine.model
+        self.source = SourceModel(
+            name=model.name,
+            architecture=model.architecture,
+            n_layer=model.n_layer,
+            n_embd=model.n_embd,
+            file_sha256=model.file_sha256,
+            weights_fingerprint=model.weights_fingerprint,
+            chat_template_sha256=model.chat_template_sha256 or "",
+        )
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """Return the tokens a reply to ``prompt`` starts from."""
+        return self._engine.prompt_tokens(prompt)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text as it is."""
+        return self._engine.model.tokenize(text, add_special=True)
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samplers: Sequence[SamplerParams],
+        max_tokens: int,
+        on_written: Callable[[int, Written], None],
+        skip: int | None = None,
+        layers: Sequence[int] = (),
+    ) -> None:
+        """Write a reply to each prompt; a finished one makes room for the next.
+
+        With ``skip``, hidden states from the reply's token ``skip`` on are pooled while it is written.
+        The reply's last token is never decoded, so it counts neither as text nor as read: it is the
+        end-of-generation token, or the one that max_tokens cuts off.
+        """
+        waiting = iter(range(len(prompts)))
+        running: dict[int, TokenSequence] = {}
+        try:
+            while self._fill(running, waiting, prompts, samplers, max_tokens, skip, layers):
+                results = step_many(list(running.values()))
+                for (index, sequence), result in zip(list(running.items()), results, strict=True):
+                    n = sequence.n_tokens - len(prompts[index])
+                    if result.is_end or n > max_tokens:
+                        on_written(index, self._finish(sequence, len(prompts[index]), result.is_end, skip))
+                        running.pop(index).close()
+        finally:
+            for sequence in running.values():
+                sequence.close()
+
+    def read(
+        self, passages: Sequence[Passage], layers: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Return the mean hidden states of each passage, float32 (n_passages, n_layers, n_embd)."""
+        # What comes after the passage cannot change it, so it is not computed.
+        rows = self._engine.read_many(
+            [passage.tokens[: passage.end] for passage in passages],
+            layers=layers,
+            pooling="mean",
+            tokens=[slice(passage.begin, passage.end) for passage in passages],
+        )
+        return np.stack(rows)
+
+    def read_tokens(
+        self, passages: Sequence[Passage], layers: Sequence[int]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return every hidden state of each passage, float32 (end - begin, n_layers, n_embd)."""
+        longest = max(passage.end - passage.begin for passage in passages)
+        size = max(1, _MAX_READ_BYTES // (longest * len(layers) * self.source.n_embd * 4))
+        out: list[npt.NDArray[np.float32]] = []
+        for first in range(0, len(passages), size):
+            part = passages[first : first + size]
+            out += self._engine.read_many(
+                [passage.tokens[: passage.end] for passage in part],
+                layers=layers,
+                pooling="all",
+                tokens=[slice(passage.begin, passage.end) for passage in part],
+            )
+        return out
+
+    def _fill(
+        self,
+        running: dict[int, TokenSequence],
+        waiting: Iterator[int],
+        prompts: Sequence[Sequence[int]],
+        samplers: Sequence[SamplerParams],
+        max_tokens: int,
+        skip: int | None,
+        layers: Sequence[int],
+    ) -> bool:
+        """Start replies while there is room; return whether any is running."""
+        native = self._engine.native
+        room = self._engine.n_ctx - sum(
+            len(prompts[index]) + max_tokens + 1 for index in running
+        )
+        while native.n_free_sequences:
+            longest = max((len(prompt) for prompt in prompts), default=0) + max_tokens + 1
+            if longest > self._engine.n_ctx:
+                raise ContextFullError(
+                    f"a prompt and its story may take {longest} tokens, but the context holds "
+                    f"{self._engine.n_ctx}; open the engine with a larger n_ctx"
+                )
+            if longest > room:
+                break
+            index = next(waiting, None)
+            if index is None:
+                break
+            sequence = self._engine.sequence(list(prompts[index]), sampler=samplers[index])
+            running[index] = sequence
+            room -= longest
+            if skip is not None:
+                sequence.start_reading(layers, begin=len(prompts[index]) + skip)
+        return bool(running)
+
+    def _finish(
+        self, sequence: TokenSequence, n_prompt: int, ended: bool, skip: int | None
+    ) -> Written:
+        tokens = tuple(sequence.tokens[n_prompt:-1])
+        text = self._engine.model.detokenize(tokens).decode("utf-8", "replace")
+        states = None
+        if skip is not None:
+            count, rows = sequence.reading()
+            states = rows if count else None
+        return Written(tokens, text, ended, states)

@@ -1,0 +1,167 @@
+"""How a control vector is extracted, every choice, as a value that is written into the vector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from pyemo.errors import InputError
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+Source: TypeAlias = Literal["stories", "vignettes", "pairs"]
+StoryPrompts: TypeAlias = Literal["paper", "topics"]
+Pooling: TypeAlias = Literal["middle", "mean", "last"]
+Baseline: TypeAlias = Literal["neutral", "emotions"]
+Direction: TypeAlias = Literal["mean_difference", "pca"]
+
+DEFAULT_RECIPE = "default"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every choice of an extraction.
+
+    Attributes:
+        name: what tables call it.
+        source: texts that are read: stories the model writes, vignettes that it reads, or contrast pairs.
+        story_prompts: "paper" (five templates that name the emotion) or "topics" (a paragraph on a topic).
+        n_stories: stories for each emotion; and as many neutral ones.
+        max_tokens: length of a story.
+        temperature: 0 is greedy, and then a prompt is used once, for it would give the same story again.
+        seed: story i is drawn with seed + i.
+        pooling: which hidden states of a text stand for it: that of the token in the middle of the story,
+            the mean from token ``skip`` on, or that of the last token.
+        skip: tokens left out by "mean"; those of the prompt always are.
+        baseline: what class means are taken relative to: the neutral texts' mean, or the mean over emotions.
+        denoise: share of the neutral texts' variance whose principal components are projected out; 0 is off.
+        direction: mean difference, or first principal component of pair differences, its sign fixed by
+            their mean.
+        layers: half-open range of layers as shares of the depth, such as (0.25, 0.75).
+    """
+
+    name: str
+    source: Source
+    story_prompts: StoryPrompts = "paper"
+    n_stories: int = 10
+    max_tokens: int = 256
+    temperature: float = 0.8
+    seed: int = 0
+    pooling: Pooling = "mean"
+    skip: int = 0
+    baseline: Baseline = "emotions"
+    denoise: float = 0.0
+    direction: Direction = "mean_difference"
+    layers: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for name, alias in _CHOICES.items():
+            if getattr(self, name) not in get_args(alias):
+                _refuse(name, getattr(self, name), " or ".join(get_args(alias)))
+        for name, low in (("n_stories", 1), ("max_tokens", 16), ("seed", 0), ("skip", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= 1_000_000:
+                _refuse(name, value, f"a whole number of at least {low}")
+        if not _is_number(self.temperature) or not 0 <= self.temperature <= 100:
+            _refuse("temperature", self.temperature, "0 (greedy) to 100")
+        if not _is_number(self.denoise) or not 0 <= self.denoise < 1:
+            _refuse("denoise", self.denoise, "0 (off) up to, not including, 1")
+        layers = tuple(self.layers)
+        if len(layers) != 2 or not all(map(_is_number, layers)) or not 0 <= layers[0] < layers[1] <= 1:
+            _refuse("layers", self.layers, "two ascending shares of the depth from 0 to 1")
+        object.__setattr__(self, "layers", (float(layers[0]), float(layers[1])))
+        if not isinstance(self.name, str) or not self.name.strip():
+            _refuse("name", self.name, "a word")
+        if (self.source == "pairs") != (self.direction == "pca"):
+            _refuse("direction", self.direction, "pca for pairs, mean_difference for stories and vignettes")
+        if self.pooling == "middle" and self.source != "stories":
+            _refuse("pooling", self.pooling, "mean or last: only stories have a middle")
+
+    def layer_range(self, n_layer: int) -> range:
+        """Return the layers the recipe steers in a model of ``n_layer`` blocks.
+
+        Never block 0, which llama.cpp's files have no place for, and never the last block, whose output is
+        no longer computed with but read off as logits.
+        """
+        begin = max(1, math.floor(self.layers[0] * n_layer + 0.5))
+        end = min(n_layer - 1, math.floor(self.layers[1] * n_layer + 0.5))
+        return range(min(begin, end - 1), end) if end > 1 else range(1, 2)
+
+    def to_toml(self) -> str:
+        """Return every choice as TOML text."""
+        import tomli_w
+
+        values = asdict(self)
+        values["layers"] = list(self.layers)
+        return tomli_w.dumps(values)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Recipe:
+        """Return the recipe that ``text`` writes.
+
+        Raises:
+            InputError: not TOML, an unknown or missing key, or a value outside its range.
+        """
+        try:
+            values: dict[str, Any] = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"the recipe is not TOML: {error}") from None
+        names = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown or not {"name", "source"} <= set(values):
+            raise InputError(
+                f"a recipe needs name and source and may have {', '.join(sorted(names))}; "
+                f"{'unknown: ' + ', '.join(unknown) if unknown else 'name or source is missing'}"
+            )
+        if isinstance(values.get("layers"), list):
+            values["layers"] = tuple(values["layers"])
+        return cls(**values)
+
+    @classmethod
+    def load(cls, name_or_path: str = DEFAULT_RECIPE) -> Recipe:
+        """Return a bundled recipe by name, or one from a TOML file; a file that exists wins.
+
+        Raises:
+            InputError: neither, or not a recipe.
+        """
+        path = Path(name_or_path).expanduser()
+        bundled = files(__package__) / "recipes" / f"{name_or_path}.toml"
+        if path.is_file():
+            text = path.read_bytes().decode("utf-8", "replace")
+        elif name_or_path in bundled_recipes():
+            text = bundled.read_text(encoding="utf-8")
+        else:
+            raise InputError(
+                f"no recipe {name_or_path!r}: no such file, and the bundled ones are "
+                f"{', '.join(bundled_recipes())}"
+            )
+        return cls.from_toml(text)
+
+
+_CHOICES: dict[str, Any] = {
+    "source": Source,
+    "story_prompts": StoryPrompts,
+    "pooling": Pooling,
+    "baseline": Baseline,
+    "direction": Direction,
+}
+
+
+def bundled_recipes() -> tuple[str, ...]:
+    """Return the names of the bundled recipes, sorted."""
+    folder = files(__package__) / "recipes"
+    return tuple(sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml")))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse(name: str, value: object, allowed: str) -> None:
+    raise InputError(f"recipe: {name} = {value!r} is outside its range: {allowed}")

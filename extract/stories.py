@@ -1,0 +1,216 @@
+"""Stories a model writes: their prompts, what makes one unusable, and the store that keeps them on disk.
+
+A story costs far more than its hidden states, so it is written once: another recipe, another back end or a run
+that was cut off goes on from the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pyemo.errors import InputError
+from pyemo.extract import sources
+from pyemo.extract.recipe import Recipe
+from pyemo.local_files import cache_dir
+
+NEUTRAL = "neutral"
+
+Fault: TypeAlias = Literal["refusal", "short", "repetitive"]
+"""Why a story is not used: the model declined, wrote fewer than MIN_WORDS words, or repeats itself."""
+
+MIN_WORDS = 25
+MIN_DISTINCT_TRIGRAMS = 0.5
+
+# The beginnings of a refusal in English. Only the first sentence is looked at: a character in a story may be sorry.
+_REFUSAL = re.compile(
+    r"^\W*(i['\u2019]?m sorry|sorry,|i apologi[sz]e|i can(no|['\u2019])t|i am (unable|not able)|i['\u2019]m (unable|not able)"
+    r"|as an ai|as a language model|i (do not|don['\u2019]t) (have|feel|experience)|unfortunately, i)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class StoryPrompt:
+    """One story to be written."""
+
+    emotion: str
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """One story that was written. Tokens are those of the model that wrote it."""
+
+    emotion: str
+    index: int
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+
+    @property
+    def fault(self) -> Fault | None:
+        """Why it is not used, or None."""
+        return find_fault(self.text)
+
+
+def find_fault(text: str) -> Fault | None:
+    """Return why a story is not used, or None if it is."""
+    if _REFUSAL.match(text):
+        return "refusal"
+    words = text.lower().split()
+    if len(words) < MIN_WORDS:
+        return "short"
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    if len(set(trigrams)) < MIN_DISTINCT_TRIGRAMS * len(trigrams):
+        return "repetitive"
+    return None
+
+
+def story_prompts(recipe: Recipe, emotions: Iterable[str]) -> list[StoryPrompt]:
+    """Return the prompts of a recipe for these emotions and, where the baseline needs them, neutral ones.
+
+    Greedy stories repeat where prompts do, so each prompt is then used once.
+    """
+    prompts = [
+        StoryPrompt(emotion, i, text)
+        for emotion in emotions
+        for i, text in enumerate(_emotion_prompts(recipe, emotion))
+    ]
+    if recipe.baseline == "neutral":
+        topics = sources.neutral_topics()
+        n = _n_prompts(recipe, len(topics))
+        prompts += [
+            StoryPrompt(NEUTRAL, i, sources.neutral_template().format(topic=topics[i % len(topics)]))
+            for i in range(n)
+        ]
+    return prompts
+
+
+def _emotion_prompts(recipe: Recipe, emotion: str) -> list[str]:
+    if recipe.story_prompts == "paper":
+        templates = sources.story_templates()
+        n = _n_prompts(recipe, len(templates))
+        return [templates[i % len(templates)].format(emotion=emotion) for i in range(n)]
+    topics = sources.story_topics()
+    n = _n_prompts(recipe, len(topics))
+    template = sources.topic_template()
+    return [template.format(emotion=emotion, topic=topics[i % len(topics)]) for i in range(n)]
+
+
+def _n_prompts(recipe: Recipe, n_different: int) -> int:
+    return min(recipe.n_stories, n_different) if recipe.temperature == 0 else recipe.n_stories
+
+
+class StoryStore:
+    """A file of finished stories, one JSON line each, appended as they come.
+
+    The first line says what the stories belong to: the model and the recipe's choices for writing. A last line
+    that was cut off is dropped; anything else that is not a story is an error.
+
+    Args:
+        path: the file; made with the first story.
+        key: what the stories belong to.
+    Raises:
+        InputError: the file belongs to something else, or is damaged.
+    """
+
+    def __init__(self, path: Path, key: dict[str, object]) -> None:
+        self._path = path
+        self._key = key
+        self._stories: dict[tuple[str, int], Story] = {}
+        if path.exists():
+            self._load()
+
+    @classmethod
+    def open(cls, recipe: Recipe, model_key: str, folder: Path | None = None) -> StoryStore:
+        """Return the store of a model's stories for a recipe, in ``folder`` or pyemo's cache."""
+        key: dict[str, object] = {
+            "pyemo_stories": 1,
+            "model": model_key,
+            "story_prompts": recipe.story_prompts,
+            "max_tokens": recipe.max_tokens,
+            "temperature": recipe.temperature,
+            "seed": recipe.seed,
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        return cls((folder or cache_dir() / "stories") / f"{digest}.jsonl", key)
+
+    @property
+    def path(self) -> Path:
+        """Where the stories are kept."""
+        return self._path
+
+    def get(self, prompt: StoryPrompt) -> Story | None:
+        """Return the story to ``prompt``, or None if it is not written yet."""
+        story = self._stories.get((prompt.emotion, prompt.index))
+        return story if story is not None and story.prompt == prompt.text else None
+
+    def add(self, story: Story) -> None:
+        """Keep a story; it is on disk when this returns."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self._path.exists()
+        with self._path.open("a", encoding="utf-8") as file:
+            if is_new:
+                file.write(json.dumps(self._key, sort_keys=True) + "\n")
+            file.write(json.dumps(asdict(story)) + "\n")
+        self._stories[story.emotion, story.index] = story
+
+    def _load(self) -> None:
+        lines = self._path.read_bytes().split(b"\n")
+        if lines and lines[-1]:
+            self._cut(len(b"\n".join(lines[:-1])) + (len(lines) > 1))
+        complete = lines[:-1]
+        if not complete:
+            return
+        if self._parse(complete[0], 1) != self._key:
+            raise InputError(
+                f"{self._path} holds stories of another model or recipe; move it away, or name another folder"
+            )
+        for number, line in enumerate(complete[1:], start=2):
+            value = self._parse(line, number)
+            try:
+                story = Story(**{**value, "tokens": tuple(map(int, value["tokens"]))})
+            except (TypeError, KeyError, ValueError):
+                raise InputError(
+                    f"{self._path}, line {number}, is not a story; move the file away and write anew"
+                ) from None
+            self._stories[story.emotion, story.index] = story
+
+    def _parse(self, line: bytes, number: int) -> dict[str, object]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{self._path}, line {number}, is not JSON; move the file away and write anew"
+            )
+        return value
+
+    def _cut(self, size: int) -> None:
+        """Drop a line that was being written when the run was cut off."""
+        with self._path.open("r+b") as file:
+            file.truncate(size)
+
+
+def good_stories(
+    stories: Sequence[Story],
+) -> tuple[dict[str, list[Story]], dict[str, dict[str, int]]]:
+    """Return the usable stories by emotion, and how many were not, by emotion and fault."""
+    good: dict[str, list[Story]] = {}
+    faults: dict[str, dict[str, int]] = {}
+    for story in stories:
+        fault = story.fault
+        if fault is None:
+            good.setdefault(story.emotion, []).append(story)
+        else:
+            counts = faults.setdefault(story.emotion, {})
+            counts[fault] = counts.get(fault, 0) + 1
+    return good, faults
