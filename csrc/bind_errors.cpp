@@ -36,7 +36,7 @@ void register_errors(py::module_ & m) {
         } catch (const Error & e) {
             if (PyErr_Occurred()) return;  // a decode stopped by Ctrl-C: KeyboardInterrupt is already set
             const py::object type = py::module_::import("pyemo.errors").attr(python_name(e.kind()));
-            py::set_error(type, e.what());
+            PyErr_SetObject(type.ptr(), to_text(e.what()).ptr());
         }
     });
 
@@ -54,9 +54,9 @@ void register_errors(py::module_ & m) {
 
     m.def("drain_log", [] {
         static constexpr int levels[] = {10, 20, 30, 40};  // those of the logging module
-        std::vector<std::pair<int, std::string>> out;
-        for (auto & [level, line] : drain_log()) {
-            out.emplace_back(levels[int(level)], std::move(line));
+        std::vector<std::pair<int, py::str>> out;
+        for (const auto & [level, line] : drain_log()) {
+            out.emplace_back(levels[int(level)], to_text(line));
         }
         return out;
     }, "Return and forget llama.cpp's log lines, oldest first, as (logging level, line).");

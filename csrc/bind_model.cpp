@@ -1,5 +1,6 @@
 #include "bindings.h"
 #include "model.h"
+#include "model_file.h"
 
 namespace pyemo {
 
@@ -22,9 +23,7 @@ void register_model(py::module_ & m) {
         .def("metadata", [](const Model & model) {
                  py::dict out;
                  for (const auto & [key, value] : model.metadata()) {
-                     // A stranger's file: bytes that are not UTF-8 must not raise here.
-                     out[py::str(py::bytes(key).attr("decode")("utf-8", "replace"))] =
-                         py::bytes(value).attr("decode")("utf-8", "replace");
+                     out[to_text(key)] = to_text(value);
                  }
                  return out;
              }, "Return the file's scalar metadata as strings.")
@@ -43,6 +42,9 @@ void register_model(py::module_ & m) {
                  model.require_token(token);
                  return model.is_end_of_generation(token);
              }, py::arg("token"));
+
+    m.def("check_model_file", &check_model_file, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+          "Refuse a file that is not a GGUF model, or whose header says what cannot be; loading does this first.");
 
     m.def("fingerprint_material", [](const std::string & path) {
               std::string material;

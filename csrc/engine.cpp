@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 
+#include "abort_guard.h"
 #include "errors.h"
 #include "log.h"
 
@@ -70,6 +71,7 @@ Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params)
     p.no_perf = true;
     capture_log();
     try {
+        const AbortGuard guard(ErrorKind::model_load);
         ctx_.reset(llama_init_from_model(model_->get(), p));
     } catch (const std::exception & e) {
         throw Error(ErrorKind::model_load, std::string("llama.cpp could not make a context: ") + e.what());
@@ -105,7 +107,16 @@ void Engine::prove_hook() {
         plans[i].output = i == 1;
     }
     hook_.begin_probe(std::move(plans));
-    const int rc = llama_decode(ctx_.get(), batch_);
+    int rc = 0;
+    try {
+        // What no check of the file foresaw shows here, on one thread, where an abort can still be refused.
+        const AbortGuard guard(ErrorKind::model_load);
+        llama_set_n_threads(ctx_.get(), 1, 1);
+        rc = llama_decode(ctx_.get(), batch_);
+    } catch (const std::exception & e) {
+        throw Error(ErrorKind::model_load, std::string("the model cannot be computed: ") + e.what());
+    }
+    llama_set_n_threads(ctx_.get(), params_.n_threads, params_.n_threads_batch);
     const bool hooked = hook_.end();
     llama_memory_clear(memory_, false);
     if (!hooked) {
@@ -521,6 +532,10 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
             throw Error(ErrorKind::context_full, "the context of n_ctx = " + std::to_string(n_ctx_) +
                         " cells has no room for " + std::to_string(rows.size()) +
                         " more; close a sequence, or open the engine with a larger n_ctx");
+        }
+        if (!hooked && hook_.overflowed()) {
+            throw Error(ErrorKind::decode_aborted, "the steering is far too strong: " + hook_.why() +
+                        "; lower the strength");
         }
         if (!hooked) {
             throw Error(ErrorKind::steering_unsupported, "the decode could not be steered or read: " + hook_.why());

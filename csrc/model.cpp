@@ -5,9 +5,11 @@
 #include <cstdio>
 #include <mutex>
 
+#include "abort_guard.h"
 #include "errors.h"
 #include "gguf.h"
 #include "log.h"
+#include "model_file.h"
 
 namespace pyemo {
 namespace {
@@ -43,6 +45,7 @@ void init_backend_once() {
 }  // namespace
 
 Model::Model(const ModelParams & params) {
+    check_model_file(params.path);
     init_backend_once();
     capture_log();
     llama_model_params p = llama_model_default_params();
@@ -50,6 +53,7 @@ Model::Model(const ModelParams & params) {
     p.load_mode = params.use_mmap ? (params.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
                                   : (params.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
     try {
+        const AbortGuard guard(ErrorKind::model_load);
         model_.reset(llama_model_load_from_file(params.path.c_str(), p));
     } catch (const std::exception & e) {
         throw Error(ErrorKind::model_load, "llama.cpp could not load " + params.path + ": " + e.what());
@@ -112,10 +116,19 @@ std::vector<llama_token> Model::tokenize_utf8(const char * text, size_t n, bool 
         throw Error(ErrorKind::input, "text of " + std::to_string(n) + " bytes; at most 1 GiB can be tokenized at once");
     }
     std::vector<llama_token> tokens(n / 3 + 8);
-    int count = llama_tokenize(vocab_, text, int(n), tokens.data(), int(tokens.size()), add_special, parse_special);
-    if (count < 0) {
-        tokens.resize(size_t(-int64_t(count)));
-        count = llama_tokenize(vocab_, text, int(n), tokens.data(), int(tokens.size()), add_special, parse_special);
+    const auto tokenize = [&] {
+        return llama_tokenize(vocab_, text, int(n), tokens.data(), int(tokens.size()), add_special, parse_special);
+    };
+    int count = 0;
+    try {
+        const AbortGuard guard(ErrorKind::input);
+        count = tokenize();
+        if (count < 0) {
+            tokens.resize(size_t(-int64_t(count)));
+            count = tokenize();
+        }
+    } catch (const std::exception & e) {
+        throw Error(ErrorKind::input, std::string("the model's vocabulary has no tokens for this text: ") + e.what());
     }
     tokens.resize(size_t(std::max(count, 0)));
     return tokens;
@@ -179,13 +192,20 @@ std::vector<llama_token> Model::tokenize(const std::string & bytes, bool add_spe
 
 std::string Model::piece(llama_token token, bool special) const {
     require_token(token);
-    char buffer[128];
-    const int n = llama_token_to_piece(vocab_, token, buffer, sizeof(buffer), 0, special);
-    if (n >= 0) {
-        return std::string(buffer, size_t(n));
+    std::string out(128, '\0');
+    const auto read = [&] { return llama_token_to_piece(vocab_, token, out.data(), int(out.size()), 0, special); };
+    int n = 0;
+    try {
+        const AbortGuard guard(ErrorKind::input);
+        n = read();
+        if (n < 0) {
+            out.resize(size_t(-n));
+            n = read();
+        }
+    } catch (const std::exception & e) {
+        throw Error(ErrorKind::input, "the model's vocabulary has no text for token " + std::to_string(token) + ": " + e.what());
     }
-    std::string out(size_t(-n), '\0');
-    llama_token_to_piece(vocab_, token, out.data(), -n, 0, special);
+    out.resize(size_t(std::max(n, 0)));
     return out;
 }
 
@@ -196,6 +216,7 @@ void Model::require_token(llama_token token) const {
 }
 
 std::string fingerprint_material(const std::string & path) {
+    check_model_file(path);  // sizes and offsets are believed below
     gguf_init_params params = {/*no_alloc =*/true, /*ctx =*/nullptr};
     std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(gguf_init_from_file(path.c_str(), params), gguf_free);
     std::unique_ptr<FILE, decltype(&fclose)> file(fopen(path.c_str(), "rb"), fclose);

@@ -1,6 +1,7 @@
 #include "residual_hook.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -118,7 +119,7 @@ void ResidualHook::begin(std::vector<RowPlan> rows, bool skip_head) {
     active_ = last_wanted_ >= 0;
     skip_head_ = skip_head && active_;
     std::fill(seen_.begin(), seen_.end(), 0);
-    rows_checked_ = outputs_only_ = false;
+    rows_checked_ = outputs_only_ = overflowed_ = false;
     why_.clear();
 }
 
@@ -222,6 +223,9 @@ bool ResidualHook::on_block_output(ggml_tensor * tensor, int il) {
         }
         for (size_t i = 0; i < n_rows; ++i) {
             on_row(il, outputs_only_ ? size_t(output_rows_[i]) : i, data + i * size_t(n_embd_));
+            if (!why_.empty()) {
+                return false;
+            }
         }
         if (copies) {
             ggml_backend_tensor_set(tensor, copy_.data(), 0, copy_.size() * sizeof(float));
@@ -242,6 +246,14 @@ void ResidualHook::on_row(int il, size_t r, float * h) {
             for (int i = 0; i < n_embd_; ++i) {
                 displacement[i] += h[i] - before_[i];
             }
+        }
+        // A row that is not finite, or would not stay so, must not reach the KV cache: attention multiplies
+        // cells it does not want by zero, and so one sequence's infinity would be every sequence's NaN.
+        if (!std::isfinite(dot(h, h, n_embd_))) {
+            overflowed_ = true;
+            fail("it takes the output of block " + std::to_string(il) + " at position " + std::to_string(row.pos) +
+                 " out of float32's range");
+            return;
         }
     }
     if (row.reader != nullptr && row.reader->wants(row.pos)) {

@@ -75,6 +75,8 @@ public:
     // After it. True if everything wanted was seen exactly once; else why() says what was not.
     bool end();
     const std::string & why() const { return why_; }
+    // True if what went wrong is the strength of the steering, not the model.
+    bool overflowed() const { return overflowed_; }
 
     // Asks for every layer, changes nothing: the proof that this model can be hooked.
     void begin_probe(std::vector<RowPlan> rows);
@@ -103,6 +105,7 @@ private:
     std::vector<std::vector<float>> displacement_;  // by row: what steering has added directly, (n_embd,) or empty
     std::vector<float> before_;
     std::string why_;
+    bool overflowed_ = false;
 };
 
 }  // namespace pyemo

@@ -145,10 +145,17 @@ class Model:
             add_special: put the tokens around it that the model expects around a text, such as BOS.
             parse_special: read ``<|im_end|>`` and the like as one token; off, they are plain characters.
         Raises:
-            InputError: bytes that are not UTF-8 and a vocabulary without tokens for them.
+            InputError: bytes that are not UTF-8 and a vocabulary without tokens for them; a lone
+                surrogate that stands for no byte.
         """
         if isinstance(text, str):
-            text = text.encode("utf-8", "surrogateescape")
+            try:
+                text = text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"the text has a lone surrogate at character {error.start}, which is no text and "
+                    'no byte; pass bytes, or decode them with errors="surrogateescape"'
+                ) from None
         return self.native.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:

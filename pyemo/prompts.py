@@ -61,7 +61,16 @@ def render_chat(
             eos_token=eos_token,
             add_generation_prompt=add_generation_prompt,
         )
-    except (jinja2.TemplateError, TypeError, ValueError, RecursionError, ArithmeticError) as error:
+    except (
+        jinja2.TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(
             f"the model's chat template refuses these messages: {error}; use other roles, or raw=True "
             "(--raw) to pass the text as it is"
