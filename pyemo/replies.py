@@ -80,6 +80,9 @@ class Reply:
             if held:
                 self.tokens[-1] = replace(self.tokens[-1], text=self.tokens[-1].text + held)
             raise StopIteration from None
+        except BaseException:
+            self.close()  # a traceback that somebody keeps must not keep the sequence
+            raise
         return self.take(result)
 
     def take(self, result: _core.StepResult) -> Token:
@@ -92,6 +95,8 @@ class Reply:
             reason = "end"
         elif len(self.tokens) + 1 >= self._max_tokens:
             reason = "length"
+        elif self.sequence.is_full:
+            reason = "context"
         if reason is not None:
             text += self._stream.flush()
         token = make_token(self.sequence, result, text)

@@ -174,6 +174,11 @@ class Sequence:
         return self._native.n_pending(self.id)
 
     @property
+    def is_full(self) -> bool:
+        """Whether it has as many tokens as a sequence of this engine can have."""
+        return self.n_tokens >= self._native.n_ctx_seq
+
+    @property
     def steering(self) -> Steering:
         """Its mood. Assigning acts from the next token decoded on."""
         return self._steering
@@ -234,7 +239,7 @@ class Sequence:
     def _begin_segment(self, n: int, is_reply: bool) -> None:
         if not self._segments or self._segments[-1][1] != is_reply:
             self._segments.append((n, is_reply))
-            self.steering = self._steering  # where the new segment begins is known now
+            self._apply_mood()  # where the new segment begins is known now
 
     # --- tokens out ---
 
@@ -301,9 +306,11 @@ class Sequence:
         n = self.n_tokens - n_tokens
         if n_tokens < 0 or n < 0:
             raise InputError(f"cannot take {n_tokens} tokens off a sequence of {n + n_tokens}")
+        n_decoded = self.n_tokens - self.n_pending
         self._native.rollback(self.id, n)
         self._segments = [segment for segment in self._segments if segment[0] < n]
-        self._kept = n
+        self._kept = min(n, max(self._kept, n_decoded))
+        self._apply_mood()  # what comes next may be a prompt where a reply was, or the other way round
 
     def refresh(self) -> None:
         """Compute the KV cache again under the mood of now; costs one prefill at the next step."""
@@ -344,6 +351,10 @@ class Sequence:
         self._native.stop_reading(self.id)
 
     # --- inside ---
+
+    def _apply_mood(self) -> None:
+        if not self._steering.is_scheduled:  # a schedule is asked before every decode, and only then
+            self.steering = self._steering
 
     def _update_schedule(self) -> None:
         if self._steering.is_scheduled:

@@ -6,6 +6,7 @@ Immutable values; the engine turns them into native terms. Knows nothing of toke
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -96,8 +97,9 @@ class SteeringTerm:
     def __post_init__(self) -> None:
         if not isinstance(self.vector, ControlVector):
             raise InputError(f"not a ControlVector: {self.vector!r}; load one with ControlVector.load")
-        if not isinstance(self.strength, (int, float)) or not math.isfinite(self.strength):
+        if not isinstance(self.strength, numbers.Real) or not math.isfinite(self.strength):
             raise InputError(f"strength {self.strength!r} is not a finite number")
+        object.__setattr__(self, "strength", float(self.strength))  # NumPy's scalars are welcome
         if abs(self.strength) > 1e6:
             raise InputError(f"strength {self.strength!r} is outside -1e6 to 1e6")
         if self.operator not in OPERATORS:
@@ -123,9 +125,9 @@ class SteeringTerm:
         if self.schedule is None:
             return self.strength
         factor = self.schedule(t)
-        if not isinstance(factor, (int, float)) or not math.isfinite(factor):
+        if not isinstance(factor, numbers.Real) or not math.isfinite(factor):
             raise InputError(f"the schedule gave {factor!r} for token {t}; it must give a finite number")
-        return self.strength * factor
+        return self.strength * float(factor)
 
 
 class Steering:
@@ -217,10 +219,10 @@ class Steering:
         return self.from_terms(*self._terms, *other._terms)
 
     def __mul__(self, factor: object) -> Steering:
-        if not isinstance(factor, (int, float)):
+        if not isinstance(factor, numbers.Real):
             return NotImplemented
         return self.from_terms(
-            *(replace(term, strength=term.strength * factor) for term in self._terms)
+            *(replace(term, strength=term.strength * float(factor)) for term in self._terms)
         )
 
     __rmul__ = __mul__
