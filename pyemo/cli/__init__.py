@@ -1,0 +1,97 @@
+"""The command ``pyemo``: finds a subcommand by name and imports it only then.
+
+Owns exit codes and what is said when something fails. Each subcommand lives in a file of its own;
+what it needs of numpy, torch or the engine it imports when it runs, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from pyemo.errors import PyemoError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 128 + 2  # as a shell reports a program that SIGINT ended
+EXIT_BROKEN_PIPE = 128 + 13  # ... and SIGPIPE
+
+DEBUG = "pyemo.debug"
+"""Key of the context's meta: whether tracebacks are shown."""
+
+# name of a command -> where it is, in the order of the help
+COMMANDS = {
+    "run": "pyemo.cli.run:run",
+    "chat": "pyemo.cli.chat:chat",
+    "models": "pyemo.cli.models:models",
+    "inspect": "pyemo.cli.inspect:inspect",
+    "rescale": "pyemo.cli.rescale:rescale",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        # What a terminal or pipe cannot encode is shown as "?" instead of ending the command.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError):
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _failures(ctx):
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _failures(ctx: click.Context) -> Iterator[None]:
+    """Turn what goes wrong into one line and an exit code."""
+    try:
+        yield
+        sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+    except PyemoError as error:
+        if ctx.meta.get(DEBUG):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        ctx.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        click.echo(err=True)  # after the terminal's ^C
+        ctx.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end; that has to go somewhere.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ctx.exit(EXIT_BROKEN_PIPE)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="pyemo", prog_name="pyemo", message="%(prog)s %(version)s")
+def main() -> None:
+    """Steer quantized small language models with emotion control vectors.
+
+    \b
+    Example:
+      pyemo run --cvec anger "Write to your neighbour about the noise."
+
+    Results go to stdout, messages to stderr. Exit codes: 0 done, 1 an error that says its remedy,
+    2 wrong usage, 130 stopped by Ctrl-C.
+    """

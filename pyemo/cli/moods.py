@@ -1,0 +1,183 @@
+"""From typed vectors to a mood: loads them, finds strengths that were not given, says why.
+
+Owns the rule for a missing strength; knows nothing of printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pyemo.cli.options import MoodOptions
+from pyemo.control_vector import ControlVector
+from pyemo.errors import InputError, VectorError
+from pyemo.gauges import Gauge
+from pyemo.model import Model
+from pyemo.steering import (
+    Steering,
+    SteeringTerm,
+    VectorSpec,
+    parse_layers,
+    parse_schedule,
+    parse_vector_spec,
+)
+from pyemo.vector_fit import Fit, FitKind
+
+# What a strength means depends on the operator: a share of the residual norm, or of the projection.
+DEFAULT_STRENGTHS = {"add": 0.02, "add_keep_norm": 0.02, "clamp": 0.02, "project_out": 1.0}
+
+
+@dataclass(frozen=True)
+class MoodTerm:
+    """One vector of a mood, with how it fits the model and where its strength comes from.
+
+    Attributes:
+        strength_source: "given", "calibration" or "default".
+        remark: a sentence on a strength that was not given; empty otherwise.
+    """
+
+    term: SteeringTerm
+    fit: Fit
+    strength_source: str
+    remark: str
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know: a strength that was chosen, a fit that is not certain."""
+        fit = [] if self.fit.kind is FitKind.SAME_FILE else [self.fit.sentence]
+        return ([self.remark] if self.remark else []) + fit
+
+
+class MoodBuilder:
+    """Makes moods for one model; a vector named twice is loaded once."""
+
+    def __init__(self, options: MoodOptions) -> None:
+        """Check what can be checked without a model.
+
+        Raises:
+            InputError: a vector, schedule or range of layers that cannot be read.
+        """
+        self._options = options
+        self._schedule = parse_schedule(options.schedule)
+        self._layers = None if options.layers is None else parse_layers(options.layers)
+        self._loaded: dict[str, ControlVector] = {}
+        self.specs = [parse_vector_spec(text) for text in options.vectors]
+
+    def terms(self, model: Model, specs: Iterable[VectorSpec]) -> list[MoodTerm]:
+        """Return the terms that ``specs`` name, in their order.
+
+        Raises:
+            VectorError: see :meth:`ControlVector.load`.
+            InputError: a strength or layers outside their range, or a raw vector without a strength.
+        """
+        return [self._term(model, spec) for spec in specs]
+
+    def gauges(self, model: Model, texts: Iterable[str]) -> list[Gauge]:
+        """Return the gauges that ``NAME_OR_FILE[@LAYER]`` name.
+
+        Raises:
+            InputError: a strength, more than one layer, a name twice, or see :class:`Gauge`.
+        """
+        gauges: dict[str, Gauge] = {}
+        for text in texts:
+            spec = parse_vector_spec(text)
+            if spec.strength is not None or (spec.layers is not None and len(spec.layers) != 1):
+                raise InputError(f"gauge {text!r} is not NAME_OR_FILE[@LAYER], such as anger@14")
+            vector = self._load(model, spec.source)
+            layer = None if spec.layers is None else spec.layers.start
+            name = vector.name if layer is None else f"{vector.name}@{layer}"
+            if name in gauges:
+                raise InputError(f"two gauges are named {name!r}; give each once, or another layer")
+            gauges[name] = Gauge(vector, layer, name)
+        return list(gauges.values())
+
+    def _load(self, model: Model, source: str) -> ControlVector:
+        if source not in self._loaded:
+            self._loaded[source] = ControlVector.load(
+                source, model, allow_other_weights=self._options.allow_other_weights
+            )
+        return self._loaded[source]
+
+    def _term(self, model: Model, spec: VectorSpec) -> MoodTerm:
+        options = self._options
+        vector = self._load(model, spec.source)
+        layers = self._layers if spec.layers is None else spec.layers
+        strength, source, remark = self._strength(model, vector, spec, layers)
+        term = SteeringTerm(
+            vector,
+            strength,
+            operator=options.operator,  # type: ignore[arg-type]
+            layers=layers,
+            scope=options.scope,  # type: ignore[arg-type]
+            schedule=self._schedule,
+        )
+        fit = vector.check(model, allow_other_weights=options.allow_other_weights)
+        return MoodTerm(term, fit, source, remark)
+
+    def _strength(
+        self, model: Model, vector: ControlVector, spec: VectorSpec, layers: range | None
+    ) -> tuple[float, str, str]:
+        """Return the strength, where it comes from, and a sentence that says so."""
+        given = self._options.strength if spec.strength is None else spec.strength
+        if given is not None:
+            return given, "given", ""
+        operator = self._options.operator
+        if vector.unit == "raw" and operator != "project_out":  # which uses the direction alone
+            raise InputError(
+                f"the control vector {vector.name!r} does not say its unit (raw), so it has no default "
+                f"strength; write {spec.source}=1, or rescale it once: pyemo rescale {spec.source} "
+                f"-m {model.name} -o {vector.name}-rescaled.gguf"
+            )
+        calibration = vector.calibration_for(model.file_sha256) if operator == "add" else None
+        if calibration is not None and layers is None and self._options.scope == "both":
+            low, high = calibration.window
+            return calibration.strength, "calibration", (
+                f"{vector.name}: strength {calibration.strength:g}, as calibrated on this model file "
+                f"(text stays coherent from {low:g} to {high:g})"
+            )
+        default = DEFAULT_STRENGTHS[operator]
+        why = "there is no calibration for this model file"
+        if calibration is not None:
+            why = "its calibration is for all layers, prompt and reply"
+        return default, "default", f"{vector.name}: strength {default:g}, the default; {why}"
+
+
+def steering_of(terms: Iterable[MoodTerm]) -> Steering:
+    """Return the mood of these terms."""
+    return Steering.from_terms(*(term.term for term in terms))
+
+
+def dose_of(steering: Steering, n_layer: int) -> float | None:
+    """Return the mood's dose, None where a vector does not say the residual norms."""
+    try:
+        return steering.dose(n_layer)
+    except VectorError:
+        return None
+
+
+def describe_terms(
+    terms: Iterable[MoodTerm], n_layer: int, schedule: str
+) -> list[dict[str, Any]]:
+    """Return a mood's terms for JSON."""
+    return [_describe(term, n_layer, schedule) for term in terms]
+
+
+def _describe(mood_term: MoodTerm, n_layer: int, schedule: str) -> dict[str, Any]:
+    term = mood_term.term
+    steered = [i for i in term.vector.layers if term.layers is None or i in term.layers]
+    is_add = term.operator == "add"  # the dose of other operators depends on the row
+    return {
+        "vector": term.vector.name,
+        "emotion": term.vector.metadata.emotion or None,
+        "unit": term.vector.unit,
+        "strength": term.strength,
+        "strength_source": mood_term.strength_source,
+        "operator": term.operator,
+        "layers": [steered[0], steered[-1] + 1],
+        "scope": term.scope,
+        "schedule": schedule,
+        "dose": dose_of(Steering.from_terms(term), n_layer) if is_add else None,
+        "fit": mood_term.fit.kind.value,
+        "fit_sentence": mood_term.fit.sentence,
+    }

@@ -1,0 +1,278 @@
+"""Options that several commands share, gathered into one value each.
+
+A decorator such as :func:`sampler_options` adds its options to a command and hands the command one
+argument in their place. The words and defaults are those of the library; a test compares them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pyemo.cli import DEBUG
+from pyemo.sampling import SamplerParams
+
+if TYPE_CHECKING:
+    from pyemo.engine import Engine
+    from pyemo.model import Model
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+OPERATORS = ("add", "project_out", "clamp", "add_keep_norm")
+SCOPES = ("prompt", "reply", "both")
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which model to open, and how."""
+
+    model: str
+    threads: int | None
+    n_ctx: int | None
+    kv_type: str
+
+    def load_model(self) -> Model:
+        """Return the model; see :meth:`pyemo.Model.load`."""
+        from pyemo.model import Model
+
+        return Model.load(self.model)
+
+    def open(self, model: Model, n_needed: int, *, n_batch: int = 256) -> Engine:
+        """Return an engine for one sequence of ``n_needed`` tokens, unless ``--n-ctx`` says otherwise.
+
+        It has logits for one row at a time: enough to generate, and a small buffer.
+        """
+        from pyemo.engine import Engine
+
+        n_ctx = self.n_ctx
+        if n_ctx is None:
+            # In steps, so that texts of about the same length get the same context.
+            n_ctx = min(-(-n_needed // 256) * 256, model.n_ctx_train)
+        return Engine(
+            model,
+            n_ctx=n_ctx,
+            n_threads=self.threads,
+            n_batch=min(n_batch, n_ctx) if n_ctx > 0 else n_batch,
+            n_outputs_max=1,
+            kv_type=self.kv_type,  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True)
+class MoodOptions:
+    """What to steer with, as it was typed; :mod:`pyemo.cli.moods` makes a mood of it."""
+
+    vectors: tuple[str, ...]
+    strength: float | None
+    operator: str
+    schedule: str
+    scope: str
+    layers: str | None
+    allow_other_weights: bool
+
+
+def _stack(command: Command, options: list[Callable[[Command], Command]]) -> Command:
+    """Add options so that the help lists them in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def debug_option(command: Command) -> Command:
+    """Add ``--debug``."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="Show the traceback of an error, and llama.cpp's log.",
+    )(command)
+
+
+def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.meta[DEBUG] = value
+    if value:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json``, handed over as ``as_json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print the result as one JSON object."
+    )(command)
+
+
+def model_option(command: Command) -> Command:
+    """Add ``--model``."""
+    return click.option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="Catalog name, path or Hugging Face repository; see `pyemo models`.",
+    )(command)
+
+
+def threads_option(command: Command) -> Command:
+    """Add ``--threads``."""
+    return click.option(
+        "--threads", type=int, metavar="N", help="Threads of a decode.  [default: all cores]"
+    )(command)
+
+
+def engine_options(command: Command) -> Callable[..., Any]:
+    """Add the options of :class:`EngineOptions`, handed over as ``engine``."""
+
+    @functools.wraps(command)
+    def gathered(
+        *args: Any, model: str, threads: int | None, n_ctx: int | None, kv_type: str, **rest: Any
+    ) -> Any:
+        return command(*args, engine=EngineOptions(model, threads, n_ctx, kv_type), **rest)
+
+    return _stack(
+        gathered,
+        [
+            model_option,
+            threads_option,
+            click.option(
+                "--n-ctx", type=int, metavar="N", help="Tokens the context holds.  [default: to fit]"
+            ),
+            click.option(
+                "--kv-type",
+                type=click.Choice(KV_TYPES),
+                default="f16",
+                show_default=True,
+                help="Number type of the KV cache.",
+            ),
+        ],
+    )
+
+
+def mood_options(command: Command) -> Callable[..., Any]:
+    """Add the options of :class:`MoodOptions`, handed over as ``mood``."""
+
+    @functools.wraps(command)
+    def gathered(
+        *args: Any,
+        cvec: tuple[str, ...],
+        strength: float | None,
+        operator: str,
+        schedule: str,
+        scope: str,
+        layers: str | None,
+        allow_other_weights: bool,
+        **rest: Any,
+    ) -> Any:
+        mood = MoodOptions(cvec, strength, operator, schedule, scope, layers, allow_other_weights)
+        return command(*args, mood=mood, **rest)
+
+    return _stack(
+        gathered,
+        [
+            click.option(
+                "--cvec",
+                "-c",
+                multiple=True,
+                metavar="VECTOR",
+                help="Control vector NAME_OR_FILE[=STRENGTH][@LAYERS], such as anger, anger=0.02 or "
+                "my.gguf=-0.01@8:20. May be given several times.",
+            ),
+            click.option(
+                "--strength",
+                type=float,
+                metavar="X",
+                help="For vectors without one of their own; 0.02 is 2% of the residual norm.  "
+                "[default: as calibrated for the model file, else 0.02]",
+            ),
+            click.option(
+                "--operator",
+                type=click.Choice(OPERATORS),
+                default="add",
+                show_default=True,
+                help="How a vector changes the residual stream.",
+            ),
+            click.option(
+                "--schedule",
+                default="constant",
+                show_default=True,
+                metavar="FORM",
+                help="Strength over the reply's tokens: constant, ramp:N or half-life:N.",
+            ),
+            click.option(
+                "--scope",
+                type=click.Choice(SCOPES),
+                default="both",
+                show_default=True,
+                help="Which tokens are steered.",
+            ),
+            click.option(
+                "--layers",
+                metavar="A:B",
+                help="Layers to steer, B not included.  [default: all the vector has]",
+            ),
+            click.option(
+                "--allow-other-weights",
+                is_flag=True,
+                help="Use a vector that was made on other weights of the same shape.",
+            ),
+        ],
+    )
+
+
+def sampler_options(command: Command) -> Callable[..., Any]:
+    """Add the sampler's values, handed over as ``sampler``, a :class:`pyemo.SamplerParams`."""
+
+    @functools.wraps(command)
+    def gathered(
+        *args: Any,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repeat_penalty: float,
+        seed: int,
+        **rest: Any,
+    ) -> Any:
+        sampler = SamplerParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            seed=seed,
+        )
+        return command(*args, sampler=sampler, **rest)
+
+    return _stack(
+        gathered,
+        [
+            _number("--temperature", "0 takes the most likely token always."),
+            _number("--top-k", "Keep the N most likely tokens; 0 keeps all."),
+            _number("--top-p", "Keep the most likely tokens up to this share; 1 keeps all."),
+            _number("--min-p", "Drop tokens below this share of the most likely one's; 0 keeps all."),
+            _number("--repeat-penalty", "Make the last 64 tokens less likely; 1 is off."),
+            _number("--seed", "The same seed, file, machine and threads give the same text."),
+        ],
+    )
+
+
+def _number(name: str, text: str) -> Callable[[Any], Any]:
+    default = getattr(SamplerParams, name.removeprefix("--").replace("-", "_"))
+    whole = isinstance(default, int)
+    return click.option(
+        name,
+        type=int if whole else float,
+        default=default,
+        show_default=True,
+        metavar="N" if whole else "X",
+        help=text,
+    )

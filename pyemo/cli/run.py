@@ -1,0 +1,73 @@
+"""``pyemo run``: one prompt, answered and streamed."""
+
+from __future__ import annotations
+
+import click
+
+from pyemo.cli.options import (
+    EngineOptions,
+    MoodOptions,
+    debug_option,
+    engine_options,
+    json_option,
+    mood_options,
+    sampler_options,
+)
+from pyemo.sampling import SamplerParams
+
+
+@click.command(short_help="Answer one prompt, steered.")
+@click.argument("prompt")
+@mood_options
+@click.option("--compare", is_flag=True, help="Show the unsteered reply beside the steered one.")
+@click.option(
+    "--gauge",
+    "gauges",
+    multiple=True,
+    metavar="VECTOR",
+    help="Read this direction at every token: NAME_OR_FILE[@LAYER]. May be given several times.",
+)
+@click.option("--system", metavar="TEXT", help="A system message in front.")
+@click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template.")
+@click.option(
+    "--max-tokens", "-n", type=int, default=128, show_default=True, metavar="N", help="Stop after N."
+)
+@click.option(
+    "--stop", multiple=True, metavar="TEXT", help="Stop before this text. May be given several times."
+)
+@sampler_options
+@engine_options
+@json_option
+@debug_option
+def run(
+    prompt: str,
+    compare: bool,
+    gauges: tuple[str, ...],
+    system: str | None,
+    raw: bool,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    as_json: bool,
+    mood: MoodOptions,
+    sampler: SamplerParams,
+    engine: EngineOptions,
+) -> None:
+    """Answer PROMPT, steered with control vectors, and stream the reply.
+
+    A PROMPT of "-" is read from stdin.
+
+    \b
+    Example:
+      pyemo run --cvec anger "Write to your neighbour about the noise."
+      pyemo run --compare --cvec anger=0.03 --cvec calm=-0.01 "How was your day?"
+      pyemo run --cvec ./my.gguf=0.02@8:20 --schedule half-life:40 "Tell me a story."
+      echo "Once upon a time" | pyemo run --raw --json -
+    """
+    if compare and not mood.vectors:
+        raise click.UsageError("--compare shows the effect of vectors: name one with --cvec")
+    from pyemo.cli.replying import Request, print_comparison, print_reply
+
+    request = Request(prompt, system, raw, max_tokens, stop, gauges, sampler, engine, mood)
+    with request.open() as job:
+        show = print_comparison if compare else print_reply
+        show(job, as_json)
