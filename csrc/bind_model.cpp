@@ -1,4 +1,6 @@
 #include "bindings.h"
+#include "ggml.h"
+#include "gguf_header.h"
 #include "model.h"
 #include "model_file.h"
 
@@ -45,6 +47,25 @@ void register_model(py::module_ & m) {
 
     m.def("check_model_file", &check_model_file, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
           "Refuse a file that is not a GGUF model, or whose header says what cannot be; loading does this first.");
+
+    py::class_<GgufHeader>(m, "ModelFile", "The header of a GGUF file: its numbers and tensors, without loading it.")
+        .def(py::init<const std::string &>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
+        .def("string", [](const GgufHeader & header, const std::string & key) -> std::optional<py::str> {
+                 const auto text = header.string(key);
+                 return text ? std::optional(to_text(std::string(*text))) : std::nullopt;
+             }, py::arg("key"), "Return a key's text, or None.")
+        .def("integers", &GgufHeader::integers, py::arg("key"), "Return a key's whole number or numbers; [] without it.")
+        .def("length", [](const GgufHeader & header, const std::string & key) {
+                 const GgufHeader::Value * value = header.find(key);
+                 return value == nullptr ? uint64_t(0) : value->count;
+             }, py::arg("key"), "Return how many values a key has; 0 without it.")
+        .def("tensors", [](const GgufHeader & header) {
+                 py::list out;
+                 for (const GgufHeader::Tensor & t : header.tensors()) {
+                     out.append(py::make_tuple(to_text(t.name), ggml_type_name(ggml_type(t.type)), t.n_elements, t.n_bytes));
+                 }
+                 return out;
+             }, "Return (name, ggml type, elements, bytes) of each tensor in this file.");
 
     m.def("fingerprint_material", [](const std::string & path) {
               std::string material;

@@ -178,18 +178,17 @@ GgufHeader::Value GgufHeader::read_value(const std::string & key) {
 }
 
 void GgufHeader::read_tensors() {
-    std::vector<Extent> extents;
     std::unordered_set<std::string> names;
     for (uint64_t i = 0; i < n_tensors_; ++i) {
-        extents.push_back(read_tensor());
-        if (!names.insert(extents.back().name).second) {
-            damaged("it has the tensor " + shown(extents.back().name) + " twice");
+        tensors_.push_back(read_tensor());
+        if (!names.insert(tensors_.back().name).second) {
+            damaged("it has the tensor " + shown(tensors_.back().name) + " twice");
         }
     }
-    check_extents(extents);
+    check_extents();
 }
 
-GgufHeader::Extent GgufHeader::read_tensor() {
+GgufHeader::Tensor GgufHeader::read_tensor() {
     const std::string name(text());
     const std::string what = "tensor " + shown(name);
     if (name.empty() || name.size() >= GGML_MAX_NAME) {
@@ -224,14 +223,14 @@ GgufHeader::Extent GgufHeader::read_tensor() {
         damaged(what + " of " + std::to_string(n_elements) + " values of type " + ggml_type_name(type) +
                 ", in rows of " + std::to_string(n_row) + ", cannot be in a file of " + std::to_string(size_) + " bytes");
     }
-    return {name, offset, uint64_t(n_elements / n_block) * block_bytes};
+    return {name, type_number, n_elements, offset, uint64_t(n_elements / n_block) * block_bytes};
 }
 
 // Each tensor's data begins where the one before ends, and is in the file.
-void GgufHeader::check_extents(const std::vector<Extent> & extents) const {
+void GgufHeader::check_extents() const {
     const uint64_t data_begin = round_up(position_, alignment_);
     uint64_t expected = 0;
-    for (const Extent & tensor : extents) {
+    for (const Tensor & tensor : tensors_) {
         if (tensor.offset != expected) {
             damaged("tensor " + shown(tensor.name) + " is at offset " + std::to_string(tensor.offset) + ", not at " +
                     std::to_string(expected) + " where the one before it ends");

@@ -30,10 +30,19 @@ public:
         size_t begin = 0, end = 0;
     };
 
+    // What the header says of a tensor; its offset counts from the start of the data.
+    struct Tensor {
+        std::string name;
+        uint32_t type = 0;  // ggml_type
+        int64_t n_elements = 0;
+        uint64_t offset = 0, n_bytes = 0;
+    };
+
     // Throws model_load with the path and what is wrong with the file.
     explicit GgufHeader(const std::string & path);
 
     uint64_t n_tensors() const { return n_tensors_; }
+    const std::vector<Tensor> & tensors() const { return tensors_; }
     const Value * find(const std::string & key) const;
     // Nothing where the key is missing or of another type: llama.cpp refuses that by name.
     std::optional<std::string_view> string(const std::string & key) const;
@@ -58,10 +67,6 @@ private:
     struct Closer {
         void operator()(FILE * file) const { std::fclose(file); }
     };
-    struct Extent {
-        std::string name;
-        uint64_t offset, n_bytes;
-    };
 
     uint64_t left() const { return size_ - position_; }
     size_t take(uint64_t n);  // goes on past n bytes; returns where they begin
@@ -74,8 +79,8 @@ private:
     void read_keys();
     Value read_value(const std::string & key);
     void read_tensors();
-    Extent read_tensor();
-    void check_extents(const std::vector<Extent> & extents) const;
+    Tensor read_tensor();
+    void check_extents() const;
 
     std::string path_;
     std::unique_ptr<FILE, Closer> file_;
@@ -83,6 +88,7 @@ private:
     std::vector<char> bytes_;  // the file's first, as far as they were needed
     size_t position_ = 0;
     std::unordered_map<std::string, Value> values_;
+    std::vector<Tensor> tensors_;
 };
 
 }  // namespace pyemo
