@@ -16,7 +16,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ratio:
-    """How much faster ``a`` is than ``b``: median over pairs of (time of b / time of a), for equal work.
+    """How much faster ``a`` is than ``b``: median over pairs of (time of b / time of a), for equal
+    work.
 
     Attributes:
         low, high: bootstrap interval of the median, 95%, over pairs.
@@ -121,7 +122,8 @@ def write(path: Path, ratios: list[Ratio]) -> None:
     facts = machine()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(
-        json.dumps({"machine": facts, "ratios": [asdict(ratio) for ratio in ratios]}, indent=1) + "\n"
+        json.dumps({"machine": facts, "ratios": [asdict(ratio) for ratio in ratios]}, indent=1)
+        + "\n"
     )
     lines = [f"{key}: {value}  " for key, value in facts.items()]
     table = [HEADER, *(ratio.row() for ratio in ratios)]

@@ -1,6 +1,6 @@
 """Peak memory and start-up of whole processes, pyemo beside llama-cpp-python.
 
-    python bench/process.py [--models ...] [--repeats 20] [--output bench/results/process]
+python bench/process.py [--models ...] [--repeats 20] [--output bench/results/process]
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PROMPT = "Tell me about the sea."
 PYEMO = """
 import pyemo
 with pyemo.Engine({path!r}, n_ctx=1024, n_threads=2) as engine:
-    for token in engine.generate({prompt!r}, raw=True, max_tokens=32, sampler=pyemo.SamplerParams(temperature=0)):
+    for token in engine.generate({prompt!r}, raw=True, max_tokens=32,
+    sampler=pyemo.SamplerParams(temperature=0)):
         pass
 """
 LLAMA_CPP_PYTHON = """
@@ -61,7 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct", "gemma-3-270m"])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "process")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "process"
+    )
     options = parser.parse_args()
     lines = ["| what | median | 5% to 95% |", "|---|---|---|"]
     pyemo = [sys.executable, "-m", "pyemo"]
@@ -77,14 +80,24 @@ def main() -> None:
     for name in options.models:
         path = str(resolve_model(name).path)
         run = [*pyemo, "run", "-m", name, "--raw", "--threads", "2", PROMPT]
-        report(f"`pyemo run`, first token, {name}", [first_output_s(run) for _ in range(options.repeats)], "s")
+        report(
+            f"`pyemo run`, first token, {name}",
+            [first_output_s(run) for _ in range(options.repeats)],
+            "s",
+        )
         for label, program in (("pyemo", PYEMO), ("llama-cpp-python", LLAMA_CPP_PYTHON)):
             filled = program.format(path=path, prompt=PROMPT)
-            report(f"peak memory, {label}, {name}, n_ctx 1024", [peak_mb(filled) for _ in range(5)], "MB")
+            report(
+                f"peak memory, {label}, {name}, n_ctx 1024",
+                [peak_mb(filled) for _ in range(5)],
+                "MB",
+            )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     facts = [f"{key}: {value}  " for key, value in machine().items()]
     options.output.with_suffix(".md").write_text("\n".join([*facts, "", *lines]) + "\n")
-    options.output.with_suffix(".json").write_text(json.dumps({"machine": machine(), "lines": lines}, indent=1) + "\n")
+    options.output.with_suffix(".json").write_text(
+        json.dumps({"machine": machine(), "lines": lines}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

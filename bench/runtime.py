@@ -1,6 +1,7 @@
 """What steering, changing moods, many sequences and streaming cost, and the peers beside it.
 
-    python bench/runtime.py [--models smollm2-135m-instruct ...] [--pairs 20] [--output bench/results/runtime]
+    python bench/runtime.py [--models smollm2-135m-instruct ...] [--pairs 20] [--output
+    bench/results/runtime]
 
 Run nothing else beside it. Every ratio is taken in one run of alternating pairs.
 """
@@ -21,13 +22,16 @@ from pyemo.catalog import resolve_model
 from pyemo.sequence import step_many
 
 N_CTX, N_UBATCH, N_TOKENS = 1024, 512, 64
+SETTINGS = f"n_ubatch {N_UBATCH}, f16 KV, 2 threads"
 GREEDY = SamplerParams(temperature=0)
 PROMPT = "Write a letter to a friend about the weather in the town where you grew up."
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 
 
 def random_vector(model: Model, seed: int) -> ControlVector:
-    """A random direction on every layer, as long as 1% of a typical row, so that text stays text."""
+    """A random direction on every layer, as long as 1% of a typical row, so that text stays
+    text.
+    """
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
     return ControlVector(
@@ -78,7 +82,9 @@ def single_sequence(path: Path, name: str, n_pairs: int) -> list[Ratio]:
         engine = stack.enter_context(engine_of(path, n_seq_max=3))
         mood = Steering({random_vector(engine.model, 0): 0.5})
         plain, static, changed = (
-            stack.enter_context(engine.sequence(PROMPT, sampler=GREEDY, steering=steering, raw=True))
+            stack.enter_context(
+                engine.sequence(PROMPT, sampler=GREEDY, steering=steering, raw=True)
+            )
             for steering in (Steering(), mood, mood)
         )
         tokens = plain.tokens
@@ -87,7 +93,7 @@ def single_sequence(path: Path, name: str, n_pairs: int) -> list[Ratio]:
             "steered": from_prompt(static, stream),
             "changed": from_prompt(changed, change_each_token(mood)),
         }
-        c = f"{name}, n_ctx {N_CTX}, n_ubatch {N_UBATCH}, f16 KV, 2 threads, {len(tokens)}+{N_TOKENS} tokens"
+        c = f"{name}, {SETTINGS}, n_ctx {N_CTX}, {len(tokens)}+{N_TOKENS} tokens"
 
         def pair(what: str, a: Callable[[], object], b: Callable[[], object]) -> None:
             out.append(paired(what, a, b, work=N_TOKENS, n_pairs=n_pairs, conditions=c))
@@ -97,11 +103,19 @@ def single_sequence(path: Path, name: str, n_pairs: int) -> list[Ratio]:
         raw = RawLoop(path, n_ctx=N_CTX, n_ubatch=N_UBATCH, n_threads=2)
         stack.callback(raw.close)
         raw.prompt(tokens)
-        pair("steered, streamed with log-probabilities / raw C loop", runs["steered"], lambda: raw.decode(tokens[-1], N_TOKENS))
+        pair(
+            "steered, streamed with log-probabilities / raw C loop",
+            runs["steered"],
+            lambda: raw.decode(tokens[-1], N_TOKENS),
+        )
         hooked = RawLoop(path, n_ctx=N_CTX, n_ubatch=N_UBATCH, n_threads=2, hook=True)
         stack.callback(hooked.close)
         hooked.prompt(tokens)
-        pair("raw C loop stopping at every block / raw C loop", lambda: hooked.decode(tokens[-1], N_TOKENS), lambda: raw.decode(tokens[-1], N_TOKENS))
+        pair(
+            "raw C loop stopping at every block / raw C loop",
+            lambda: hooked.decode(tokens[-1], N_TOKENS),
+            lambda: raw.decode(tokens[-1], N_TOKENS),
+        )
         peer = llama_cpp_python(path, tokens)
         pair("steered, streamed / llama-cpp-python streamed, unsteered", runs["steered"], peer)
     return out
@@ -111,7 +125,15 @@ def llama_cpp_python(path: Path, tokens: list[int]) -> Callable[[], None]:
     """llama-cpp-python's own stream over the same tokens, greedy; its cache keeps the prompt."""
     from llama_cpp import Llama
 
-    llama = Llama(str(path), n_ctx=N_CTX, n_batch=N_UBATCH, n_ubatch=N_UBATCH, n_threads=2, n_threads_batch=2, verbose=False)
+    llama = Llama(
+        str(path),
+        n_ctx=N_CTX,
+        n_batch=N_UBATCH,
+        n_ubatch=N_UBATCH,
+        n_threads=2,
+        n_threads_batch=2,
+        verbose=False,
+    )
 
     def run() -> None:
         stream = llama.generate(tokens, temp=0.0, repeat_penalty=1.0)
@@ -136,9 +158,12 @@ def many_sequences(path: Path, name: str, n_pairs: int, n_tokens: int) -> Ratio:
         ]
         with engine_of(path, n_ctx=n_ctx) as alone:
             one = stack.enter_context(
-                alone.sequence(PROMPT, sampler=GREEDY, steering=Steering({vectors[0]: 0.5}), raw=True)
+                alone.sequence(
+                    PROMPT, sampler=GREEDY, steering=Steering({vectors[0]: 0.5}), raw=True
+                )
             )
-            # The batch starts as far into its texts as it is measured for, so its cost there is seen.
+            # The batch starts as far into its texts as it is measured for, so its cost there is
+            # seen.
             n_measured = 32
             for sequence in (*many, one):
                 filler = [sequence.tokens[i % sequence.n_tokens] for i in range(n_tokens)]
@@ -161,7 +186,7 @@ def many_sequences(path: Path, name: str, n_pairs: int, n_tokens: int) -> Ratio:
                 work=n * n_measured,
                 work_b=n_measured,
                 n_pairs=n_pairs,
-                conditions=f"{name}, n_ctx {n_ctx}, n_ubatch {N_UBATCH}, f16 KV, 2 threads, at {n_prompt} tokens each",
+                conditions=f"{name}, {SETTINGS}, n_ctx {n_ctx}, at {n_prompt} tokens each",
             )
 
 
@@ -170,7 +195,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "runtime")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "runtime"
+    )
     options = parser.parse_args()
     print(HEADER)
     ratios = []

@@ -1,6 +1,8 @@
-"""pyemo: steer quantized small language models with emotion control vectors, on the device that runs them.
+"""pyemo: steer quantized small language models with emotion control vectors, on the device that
+runs them.
 
-Start with :class:`Engine`, :class:`ControlVector` and :class:`Steering`; README.md has the first program.
+Start with :class:`Engine`, :class:`ControlVector` and :class:`Steering`; README.md has the first
+program.
 
 A name is imported when it is first used (PEP 562), so that ``import pyemo`` and the commands' help
 are instant; type checkers and editors read the imports below.

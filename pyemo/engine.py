@@ -1,17 +1,18 @@
 """The engine: sequences of tokens over one loaded model, each with its own mood.
 
-The Python face of csrc/engine.cpp: prompts to tokens, steering to native terms, bytes to text. Nothing above
-it touches llama.cpp; nothing here knows what an emotion is.
+The Python face of csrc/engine.cpp: prompts to tokens, steering to native terms, bytes to text.
+Nothing above it touches llama.cpp; nothing here knows what an emotion is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence as SequenceABC
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as SequenceABC
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +57,8 @@ class Engine:
     Args:
         model: catalog name, path or Hugging Face repository (see ``pyemo models``), or a
             :class:`Model` that several engines share.
-        n_ctx: cells of the KV cache, shared by all sequences; one token of one sequence takes one, a
-            fork's common past is counted once.
+        n_ctx: cells of the KV cache, shared by all sequences; one token of one sequence takes one,
+            a fork's common past is counted once.
         n_seq_max: sequences at a time, 1 to 256.
         n_threads: threads of a decode; None for the cores this process may use.
         n_batch: rows of one decode at most; longer prompts are taken in chunks.
@@ -104,7 +105,10 @@ class Engine:
     # --- life ---
 
     def close(self) -> None:
-        """Free the KV cache and buffers. The model stays while others hold it. May be called twice."""
+        """Free the KV cache and buffers. The model stays while others hold it.
+
+        May be called twice.
+        """
         self._core = None
 
     def __enter__(self) -> Engine:
@@ -152,7 +156,7 @@ class Engine:
 
     @property
     def steering_unsupported(self) -> str:
-        """Why this model cannot be steered or read; empty if it can (proved when the engine opens)."""
+        """Why this model cannot be steered or read; empty if it can (proved on opening)."""
         return self.native.steering_unsupported
 
     # --- generating ---
@@ -198,10 +202,10 @@ class Engine:
         gauges: Iterable[Gauge] = (),
         n_top: int = 0,
     ) -> Reply:
-        """Return the reply to ``prompt`` as an iterator of tokens; each is decoded when it is asked for.
+        """Return the reply to ``prompt`` as an iterator of tokens, each decoded when asked for.
 
-        Stopping to iterate stops the work. The sequence is closed with the reply's end; to go on after
-        it, use :meth:`sequence`.
+        Stopping to iterate stops the work. The sequence is closed with the reply's end; to go on
+        after it, use :meth:`sequence`.
 
         Args:
             max_tokens: 1 or more.
@@ -240,9 +244,9 @@ class Engine:
 
         Args:
             steering, sampler: one for all, or one for each prompt.
-            fixed_shape: keep finished sequences as idle rows until their batch ends, so that a reply
-                depends on its batch's prompts but not on when the others end (docs/determinism.md).
-                Off is faster where replies differ in length.
+            fixed_shape: keep finished sequences as idle rows until their batch ends, so that a
+                reply depends on its batch's prompts but not on when the others end
+                (docs/determinism.md). Off is faster where replies differ in length.
             on_reply: called with the index and the reply when one is finished.
         Raises:
             ContextFullError: a prompt with its reply is longer than the context.
@@ -275,11 +279,12 @@ class Engine:
     ) -> list[Score]:
         """Return log-probabilities of (text, given) pairs, many texts a batch.
 
-        Texts are taken as they are, without a chat template (pass ``given=engine.prompt_tokens(...)``
-        for one). Without ``given`` a text's first token is scored only if the model puts a BOS token
-        before it. ``given`` and ``text`` are tokenized apart. For the scope of ``steering``, given is the
-        prompt and text the reply. Computed from a clean KV cache in chunks of ``n_outputs_max`` rows;
-        memory is n_outputs_max x n_vocab, whatever the length.
+        Texts are taken as they are, without a chat template (pass
+        ``given=engine.prompt_tokens(...)`` for one). Without ``given`` a text's first token is
+        scored only if the model puts a BOS token before it. ``given`` and ``text`` are tokenized
+        apart. For the scope of ``steering``, given is the prompt and text the reply. Computed from
+        a clean KV cache in chunks of ``n_outputs_max`` rows; memory is n_outputs_max x n_vocab,
+        whatever the length.
 
         Raises:
             ContextFullError: a text is longer than the context has room for.
@@ -325,7 +330,7 @@ class Engine:
         tokens: SequenceABC[slice] | None = None,
         steering: Steering = OFF,
     ) -> list[npt.NDArray[np.float32]]:
-        """Return the outputs of ``layers`` for each text, as the next block reads them, many texts a batch.
+        """Return for each text the outputs of ``layers``, as the next block reads them.
 
         Args:
             texts: taken as they are (with BOS where the model expects one), or token ids.
@@ -349,7 +354,8 @@ class Engine:
             begin, end, step = part.indices(len(ids))
             if begin >= end or step != 1:
                 raise InputError(
-                    f"positions {part} of a text of {len(ids)} tokens are none; take slice(begin, end)"
+                    f"positions {part} of a text of {len(ids)} tokens are none; "
+                    "take slice(begin, end)"
                 )
             jobs.append((ids, begin, end, self.moods.spans(steering, [(0, False)], 0, len(ids))))
         with self._logging():
@@ -387,15 +393,20 @@ class Engine:
             forward_log()
 
     def __repr__(self) -> str:
-        state = "closed" if self._core is None else f"n_ctx={self.n_ctx}, n_seq_max={self.n_seq_max}"
+        state = (
+            "closed" if self._core is None else f"n_ctx={self.n_ctx}, n_seq_max={self.n_seq_max}"
+        )
         return f"<Engine {self.model.name}, {state}>"
 
 
-def _each(value, kind, n, name):  # type: ignore[no-untyped-def]
+_T = TypeVar("_T")
+
+
+def _each(value: _T | SequenceABC[_T], kind: type[_T], n: int, name: str) -> list[_T]:
     """Return ``value`` n times, or as the list it is."""
     if isinstance(value, kind):
         return [value] * n
-    values = list(value)
+    values = list(cast("SequenceABC[_T]", value))
     if len(values) != n:
         raise InputError(f"{len(values)} values of {name} for {n} texts; pass one, or one for each")
     return values

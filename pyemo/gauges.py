@@ -1,9 +1,9 @@
 """Live readings: how far the residual stream points along a direction, at each token.
 
-reading = (h.u - c) / r with h the block's output, u the unit direction, c the mean projection of neutral
-texts and r the residual norm at that layer. What the steering itself added is taken off and shown
-as the dose, so a gauge shows what the model makes of a mood, not the mood. It is still no proof of an
-effect on the text: judges read text for that.
+reading = (h.u - c) / r with h the block's output, u the unit direction, c the mean projection of
+neutral texts and r the residual norm at that layer. What the steering itself added is taken off and
+shown as the dose, so a gauge shows what the model makes of a mood, not the mood. It is still no
+proof of an effect on the text: judges read text for that.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ class Gauge:
             object.__setattr__(self, "name", self.vector.name)
         if self.layer not in self.vector.directions:
             raise InputError(
-                f"{self.vector.name!r} has no direction at layer {self.layer}; it has {layers[0]} to {layers[-1]}"
+                f"{self.vector.name!r} has no direction at layer {self.layer}; "
+                f"it has {layers[0]} to {layers[-1]}"
             )
         known = self.vector.residual_norms, self.vector.neutral_projections
         if any(self.layer not in rows for rows in known):
             raise InputError(
-                f"{self.vector.name!r} does not say the model's residual norms and neutral projections, "
-                "which a gauge needs; rescale it: pyemo rescale"
+                f"{self.vector.name!r} does not say the model's residual norms and neutral "
+                "projections, which a gauge needs; rescale it: pyemo rescale"
             )
 
     @property
@@ -75,5 +76,7 @@ class Gauge:
         row = self.vector.directions[self.layer].astype(np.float64)
         length = float(np.linalg.norm(row))
         if length == 0.0:
-            raise InputError(f"{self.vector.name!r} has length 0 at layer {self.layer}; it points nowhere")
+            raise InputError(
+                f"{self.vector.name!r} has length 0 at layer {self.layer}; it points nowhere"
+            )
         return (row / length).astype(np.float32)

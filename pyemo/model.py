@@ -25,8 +25,8 @@ def _check_llama_cpp() -> None:
     installed = importlib.metadata.version("llama-cpp-python")
     if installed != _core.llama_cpp_python:
         raise ImportError(
-            f"pyemo was built against llama-cpp-python {_core.llama_cpp_python}, but {installed} is "
-            f"installed; run: pip install llama-cpp-python=={_core.llama_cpp_python}"
+            f"pyemo was built against llama-cpp-python {_core.llama_cpp_python}, but {installed} "
+            f"is installed; run: pip install llama-cpp-python=={_core.llama_cpp_python}"
         )
 
 
@@ -34,7 +34,7 @@ _check_llama_cpp()
 
 
 def forward_log() -> None:
-    """Hand llama.cpp's log lines to the ``pyemo.llama`` logger; they are at least at level INFO there."""
+    """Hand llama.cpp's log lines, from level INFO on, to the ``pyemo.llama`` logger."""
     for level, line in _core.drain_log():
         _logger.log(level, line)
 
@@ -126,7 +126,7 @@ class Model:
 
     @functools.cached_property
     def weights_fingerprint(self) -> str:
-        """SHA-256 over the float32 norm tensors and the vocabulary: equal for all quantizations of the weights."""
+        """SHA-256 of float32 norm tensors and vocabulary; quantization leaves both as they are."""
         return hashlib.sha256(_core.fingerprint_material(str(self.path))).hexdigest()
 
     @property
@@ -141,9 +141,11 @@ class Model:
         """Return the token ids of ``text``. Every byte sequence survives the way there and back.
 
         Args:
-            text: str (lone surrogates from ``errors="surrogateescape"`` become their bytes) or bytes.
+            text: str (lone surrogates from ``errors="surrogateescape"`` become their bytes) or
+                bytes.
             add_special: put the tokens around it that the model expects around a text, such as BOS.
-            parse_special: read ``<|im_end|>`` and the like as one token; off, they are plain characters.
+            parse_special: read ``<|im_end|>`` and the like as one token; off, they are plain
+                characters.
         Raises:
             InputError: bytes that are not UTF-8 and a vocabulary without tokens for them; a lone
                 surrogate that stands for no byte.
@@ -153,8 +155,8 @@ class Model:
                 text = text.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError as error:
                 raise InputError(
-                    f"the text has a lone surrogate at character {error.start}, which is no text and "
-                    'no byte; pass bytes, or decode them with errors="surrogateescape"'
+                    f"the text has a lone surrogate at character {error.start}, which is no text "
+                    'and no byte; pass bytes, or decode them with errors="surrogateescape"'
                 ) from None
         return self.native.tokenize(text, add_special=add_special, parse_special=parse_special)
 
@@ -168,6 +170,22 @@ class Model:
         text = b"".join(pieces)
         return text[1:] if self.native.adds_space_prefix and text.startswith(b" ") else text
 
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """Return ``messages`` as the model's chat template writes them, up to where a reply begins.
+
+        Raises:
+            InputError: the model has no chat template, or it refuses these messages.
+        """
+        template = self.chat_template
+        if template is None:
+            raise InputError(f"{self.name} has no chat template; put everything into one text")
+        return render_chat(
+            template,
+            messages,
+            bos_token=self._special_text(self.native.bos),
+            eos_token=self._special_text(self.native.eos),
+        )
+
     def prompt_tokens(
         self, prompt: str | Sequence[Message], *, system: str | None = None, raw: bool = False
     ) -> list[int]:
@@ -179,14 +197,8 @@ class Model:
         Raises:
             InputError: empty prompt; ``system`` or messages for a model without a chat template.
         """
-        template = self.chat_template
-        if not raw and template is not None:
-            text = render_chat(
-                template,
-                as_messages(prompt, system),
-                bos_token=self._special_text(self.native.bos),
-                eos_token=self._special_text(self.native.eos),
-            )
+        if not raw and self.chat_template is not None:
+            text = self.prompt_text(as_messages(prompt, system))
             # As transformers: the template writes its own BOS where the model wants one.
             return self._not_empty(self.tokenize(text, parse_special=True))
         if not isinstance(prompt, str) or system is not None:
@@ -197,13 +209,18 @@ class Model:
         return self._not_empty(self.tokenize(prompt, add_special=True, parse_special=True))
 
     def _special_text(self, token: int) -> str:
-        return self.native.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+        return (
+            self.native.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+        )
 
     @staticmethod
     def _not_empty(tokens: list[int]) -> list[int]:
         if not tokens:
-            raise InputError("the prompt is empty and this model has no BOS token; write at least one word")
+            raise InputError(
+                "the prompt is empty and this model has no BOS token; write at least one word"
+            )
         return tokens
 
     def __repr__(self) -> str:
-        return f"Model({self.name!r}, {self.architecture}, n_layer={self.n_layer}, n_embd={self.n_embd})"
+        size = f"n_layer={self.n_layer}, n_embd={self.n_embd}"
+        return f"Model({self.name!r}, {self.architecture}, {size})"

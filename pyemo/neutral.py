@@ -17,7 +17,7 @@ from pyemo.engine import Engine
 from pyemo.errors import InputError, VectorShapeError
 
 FIRST_POSITION = 10
-"""The first position that counts: the residual norms of a text's first tokens are many times the others'."""
+"""The first position that counts: a text's first tokens have many times the others' norms."""
 
 _BATCH_BYTES = 1 << 26  # hidden states held at a time, where a single text is not larger
 
@@ -28,8 +28,8 @@ class NeutralStatistics:
 
     Attributes:
         residual_norms: median of ||h|| over the tokens, for all layers of the model.
-        neutral_projections: mean of h.u over the tokens, with u the vector's unit direction; 0 at layers
-            without a direction. Empty if no vector was given.
+        neutral_projections: mean of h.u over the tokens, with u the vector's unit direction; 0 at
+            layers without a direction. Empty if no vector was given.
         n_tokens: tokens that were counted.
     """
 
@@ -91,7 +91,8 @@ def _unit_directions(
         length = np.linalg.norm(row)
         if length == 0:
             raise VectorShapeError(
-                f"the control vector {vector.name if vector else ''!r} has a zero direction at layer "
+                f"the control vector {vector.name if vector else ''!r} has a zero direction at "
+                "layer "
                 f"{layer}, which points nowhere; leave that layer out"
             )
         units[layer] = row / length
@@ -108,7 +109,8 @@ def _batches(engine: Engine, texts: Sequence[str]) -> Iterator[list[list[int]]]:
         n_counted = len(tokens) - FIRST_POSITION
         if n_counted < 1:
             raise InputError(
-                f"the neutral text {text[:60]!r} has {len(tokens)} tokens, and only those from position "
+                f"the neutral text {text[:60]!r} has {len(tokens)} tokens, and only those from "
+                "position "
                 f"{FIRST_POSITION} on count; give a longer one"
             )
         if batch and n_bytes + n_counted * row_bytes > _BATCH_BYTES:

@@ -1,4 +1,4 @@
-"""From messages to the text a model was trained on: its own chat template, rendered in a sandbox."""
+"""From messages to the text a model was trained on: its chat template, rendered in a sandbox."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def as_messages(prompt: str | Sequence[Message], system: str | None = None) -> l
         raise InputError("no messages; pass a text or at least one {'role', 'content'} message")
     for message in messages:
         if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise InputError(f"not a message: {message!r}; it needs a role of {ROLES} and a text content")
+            raise InputError(
+                f"not a message: {message!r}; it needs a role of {ROLES} and a text content"
+            )
     return messages
 
 
@@ -46,11 +48,12 @@ def render_chat(
 ) -> str:
     """Return the messages as the template writes them, ready to be tokenized with special tokens.
 
-    The template comes with the model, from strangers: it runs in Jinja's immutable sandbox, with what
-    Hugging Face's renderer offers (raise_exception, strftime_now, tojson, loop controls).
+    The template comes with the model, from strangers: it runs in Jinja's immutable sandbox, with
+    what Hugging Face's renderer offers (raise_exception, strftime_now, tojson, loop controls).
 
     Raises:
-        InputError: the template refuses these messages or is not valid Jinja; its words are in the message.
+        InputError: the template refuses these messages or is not valid Jinja; its words are in the
+            message.
     """
     import jinja2
 
@@ -72,8 +75,8 @@ def render_chat(
         ValueError,
     ) as error:
         raise InputError(
-            f"the model's chat template refuses these messages: {error}; use other roles, or raw=True "
-            "(--raw) to pass the text as it is"
+            f"the model's chat template refuses these messages: {error}; use other roles, or "
+            "raw=True (--raw) to pass the text as it is"
         ) from error
 
 

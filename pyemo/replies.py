@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence as SequenceABC
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceABC
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -44,7 +45,9 @@ class Reply:
     ) -> None:
         """Use :meth:`Engine.generate` or :meth:`Sequence.generate`."""
         if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise InputError(f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1")
+            raise InputError(
+                f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
+            )
         self.sequence = sequence
         self.tokens: list[Token] = []
         self.stop_reason: StopReason | None = None
@@ -60,7 +63,7 @@ class Reply:
 
     @property
     def logprobs(self) -> npt.NDArray[np.float32]:
-        """Log-probabilities of the tokens, float32 (n_tokens,); an end-of-generation token counts."""
+        """Log-probabilities of the tokens, the last one's included; float32 (n_tokens,)."""
         return np.array([token.logprob for token in self.tokens], dtype=np.float32)
 
     def __iter__(self) -> Iterator[Token]:
@@ -115,7 +118,8 @@ class Reply:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Reply {len(self.tokens)} tokens, {self.stop_reason or 'running'}: {self.text[:60]!r}>"
+        state = self.stop_reason or "running"
+        return f"<Reply {len(self.tokens)} tokens, {state}: {self.text[:60]!r}>"
 
 
 def generate_many(
@@ -157,8 +161,9 @@ def _group_size(engine: Engine, lengths: list[int]) -> int:
         size += 1
     if size == 0:
         raise ContextFullError(
-            f"a prompt with its reply may take {lengths[0]} tokens, but the context holds {engine.n_ctx} "
-            f"and {n_free} sequences are free; shorten it, or open the engine with a larger n_ctx"
+            f"a prompt with its reply may take {lengths[0]} tokens, but the context holds "
+            f"{engine.n_ctx} and {n_free} sequences are free; shorten it, or open the engine "
+            "with a larger n_ctx"
         )
     return size
 

@@ -1,4 +1,7 @@
-"""How a token is drawn from logits: the values, checked. The drawing itself is native (csrc/sampler.cpp)."""
+"""How a token is drawn from logits: the values, checked.
+
+The drawing itself is native (csrc/sampler.cpp).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from pyemo.errors import InputError
 
 @dataclass(frozen=True)
 class SamplerParams:
-    """The sampler of one sequence; llama.cpp's defaults, in its order (penalty, top-k, top-p, min-p, temperature).
+    """The sampler of one sequence; llama.cpp's defaults and order.
+
+    First the penalty, then top-k, top-p, min-p and the temperature.
 
     ```
     SamplerParams()                  # temperature 0.8, top-k 40, top-p 0.95, min-p 0.05
@@ -26,8 +31,8 @@ class SamplerParams:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens up to this share of probability (Holtzman et al. 2019,
             arXiv 1904.09751); 0 < top_p <= 1, 1 keeps all.
-        min_p: drop tokens below this share of the most likely one's probability (Nguyen et al. 2024,
-            arXiv 2407.01082); 0 <= min_p <= 1, 0 keeps all.
+        min_p: drop tokens below this share of the most likely one's probability (Nguyen et al.
+            2024, arXiv 2407.01082); 0 <= min_p <= 1, 0 keeps all.
         repeat_penalty: divide positive and multiply negative logits of the last ``repeat_last_n``
             tokens by this (Keskar et al. 2019, arXiv 1909.05858); > 0, 1 is off.
         repeat_last_n: >= 0.

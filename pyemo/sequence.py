@@ -1,9 +1,10 @@
-"""A sequence: tokens with a KV cache, a mood and a sampler; and the way from a mood to native terms."""
+"""A sequence: tokens with a KV cache, a mood and a sampler; and how a mood becomes native terms."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence as SequenceABC
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceABC
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -42,7 +43,7 @@ class NativeMoods:
         )
 
     def spans(self, steering: Steering, segments: Segments, begin: int, end: int) -> NativeSpans:
-        """Return the terms by position from ``begin`` on; the last ones also hold for all after ``end``."""
+        """Return the terms from position ``begin`` on; the last also hold after ``end``."""
         spans: NativeSpans = []
         for index, (first, is_reply) in enumerate(segments):
             is_last = index + 1 == len(segments)
@@ -83,8 +84,8 @@ class NativeMoods:
 class Sequence:
     """Tokens with a KV cache, a mood and a sampler. Made by :meth:`Engine.sequence`.
 
-    Assigning ``steering`` acts from the next token decoded on: tokens decoded earlier keep the keys and
-    values of the old mood. :meth:`refresh` recomputes them.
+    Assigning ``steering`` acts from the next token decoded on: tokens decoded earlier keep the keys
+    and values of the old mood. :meth:`refresh` recomputes them.
     """
 
     def __init__(
@@ -189,7 +190,9 @@ class Sequence:
             raise InputError(f"not a Steering: {steering!r}; write Steering({{vector: 0.02}})")
         n = self.n_tokens
         begin = max(n - self.n_pending, self._kept)
-        self._native.set_spans(self.id, self._engine.moods.spans(steering, self._segments, begin, n))
+        self._native.set_spans(
+            self.id, self._engine.moods.spans(steering, self._segments, begin, n)
+        )
         self._steering = steering
 
     @property
@@ -265,7 +268,7 @@ class Sequence:
         return Reply(self, max_tokens, stop, n_top, closes_sequence=False)
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Return the logits after the last token, float32 (n_vocab,), a copy; decodes what is pending."""
+        """Decode what is pending; return the last token's logits, float32 (n_vocab,), a copy."""
         self._update_schedule()
         return self._native.logits(self.id)
 
@@ -274,8 +277,8 @@ class Sequence:
     def fork(self, *, sampler: SamplerParams | None = None) -> Sequence:
         """Return a twin with the same past, mood and gauges; the past is shared, not copied.
 
-        The twin draws the same tokens as long as both are steered alike; give it another ``sampler``
-        for another draw. Readings that were started are not taken over.
+        The twin draws the same tokens as long as both are steered alike; give it another
+        ``sampler`` for another draw. Readings that were started are not taken over.
 
         Raises:
             SequenceLimitError: n_seq_max sequences are open.
@@ -297,8 +300,8 @@ class Sequence:
     def rollback(self, n_tokens: int) -> None:
         """Take the last ``n_tokens`` tokens off, as if they had never been.
 
-        The tokens that stay keep the mood they were decoded under. Where llama.cpp cannot go back that
-        far (a sliding window that has moved on, a recurrent model) they are computed again.
+        The tokens that stay keep the mood they were decoded under. Where llama.cpp cannot go back
+        that far (a sliding window that has moved on, a recurrent model) they are computed again.
 
         Raises:
             InputError: fewer tokens than that, or a negative number.
@@ -310,7 +313,8 @@ class Sequence:
         self._native.rollback(self.id, n)
         self._segments = [segment for segment in self._segments if segment[0] < n]
         self._kept = min(n, max(self._kept, n_decoded))
-        self._apply_mood()  # what comes next may be a prompt where a reply was, or the other way round
+        # What comes next may be a prompt where a reply was, or the other way round.
+        self._apply_mood()
 
     def refresh(self) -> None:
         """Compute the KV cache again under the mood of now; costs one prefill at the next step."""
@@ -321,14 +325,20 @@ class Sequence:
     # --- reading while it runs ---
 
     def start_reading(
-        self, layers: Iterable[int], *, pooling: Pooling = "mean", begin: int | None = None, end: int | None = None
+        self,
+        layers: Iterable[int],
+        *,
+        pooling: Pooling = "mean",
+        begin: int | None = None,
+        end: int | None = None,
     ) -> None:
         """Collect hidden states of coming tokens as they are decoded anyway.
 
         Args:
             layers: which blocks' outputs.
             pooling: see :meth:`Engine.read_many`.
-            begin, end: positions in the sequence; begin is not decoded yet. None: from now, to the end.
+            begin, end: positions in the sequence; begin is not decoded yet. None: from now, to the
+                end.
         """
         first = self.n_tokens - self.n_pending if begin is None else begin
         last = 2**31 - 1 if end is None else end
@@ -336,7 +346,7 @@ class Sequence:
         self._native.start_reading(self.id, self._reading[0], _core.Pooling[pooling], first, last)
 
     def reading(self) -> tuple[int, npt.NDArray[np.float32]]:
-        """Return (positions read so far, pooled hidden states), shaped as :meth:`Engine.read_many`'s.
+        """Return (positions read so far, pooled hidden states); see :meth:`Engine.read_many`.
 
         Raises:
             InputError: reading was not started.
@@ -353,7 +363,8 @@ class Sequence:
     # --- inside ---
 
     def _apply_mood(self) -> None:
-        if not self._steering.is_scheduled:  # a schedule is asked before every decode, and only then
+        # A schedule is asked before every decode, and only then.
+        if not self._steering.is_scheduled:
             self.steering = self._steering
 
     def _update_schedule(self) -> None:
@@ -400,5 +411,3 @@ def _native_sampler(sampler: SamplerParams) -> _core.SamplerParams:
         repeat_last_n=sampler.repeat_last_n,
         seed=sampler.seed,
     )
-
-

@@ -1,4 +1,4 @@
-"""What to apply to a sequence: control vectors with strengths, operators, layers, scope and schedule.
+"""What to apply to a sequence: vectors with strengths, operators, layers, scope and schedule.
 
 Immutable values; the engine turns them into native terms. Knows nothing of tokens or models.
 """
@@ -30,7 +30,7 @@ Scope: TypeAlias = Literal["prompt", "reply", "both"]
 """Which tokens' rows are steered: those of the prompt, those of the reply's own tokens, or both."""
 
 Schedule: TypeAlias = Callable[[int], float]
-"""Factor on the strength at the reply's token t = 0, 1, ...; the prompt's rows have that of t = 0."""
+"""Factor on the strength at the reply's token t = 0, 1, ...; the prompt has that of t = 0."""
 
 OPERATORS: tuple[str, ...] = get_args(Operator)
 SCOPES: tuple[str, ...] = get_args(Scope)
@@ -63,7 +63,7 @@ class HalfLife:
 
 
 def parse_schedule(text: str) -> Schedule | None:
-    """Return the schedule that ``constant``, ``ramp:N`` or ``half-life:N`` names; None for constant.
+    """Return the schedule that ``ramp:N`` or ``half-life:N`` names; None for ``constant``.
 
     Raises:
         InputError: another word, or N is not a number of at least 1.
@@ -96,14 +96,18 @@ class SteeringTerm:
 
     def __post_init__(self) -> None:
         if not isinstance(self.vector, ControlVector):
-            raise InputError(f"not a ControlVector: {self.vector!r}; load one with ControlVector.load")
+            raise InputError(
+                f"not a ControlVector: {self.vector!r}; load one with ControlVector.load"
+            )
         if not isinstance(self.strength, numbers.Real) or not math.isfinite(self.strength):
             raise InputError(f"strength {self.strength!r} is not a finite number")
         object.__setattr__(self, "strength", float(self.strength))  # NumPy's scalars are welcome
         if abs(self.strength) > 1e6:
             raise InputError(f"strength {self.strength!r} is outside -1e6 to 1e6")
         if self.operator not in OPERATORS:
-            raise InputError(f"operator {self.operator!r} is unknown; use one of {', '.join(OPERATORS)}")
+            raise InputError(
+                f"operator {self.operator!r} is unknown; use one of {', '.join(OPERATORS)}"
+            )
         if self.scope not in SCOPES:
             raise InputError(f"scope {self.scope!r} is unknown; use one of {', '.join(SCOPES)}")
         if self.schedule is not None and not callable(self.schedule):
@@ -113,7 +117,8 @@ class SteeringTerm:
             if not any(layer in self.layers for layer in self.vector.layers):
                 raise InputError(
                     f"{self.vector.name!r} has no direction in layers {self.layers.start}:"
-                    f"{self.layers.stop}; it has {self.vector.layers[0]} to {self.vector.layers[-1]}"
+                    f"{self.layers.stop}; it has {self.vector.layers[0]} to "
+                    f"{self.vector.layers[-1]}"
                 )
 
     def strength_at(self, t: int) -> float:
@@ -126,7 +131,9 @@ class SteeringTerm:
             return self.strength
         factor = self.schedule(t)
         if not isinstance(factor, numbers.Real) or not math.isfinite(factor):
-            raise InputError(f"the schedule gave {factor!r} for token {t}; it must give a finite number")
+            raise InputError(
+                f"the schedule gave {factor!r} for token {t}; it must give a finite number"
+            )
         return self.strength * float(factor)
 
 
@@ -142,11 +149,11 @@ class Steering:
     ```
 
     Args:
-        strengths: vector -> strength. For a vector in residual units the strength is a fraction of the
-            residual norm at each steered layer; for a raw one a factor of the direction as it is. The
-            sign turns it round; 0 is off (but see ``clamp`` in :data:`Operator`).
-        operator: how the direction changes a row, see :data:`Operator`. All ``add`` terms of a mix are
-            summed into one; the others follow in the order given.
+        strengths: vector -> strength. For a vector in residual units the strength is a fraction of
+            the residual norm at each steered layer; for a raw one a factor of the direction as it
+            is. The sign turns it round; 0 is off (but see ``clamp`` in :data:`Operator`).
+        operator: how the direction changes a row, see :data:`Operator`. All ``add`` terms of a mix
+            are summed into one; the others follow in the order given.
         layers: half-open range of layers to steer, of those the vector has; None for all of them.
         scope: rows of the prompt, of the reply, or both (as llama.cpp and the paper do).
         schedule: strength over the reply's tokens, see :data:`Schedule`; None for constant.
@@ -190,8 +197,9 @@ class Steering:
     def dose(self, n_layer: int) -> float:
         """Return |sum of all added directions times strengths| / residual norm of the last block.
 
-        The direct displacement of the last block's output in its own norms, before what later blocks
-        make of it; it makes strengths on different layer ranges comparable. Only ``add`` terms count.
+        The direct displacement of the last block's output in its own norms, before what later
+        blocks make of it; it makes strengths on different layer ranges comparable. Only ``add``
+        terms count.
 
         Raises:
             VectorError: a vector without residual norms; rescale it.
@@ -260,7 +268,8 @@ class VectorSpec:
 def parse_vector_spec(text: str) -> VectorSpec:
     """Return what ``anger``, ``anger=0.02``, ``anger=0.02@8:20`` or ``./my.gguf@14`` say.
 
-    A file that exists under the whole text wins; layers are ``A:B`` (half-open), ``:B``, ``A:`` or one layer.
+    A file that exists under the whole text wins; layers are ``A:B`` (half-open), ``:B``, ``A:`` or
+    one layer.
 
     Raises:
         InputError: no name, a strength that is not a number, layers that are not a range.
@@ -298,7 +307,9 @@ def parse_layers(text: str) -> range:
         stop = (int(end) if end else 1 << 20) if colon else first + 1
         return _check_layers(range(first, stop))
     except ValueError:
-        raise InputError(f"layers {text!r} are not a range; write 8:20 (8 to 19), 8:, :20 or 14") from None
+        raise InputError(
+            f"layers {text!r} are not a range; write 8:20 (8 to 19), 8:, :20 or 14"
+        ) from None
 
 
 def _check_layers(layers: range) -> range:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pyemo.errors import InputError
 from pyemo.gauges import GaugeReading
 
+
 class TokenLogprob(NamedTuple):
     """A token and its natural log-probability."""
 
@@ -22,8 +23,8 @@ class Token:
     """One generated token.
 
     Attributes:
-        text: what it adds to the reply's text. Empty while bytes of a character or of a possible stop
-            string are still open; they come with a later token.
+        text: what it adds to the reply's text. Empty while bytes of a character or of a possible
+            stop string are still open; they come with a later token.
         id: token id.
         logprob: natural log-probability under the model as it is steered, at temperature 1.
         entropy: of the distribution it was drawn from, nats.
