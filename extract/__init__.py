@@ -1,8 +1,69 @@
 """Finding an emotion's direction in a model's hidden states. Owns texts, recipes and back ends.
 
-Start at `sources`: the texts a direction is made of. Nothing here is needed to steer.
+```
+from pyemo.extract import EngineBackend, Recipe, extract
+
+recipe = Recipe.load("paper-comprehension")
+with EngineBackend.open("smollm2-135m-instruct", recipe) as backend:
+    vectors = extract(backend, ["anger", "joy"], recipe=recipe)
+vectors.save("my-vectors")
+```
+
+Start at `sources`: the texts a direction is made of. Nothing here is needed to steer. A name is
+imported when it is first used (PEP 562): no back end is loaded for the sake of another.
 """
 
-from pyemo.extract.sources import EmotionSource, Vignette, load_emotions_file
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EmotionSource", "Vignette", "load_emotions_file"]
+if TYPE_CHECKING:
+    from pyemo.extract.backend import Backend
+    from pyemo.extract.engine_backend import EngineBackend
+    from pyemo.extract.extraction import VectorSet, extract
+    from pyemo.extract.quality import SetQuality, measure
+    from pyemo.extract.recipe import Recipe, bundled_recipes
+    from pyemo.extract.sources import EmotionSource, Vignette, load_emotions_file
+    from pyemo.extract.transformers_backend import TransformersBackend
+
+__all__ = [
+    "Backend",
+    "EmotionSource",
+    "EngineBackend",
+    "Recipe",
+    "SetQuality",
+    "TransformersBackend",
+    "VectorSet",
+    "Vignette",
+    "bundled_recipes",
+    "extract",
+    "load_emotions_file",
+    "measure",
+]
+
+# public name -> the module it comes from
+_HOMES = {
+    "Backend": "backend",
+    "EmotionSource": "sources",
+    "EngineBackend": "engine_backend",
+    "Recipe": "recipe",
+    "SetQuality": "quality",
+    "TransformersBackend": "transformers_backend",
+    "VectorSet": "extraction",
+    "Vignette": "sources",
+    "bundled_recipes": "recipe",
+    "extract": "extraction",
+    "load_emotions_file": "sources",
+    "measure": "quality",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pyemo.extract' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pyemo.extract.{_HOMES[name]}"), name)
+    globals()[name] = value  # found at once the next time
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

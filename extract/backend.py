@@ -1,4 +1,7 @@
-"""What computes hidden states: one small interface, two implementations (engine_backend, transformers_backend)."""
+"""What computes hidden states: one small interface.
+
+Its implementations are in engine_backend and transformers_backend.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,27 @@ class Passage:
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote: token ids without the end-of-generation token, their text, and whether it ended by itself."""
+    """What a model wrote.
+
+    Attributes:
+        tokens: without the end-of-generation token.
+        text: what they stand for.
+        ended: whether the model ended by itself.
+        states: mean hidden states from token ``skip`` on, (n_layers, n_embd), if they were asked for.
+    """
 
     tokens: tuple[int, ...]
     text: str
     ended: bool
-    states: npt.NDArray[np.float32] | None = None  # mean from skip on, (n_layers, n_embd), if asked for
+    states: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """What a vector says of the model it was extracted on; empty where it is not known."""
+    """What a vector says of the model it was extracted on; empty where it is not known.
+
+    A model without a chat template has no hash of one.
+    """
 
     name: str
     architecture: str
@@ -47,14 +60,14 @@ class SourceModel:
 class Backend(Protocol):
     """Texts in, pooled hidden states out.
 
-    Block outputs are those of design decision 5: after each block, before the final norm, layer 0 first.
+    Hidden states are the residual stream after each block, before the final norm, layer 0 first.
     """
 
     name: str
     source: SourceModel
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """Return the tokens a reply to ``prompt`` starts from, in the model's chat template if it has one."""
+        """Return the tokens a reply to ``prompt`` starts from, in the model's chat template."""
         ...
 
     def text_tokens(self, text: str) -> list[int]:
@@ -70,12 +83,14 @@ class Backend(Protocol):
         skip: int | None = None,
         layers: Sequence[int] = (),
     ) -> None:
-        """Write a reply to each prompt; with ``skip`` also pool its hidden states while it is written."""
+        """Write a reply to each prompt.
+
+        With ``skip``, hidden states of ``layers`` may be pooled while it is written, from the reply's
+        token ``skip`` on.
+        """
         ...
 
-    def read(
-        self, passages: Sequence[Passage], layers: Sequence[int]
-    ) -> npt.NDArray[np.float32]:
+    def read(self, passages: Sequence[Passage], layers: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the mean hidden states of each passage, float32 (n_passages, n_layers, n_embd)."""
         ...
 

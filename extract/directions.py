@@ -1,4 +1,6 @@
-"""From pooled hidden states to directions. Pure NumPy, in float64; shapes are (n_texts, n_layers, n_embd).
+"""From pooled hidden states to directions. Pure NumPy, in float64.
+
+Shapes are (n_texts, n_layers, n_embd) where nothing else is said.
 
 The functions are checked on planted directions in tests/extract/test_directions.py.
 """
@@ -29,8 +31,8 @@ def mean_of_classes(means: Mapping[str, Rows]) -> Rows:
 def pair_direction(differences: States) -> Rows:
     """Return the first principal component of pair differences, with the sign of their mean.
 
-    Not centred, as repeng's ``pca_diff`` on symmetric pairs: a constant difference is the signal. PCA leaves the
-    sign open; it is chosen so that most of the mean difference points along it.
+    Not centred, as repeng's ``pca_diff`` on symmetric pairs: a constant difference is the signal.
+    PCA leaves the sign open; it is chosen so that most of the mean difference points along it.
 
     Args:
         differences: (n_pairs, n_layers, n_embd), n_pairs >= 2.
@@ -87,7 +89,7 @@ def unit(directions: Rows, name: str) -> Rows:
     if not np.all(np.isfinite(lengths)) or np.any(lengths <= 1e-12):
         layer = int(np.argmin(lengths[:, 0]))
         raise InputError(
-            f"the texts of {name!r} do not differ from the baseline at layer {layer} (zero variance); "
-            "give other texts"
+            f"the texts of {name!r} do not differ from the baseline at layer {layer} (zero "
+            "variance); give other texts"
         )
     return np.asarray(directions / lengths)

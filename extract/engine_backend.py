@@ -1,19 +1,29 @@
-"""Hidden states from the quantized model itself, in the engine: no torch, a fraction of the memory."""
+"""Hidden states of the quantized model itself, in the engine: no torch, a third of the memory."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.emotions import EMOTIONS
 from pyemo.engine import Engine
 from pyemo.errors import ContextFullError
 from pyemo.extract.backend import Passage, SourceModel, Written
+from pyemo.extract.recipe import Recipe
+from pyemo.extract.stories import story_prompts
+from pyemo.model import Model
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import Sequence as TokenSequence
 from pyemo.sequence import step_many
 
+# Cells for texts that are only read: several of the longest at a time.
+_READING_CTX = 2048
+# Tokens that the name of a user's emotion may take more than those of the built-in ones.
+_LONGER_NAMES = 32
 # Hidden states kept at a time while single tokens are read.
 _MAX_READ_BYTES = 64 << 20
 
@@ -36,6 +46,34 @@ class EngineBackend:
             chat_template_sha256=model.chat_template_sha256 or "",
         )
 
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        model: str | os.PathLike[str] | Model,
+        recipe: Recipe,
+        *,
+        parallel: int = 32,
+        n_threads: int | None = None,
+    ) -> Iterator[EngineBackend]:
+        """Open an engine that fits ``recipe``, and close it at the end of the ``with`` block.
+
+        Args:
+            parallel: texts computed side by side; more are faster, and take more memory.
+        Raises:
+            as :class:`Engine`.
+        """
+        loaded = model if isinstance(model, Model) else Model.load(model)
+        n_ctx = _READING_CTX
+        if recipe.source == "stories":
+            prompts = (
+                loaded.prompt_tokens(prompt.text) for prompt in story_prompts(recipe, EMOTIONS)
+            )
+            longest = max(map(len, prompts)) + _LONGER_NAMES + recipe.max_tokens + 1
+            n_ctx = max(n_ctx, parallel * longest)
+        with Engine(loaded, n_ctx=n_ctx, n_seq_max=parallel, n_threads=n_threads) as engine:
+            yield cls(engine)
+
     def prompt_tokens(self, prompt: str) -> list[int]:
         """Return the tokens a reply to ``prompt`` starts from."""
         return self._engine.prompt_tokens(prompt)
@@ -55,9 +93,9 @@ class EngineBackend:
     ) -> None:
         """Write a reply to each prompt; a finished one makes room for the next.
 
-        With ``skip``, hidden states from the reply's token ``skip`` on are pooled while it is written.
-        The reply's last token is never decoded, so it counts neither as text nor as read: it is the
-        end-of-generation token, or the one that max_tokens cuts off.
+        With ``skip``, hidden states from the reply's token ``skip`` on are pooled while it is
+        written. The reply's last token is never decoded, so it counts neither as text nor as read:
+        it is the end-of-generation token, or the one that max_tokens cuts off.
         """
         waiting = iter(range(len(prompts)))
         running: dict[int, TokenSequence] = {}
@@ -67,15 +105,15 @@ class EngineBackend:
                 for (index, sequence), result in zip(list(running.items()), results, strict=True):
                     n = sequence.n_tokens - len(prompts[index])
                     if result.is_end or n > max_tokens:
-                        on_written(index, self._finish(sequence, len(prompts[index]), result.is_end, skip))
+                        on_written(
+                            index, self._finish(sequence, len(prompts[index]), result.is_end, skip)
+                        )
                         running.pop(index).close()
         finally:
             for sequence in running.values():
                 sequence.close()
 
-    def read(
-        self, passages: Sequence[Passage], layers: Sequence[int]
-    ) -> npt.NDArray[np.float32]:
+    def read(self, passages: Sequence[Passage], layers: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the mean hidden states of each passage, float32 (n_passages, n_layers, n_embd)."""
         # What comes after the passage cannot change it, so it is not computed.
         rows = self._engine.read_many(
@@ -115,9 +153,7 @@ class EngineBackend:
     ) -> bool:
         """Start replies while there is room; return whether any is running."""
         native = self._engine.native
-        room = self._engine.n_ctx - sum(
-            len(prompts[index]) + max_tokens + 1 for index in running
-        )
+        room = self._engine.n_ctx - sum(len(prompts[index]) + max_tokens + 1 for index in running)
         while native.n_free_sequences:
             longest = max((len(prompt) for prompt in prompts), default=0) + max_tokens + 1
             if longest > self._engine.n_ctx:

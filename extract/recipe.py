@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -10,9 +12,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pyemo.errors import InputError
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 Source: TypeAlias = Literal["stories", "vignettes", "pairs"]
@@ -23,6 +25,9 @@ Direction: TypeAlias = Literal["mean_difference", "pca"]
 
 DEFAULT_RECIPE = "default"
 
+# The table of a vector's recipe that says how its extraction went.
+_PROVENANCE = "extraction"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,19 +35,24 @@ class Recipe:
 
     Attributes:
         name: what tables call it.
-        source: texts that are read: stories the model writes, vignettes that it reads, or contrast pairs.
-        story_prompts: "paper" (five templates that name the emotion) or "topics" (a paragraph on a topic).
+        source: texts that are read: stories the model writes, vignettes that it reads, or contrast
+            pairs.
+        story_prompts: "paper" (five templates that name the emotion) or "topics" (a paragraph on a
+            topic).
         n_stories: stories for each emotion; and as many neutral ones.
         max_tokens: length of a story.
-        temperature: 0 is greedy, and then a prompt is used once, for it would give the same story again.
+        temperature: 0 is greedy, and then a prompt is used once, for it would give the same story
+            again.
         seed: story i is drawn with seed + i.
-        pooling: which hidden states of a text stand for it: that of the token in the middle of the story,
-            the mean from token ``skip`` on, or that of the last token.
+        pooling: which hidden states of a text stand for it: that of the token in the middle of the
+            story, the mean from token ``skip`` on, or that of the last token.
         skip: tokens left out by "mean"; those of the prompt always are.
-        baseline: what class means are taken relative to: the neutral texts' mean, or the mean over emotions.
-        denoise: share of the neutral texts' variance whose principal components are projected out; 0 is off.
-        direction: mean difference, or first principal component of pair differences, its sign fixed by
-            their mean.
+        baseline: what class means are taken relative to: the neutral texts' mean, or the mean over
+            emotions.
+        denoise: share of the neutral texts' variance whose principal components are projected out;
+            0 is off.
+        direction: mean difference, or first principal component of pair differences, its sign
+            fixed by their mean.
         layers: half-open range of layers as shares of the depth, such as (0.25, 0.75).
     """
 
@@ -73,45 +83,61 @@ class Recipe:
         if not _is_number(self.denoise) or not 0 <= self.denoise < 1:
             _refuse("denoise", self.denoise, "0 (off) up to, not including, 1")
         layers = tuple(self.layers)
-        if len(layers) != 2 or not all(map(_is_number, layers)) or not 0 <= layers[0] < layers[1] <= 1:
+        if (
+            len(layers) != 2
+            or not all(map(_is_number, layers))
+            or not 0 <= layers[0] < layers[1] <= 1
+        ):
             _refuse("layers", self.layers, "two ascending shares of the depth from 0 to 1")
         object.__setattr__(self, "layers", (float(layers[0]), float(layers[1])))
         if not isinstance(self.name, str) or not self.name.strip():
             _refuse("name", self.name, "a word")
         if (self.source == "pairs") != (self.direction == "pca"):
-            _refuse("direction", self.direction, "pca for pairs, mean_difference for stories and vignettes")
+            _refuse(
+                "direction",
+                self.direction,
+                "pca for pairs, mean_difference for stories and vignettes",
+            )
         if self.pooling == "middle" and self.source != "stories":
             _refuse("pooling", self.pooling, "mean or last: only stories have a middle")
 
     def layer_range(self, n_layer: int) -> range:
         """Return the layers the recipe steers in a model of ``n_layer`` blocks.
 
-        Never block 0, which llama.cpp's files have no place for, and never the last block, whose output is
-        no longer computed with but read off as logits.
+        Never block 0, which llama.cpp's files have no place for, and never the last block, whose
+        output is no longer computed with but read off as logits.
         """
         begin = max(1, math.floor(self.layers[0] * n_layer + 0.5))
         end = min(n_layer - 1, math.floor(self.layers[1] * n_layer + 0.5))
         return range(min(begin, end - 1), end) if end > 1 else range(1, 2)
 
-    def to_toml(self) -> str:
-        """Return every choice as TOML text."""
+    def to_toml(self, provenance: Mapping[str, Any] | None = None) -> str:
+        """Return every choice as TOML text.
+
+        Args:
+            provenance: what is said of one extraction, in a table of its own; empty values are
+                left out.
+        """
         import tomli_w
 
         values = asdict(self)
         values["layers"] = list(self.layers)
+        if provenance is not None:
+            values[_PROVENANCE] = {key: value for key, value in provenance.items() if value}
         return tomli_w.dumps(values)
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:
-        """Return the recipe that ``text`` writes.
+        """Return the recipe that ``text`` writes; also that in a vector's metadata.
 
         Raises:
             InputError: not TOML, an unknown or missing key, or a value outside its range.
         """
         try:
             values: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(f"the recipe is not TOML: {error}") from None
+        values.pop(_PROVENANCE, None)
         names = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown or not {"name", "source"} <= set(values):

@@ -1,7 +1,7 @@
-"""Stories a model writes: their prompts, what makes one unusable, and the store that keeps them on disk.
+"""Stories a model writes: their prompts, what makes one unusable, the store that keeps them.
 
-A story costs far more than its hidden states, so it is written once: another recipe, another back end or a run
-that was cut off goes on from the store.
+A story costs far more than its hidden states, so it is written once: another recipe, another back
+end or a run that was cut off goes on from the store.
 """
 
 from __future__ import annotations
@@ -10,27 +10,31 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pyemo.errors import InputError
 from pyemo.extract import sources
 from pyemo.extract.recipe import Recipe
-from pyemo.local_files import cache_dir
-
-NEUTRAL = "neutral"
+from pyemo.extract.sources import NEUTRAL
+from pyemo.local_files import cache_dir, check_folder_writable
 
 Fault: TypeAlias = Literal["refusal", "short", "repetitive"]
-"""Why a story is not used: the model declined, wrote fewer than MIN_WORDS words, or repeats itself."""
+"""Why a story is not used: the model declined, wrote too little, or repeats itself.
+
+Too little is fewer than MIN_WORDS words, or no token that the recipe's pooling takes.
+"""
 
 MIN_WORDS = 25
 MIN_DISTINCT_TRIGRAMS = 0.5
 
-# The beginnings of a refusal in English. Only the first sentence is looked at: a character in a story may be sorry.
+# The beginnings of a refusal in English. Only the first sentence is looked at: a character in a
+# story may be sorry.
 _REFUSAL = re.compile(
-    r"^\W*(i['\u2019]?m sorry|sorry,|i apologi[sz]e|i can(no|['\u2019])t|i am (unable|not able)|i['\u2019]m (unable|not able)"
-    r"|as an ai|as a language model|i (do not|don['\u2019]t) (have|feel|experience)|unfortunately, i)",
+    r"^\W*(i['\u2019]?m sorry|sorry,|i apologi[sz]e|i can(no|['\u2019])t"
+    r"|i am (unable|not able)|i['\u2019]m (unable|not able)|as an ai|as a language model"
+    r"|i (do not|don['\u2019]t) (have|feel|experience)|unfortunately, i)",
     re.IGNORECASE,
 )
 
@@ -74,7 +78,7 @@ def find_fault(text: str) -> Fault | None:
 
 
 def story_prompts(recipe: Recipe, emotions: Iterable[str]) -> list[StoryPrompt]:
-    """Return the prompts of a recipe for these emotions and, where the baseline needs them, neutral ones.
+    """Return the prompts of a recipe for these emotions, and neutral ones if the baseline is.
 
     Greedy stories repeat where prompts do, so each prompt is then used once.
     """
@@ -87,7 +91,9 @@ def story_prompts(recipe: Recipe, emotions: Iterable[str]) -> list[StoryPrompt]:
         topics = sources.neutral_topics()
         n = _n_prompts(recipe, len(topics))
         prompts += [
-            StoryPrompt(NEUTRAL, i, sources.neutral_template().format(topic=topics[i % len(topics)]))
+            StoryPrompt(
+                NEUTRAL, i, sources.neutral_template().format(topic=topics[i % len(topics)])
+            )
             for i in range(n)
         ]
     return prompts
@@ -111,8 +117,8 @@ def _n_prompts(recipe: Recipe, n_different: int) -> int:
 class StoryStore:
     """A file of finished stories, one JSON line each, appended as they come.
 
-    The first line says what the stories belong to: the model and the recipe's choices for writing. A last line
-    that was cut off is dropped; anything else that is not a story is an error.
+    The first line says what the stories belong to: the model and the recipe's choices for writing.
+    A last line that was cut off is dropped; anything else that is not a story is an error.
 
     Args:
         path: the file; made with the first story.
@@ -152,41 +158,67 @@ class StoryStore:
         story = self._stories.get((prompt.emotion, prompt.index))
         return story if story is not None and story.prompt == prompt.text else None
 
+    def prepare(self) -> None:
+        """Make sure that stories can be kept, before one is written.
+
+        Raises:
+            InputError: the folder cannot be made or written to.
+        """
+        check_folder_writable(self._path.parent)
+
     def add(self, story: Story) -> None:
-        """Keep a story; it is on disk when this returns."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not self._path.exists()
-        with self._path.open("a", encoding="utf-8") as file:
-            if is_new:
-                file.write(json.dumps(self._key, sort_keys=True) + "\n")
-            file.write(json.dumps(asdict(story)) + "\n")
+        """Keep a story; it is on disk when this returns.
+
+        Raises:
+            InputError: the disk refuses; the stories before this one are kept.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not self._path.exists() or self._path.stat().st_size == 0
+            with self._path.open("a", encoding="utf-8") as file:
+                if is_new:
+                    file.write(self._header() + "\n")
+                file.write(json.dumps(asdict(story)) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self._path} cannot be written: {error.strerror or error}; free some space, or "
+                "name another folder for stories (--stories). Finished stories are kept"
+            ) from error
         self._stories[story.emotion, story.index] = story
 
     def _load(self) -> None:
-        lines = self._path.read_bytes().split(b"\n")
-        if lines and lines[-1]:
-            self._cut(len(b"\n".join(lines[:-1])) + (len(lines) > 1))
-        complete = lines[:-1]
-        if not complete:
-            return
-        if self._parse(complete[0], 1) != self._key:
+        try:
+            *lines, rest = self._path.read_bytes().split(b"\n")
+        except OSError as error:
             raise InputError(
-                f"{self._path} holds stories of another model or recipe; move it away, or name another folder"
+                f"{self._path} cannot be read: {error.strerror or error}; move it away, or name "
+                "another folder for stories (--stories)"
+            ) from error
+        header = self._header().encode()
+        is_ours = self._parse(lines[0], 1) == self._key if lines else header.startswith(rest)
+        if not is_ours:
+            raise InputError(
+                f"{self._path} holds stories of another model or recipe; move it away, or name "
+                "another folder (--stories)"
             )
-        for number, line in enumerate(complete[1:], start=2):
-            value = self._parse(line, number)
-            try:
-                story = Story(**{**value, "tokens": tuple(map(int, value["tokens"]))})
-            except (TypeError, KeyError, ValueError):
+        for number, line in enumerate(lines[1:], start=2):
+            story = _story(self._parse(line, number))
+            if story is None:
                 raise InputError(
-                    f"{self._path}, line {number}, is not a story; move the file away and write anew"
-                ) from None
+                    f"{self._path}, line {number}, is not a story; move the file away and write "
+                    "anew"
+                )
             self._stories[story.emotion, story.index] = story
+        if rest:
+            self._cut(sum(len(line) + 1 for line in lines))
+
+    def _header(self) -> str:
+        return json.dumps(self._key, sort_keys=True)
 
     def _parse(self, line: bytes, number: int) -> dict[str, object]:
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise InputError(
@@ -196,18 +228,42 @@ class StoryStore:
 
     def _cut(self, size: int) -> None:
         """Drop a line that was being written when the run was cut off."""
-        with self._path.open("r+b") as file:
-            file.truncate(size)
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(size)
+        except OSError as error:
+            raise InputError(
+                f"{self._path} cannot be written: {error.strerror or error}; name another folder "
+                "for stories (--stories)"
+            ) from error
+
+
+def _story(value: dict[str, object]) -> Story | None:
+    """Return a line of the store as a story, or None if it is none."""
+    emotion, index, prompt, text, tokens = (value.get(field.name) for field in fields(Story))
+    if not isinstance(emotion, str) or not isinstance(prompt, str) or not isinstance(text, str):
+        return None
+    if type(index) is not int or not isinstance(tokens, list):
+        return None
+    if not all(type(token) is int and token >= 0 for token in tokens):
+        return None
+    return Story(emotion, index, prompt, text, tuple(tokens))
 
 
 def good_stories(
-    stories: Sequence[Story],
+    stories: Sequence[Story], min_tokens: int = 0
 ) -> tuple[dict[str, list[Story]], dict[str, dict[str, int]]]:
-    """Return the usable stories by emotion, and how many were not, by emotion and fault."""
+    """Return the usable stories by emotion, and how many were not, by emotion and fault.
+
+    Args:
+        min_tokens: stories of fewer tokens are short, because the pooling would take none of them.
+    """
     good: dict[str, list[Story]] = {}
     faults: dict[str, dict[str, int]] = {}
     for story in stories:
         fault = story.fault
+        if fault is None and len(story.tokens) < min_tokens:
+            fault = "short"
         if fault is None:
             good.setdefault(story.emotion, []).append(story)
         else:

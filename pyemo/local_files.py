@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import struct
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from pyemo.errors import ModelChecksumError, ModelLoadError, ModelNotFoundError
+from pyemo.errors import InputError, ModelChecksumError, ModelLoadError, ModelNotFoundError
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,25 @@ def cache_dir() -> Path:
     import platformdirs  # not needed where PYEMO_CACHE is set; kept out of the import of this file
 
     return Path(platformdirs.user_cache_dir("pyemo", appauthor=False))
+
+
+def check_folder_writable(folder: str | os.PathLike[str]) -> None:
+    """Make a folder where there is none, and prove that a file can be written into it.
+
+    For commands that work for long: what cannot be kept is found out before.
+
+    Raises:
+        InputError: it cannot be made, is not a folder, or refuses files.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"the folder {str(folder)!r} cannot be written to: {error.strerror or error}; name "
+            "another"
+        ) from error
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -146,6 +166,31 @@ def join_parts(parts: Sequence[Path], target: Path, sha256: str) -> None:
     _remember(target.absolute(), _stamp(target), sha256)
 
 
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield the path of a file to make, which takes the place of ``target`` at the end.
+
+    On an error it vanishes, and ``target`` stays as it was. The folder is made if need be.
+
+    Raises:
+        ModelLoadError: the folder of ``target`` cannot be written.
+    """
+    # Its own name for each writer: two processes may make the same file at once.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ModelLoadError(
+            f"cannot write {target}: {error.strerror or error}; set the environment variable "
+            "PYEMO_CACHE to a folder with room that you may write"
+        ) from error
+    finally:
+        if temporary.is_file():  # the body failed
+            temporary.unlink()
+
+
 def _stamp(path: Path) -> _Stamp:
     try:
         status = path.stat()
@@ -181,21 +226,8 @@ def _hash(path: Path) -> str:
 @contextmanager
 def _replacing(target: Path) -> Iterator[IO[bytes]]:
     """Open a new file that takes the place of ``target`` at the end, or vanishes on an error."""
-    # Its own name for each writer: two processes may make the same file at once.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ModelLoadError(
-            f"cannot write {target}: {error.strerror or error}; set the environment variable "
-            "PYEMO_CACHE to a folder with room that you may write"
-        ) from error
-    finally:
-        if temporary.is_file():  # the body failed
-            temporary.unlink()
+    with replacing(target) as temporary, temporary.open("xb") as file:
+        yield file
 
 
 def _recall(path: Path, stamp: _Stamp) -> str | None:
