@@ -120,9 +120,10 @@ def catalog() -> Mapping[str, CatalogEntry]:
 def resolve_model(name_path_or_repo: str | os.PathLike[str] = DEFAULT_MODEL) -> ResolvedModel:
     """Return the verified file for a path, a name of the catalog, or a Hugging Face repository.
 
-    A file that exists wins; then a name, whatever its case; then ``org/repo`` or
-    ``org/repo:file.gguf``, which may download. The first use of a catalog's file reads it whole
-    to check its hash, later ones only look at its size and time.
+    A file that exists wins; then a name, whatever its case, or ``name:FORMAT`` for what `pyemo
+    models requantize` made of that model; then ``org/repo`` or ``org/repo:file.gguf``, which may
+    download. The first use of a catalog's file reads it whole to check its hash, later ones only
+    look at its size and time.
 
     Raises:
         ModelNotFoundError: no such name, file or repository, or its package is not installed.
@@ -141,6 +142,9 @@ def resolve_model(name_path_or_repo: str | os.PathLike[str] = DEFAULT_MODEL) -> 
     entry = catalog().get(text.casefold())
     if entry is not None:
         return _resolve_entry(entry)
+    name, _, format = text.partition(":")
+    if format.isidentifier() and name.casefold() in catalog():
+        return _resolve_requantized(name.casefold(), format.upper())
     wanted = hub.parse(text)
     if wanted is None or os.path.isdir(path):
         raise ModelNotFoundError(_unknown(text, path))
@@ -148,6 +152,16 @@ def resolve_model(name_path_or_repo: str | os.PathLike[str] = DEFAULT_MODEL) -> 
         if entry.hub == wanted.repo and wanted.file in (None, entry.file):
             return _resolve_entry(entry)
     return _resolve_path(hub.fetch(wanted))
+
+
+def requantized_path(name: str, format: str) -> Path:
+    """Return where a model of the catalog lies in another format; it need not be there yet.
+
+    Args:
+        name: the catalog's name.
+        format: llama.cpp's word in upper case, such as ``"Q4_0"``.
+    """
+    return _requantized_dir() / f"{name}.{format}.gguf"
 
 
 def list_models() -> tuple[ModelStatus, ...]:
@@ -160,7 +174,8 @@ def vector_path(emotion: str, model_name: str) -> Path:
 
     Args:
         emotion: an emotion's adjective, noun or synonym, whatever its case.
-        model_name: the name of the model, as in ``ResolvedModel.name``.
+        model_name: the name of the model, as in ``ResolvedModel.name``; one in another format has
+            the vectors of the catalog's file.
     Raises:
         VectorNotFoundError: there is none; the message says what there is.
 
@@ -189,7 +204,7 @@ def _vectors(model_name: str) -> dict[str, Path]:
     """Return the files of the vectors bundled for a model, by emotion."""
     # Names are compared with what is there and never joined to a path, so none leads elsewhere.
     files = sorted((_data_dir() / "vectors").glob("*/*.gguf"))
-    wanted = model_name.strip().casefold()
+    wanted = model_name.strip().casefold().partition(":")[0]
     return {file.stem: file for file in files if file.parent.name == wanted}
 
 
@@ -204,7 +219,29 @@ def _resolve_path(path: Path) -> ResolvedModel:
     for entry in catalog().values():
         if entry.size_bytes == size and file_sha256(path) == entry.sha256:
             return ResolvedModel(entry.name, path, entry)
-    return ResolvedModel(path.stem, path, None)
+    return ResolvedModel(_requantized_name(path) or path.stem, path, None)
+
+
+def _resolve_requantized(name: str, format: str) -> ResolvedModel:
+    path = requantized_path(name, format)
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"the model {name!r} is not here in the format {format[:_LONGEST_SHOWN]!r}; make it "
+            f"once with `pyemo models requantize {name} {format[:_LONGEST_SHOWN]}`"
+        )
+    return _resolve_path(path.absolute())
+
+
+def _requantized_dir() -> Path:
+    return cache_dir() / "models" / "requantized"
+
+
+def _requantized_name(path: Path) -> str | None:
+    """Return ``name:FORMAT`` for a file at :func:`requantized_path`, None for any other."""
+    name, _, format = path.stem.rpartition(".")
+    if name in catalog() and path == requantized_path(name, format):
+        return f"{name}:{format}"
+    return None
 
 
 def _resolve_entry(entry: CatalogEntry) -> ResolvedModel:
