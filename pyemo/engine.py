@@ -101,6 +101,8 @@ class Engine:
         finally:
             forward_log()
         self.moods = NativeMoods(self.model)
+        self.n_outputs_max = n_outputs_max
+        self.kv_type: KVType = kv_type
 
     # --- life ---
 
@@ -305,7 +307,8 @@ class Engine:
             segments: Segments = [(0, False), (len(before), True)] if before else [(0, True)]
             jobs.append((tokens, len(before), self.moods.spans(mood, segments, 0, len(tokens))))
         with self._logging():
-            return [Score(logprobs) for logprobs in self.native.score(jobs)]
+            rows = self.native.score(jobs)
+        return [Score(row, chunk=self.n_outputs_max, kv_type=self.kv_type) for row in rows]
 
     def read(
         self,
