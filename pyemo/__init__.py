@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyemo.chat import Chat
     from pyemo.control_vector import ControlVector
     from pyemo.engine import Engine
     from pyemo.errors import PyemoError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Chat",
     "ControlVector",
     "Engine",
     "Gauge",
@@ -46,6 +48,7 @@ __all__ = [
 
 # public name -> the module it comes from
 _HOMES = {
+    "Chat": "pyemo.chat",
     "ControlVector": "pyemo.control_vector",
     "Engine": "pyemo.engine",
     "Gauge": "pyemo.gauges",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from pyemo import _core
+from pyemo import _core, threads
 from pyemo.catalog import DEFAULT_MODEL, resolve_model
 from pyemo.errors import InputError
 from pyemo.local_files import file_sha256
@@ -77,6 +77,7 @@ class Model:
             ModelNotFoundError, ModelChecksumError: see :func:`pyemo.catalog.resolve_model`.
             ModelLoadError: not a GGUF, cut off, damaged, or unknown to this llama.cpp.
         """
+        threads.watch()  # loading gives the engine's first look at the system's load its span
         resolved = resolve_model(name)
         try:
             native = _core.Model(

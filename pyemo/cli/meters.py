@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pyemo.cli.output import signed_bar
 from pyemo.gauges import GaugeReading
@@ -12,19 +12,26 @@ _HALF_WIDTH = 12
 _LEAST_SCALE = 0.05  # residual norms that fill half a bar, at least: noise stays small
 
 
-def gauge_lines(tokens: Sequence[Token]) -> list[str]:
-    """Return one line for each gauge: its mean over the tokens, without the dose.
+def gauge_means(tokens: Sequence[Token]) -> dict[str, GaugeReading]:
+    """Return each gauge's mean over the tokens."""
+    return {name: _mean(tokens, name) for name in (tokens[0].gauges if tokens else ())}
 
-    All bars have one scale, so that they can be compared.
-    """
-    means = {name: _mean(tokens, name) for name in (tokens[0].gauges if tokens else ())}
-    if not means:
+
+def gauge_lines(tokens: Sequence[Token]) -> list[str]:
+    """Return one line for each gauge: its mean over the tokens, without the dose."""
+    return reading_lines(gauge_means(tokens))
+
+
+def reading_lines(readings: Mapping[str, GaugeReading]) -> list[str]:
+    """Return one line for each reading. All bars have one scale, so that they can be compared."""
+    if not readings:
         return []
-    scale = max(_LEAST_SCALE, *(abs(mean.value) for mean in means.values()))
-    width = max(map(len, means))
+    scale = max(_LEAST_SCALE, *(abs(reading.value) for reading in readings.values()))
+    width = max(map(len, readings))
     return [
-        f"{name:<{width}} {signed_bar(mean.value / scale, _HALF_WIDTH)} {mean.value:+.3f}{_dose(mean)}"
-        for name, mean in means.items()
+        f"{name:<{width}} {signed_bar(reading.value / scale, _HALF_WIDTH)} "
+        f"{reading.value:+.3f}{_dose(reading)}"
+        for name, reading in readings.items()
     ]
 
 
@@ -34,5 +41,5 @@ def _mean(tokens: Sequence[Token], name: str) -> GaugeReading:
     return GaugeReading(sum(r.value for r in readings) / n, sum(r.dose for r in readings) / n)
 
 
-def _dose(mean: GaugeReading) -> str:
-    return f"  (and a dose of {mean.dose:+.3f})" if abs(mean.dose) >= 0.0005 else ""
+def _dose(reading: GaugeReading) -> str:
+    return f"  (and a dose of {reading.dose:+.3f})" if abs(reading.dose) >= 0.0005 else ""

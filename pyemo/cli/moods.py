@@ -69,7 +69,8 @@ class MoodBuilder:
 
         Raises:
             VectorError: see :meth:`ControlVector.load`.
-            InputError: a strength or layers outside their range, or a raw vector without a strength.
+            InputError: a strength or layers outside their range, or a raw vector without a
+                strength.
         """
         return [self._term(model, spec) for spec in specs]
 
@@ -125,16 +126,20 @@ class MoodBuilder:
         operator = self._options.operator
         if vector.unit == "raw" and operator != "project_out":  # which uses the direction alone
             raise InputError(
-                f"the control vector {vector.name!r} does not say its unit (raw), so it has no default "
-                f"strength; write {spec.source}=1, or rescale it once: pyemo rescale {spec.source} "
-                f"-m {model.name} -o {vector.name}-rescaled.gguf"
+                f"the control vector {vector.name!r} does not say its unit (raw), so it has no "
+                f"default strength; write {spec.source}=1, or rescale it once: pyemo rescale "
+                f"{spec.source} -m {model.name} -o {vector.name}-rescaled.gguf"
             )
         calibration = vector.calibration_for(model.file_sha256) if operator == "add" else None
         if calibration is not None and layers is None and self._options.scope == "both":
             low, high = calibration.window
-            return calibration.strength, "calibration", (
-                f"{vector.name}: strength {calibration.strength:g}, as calibrated on this model file "
-                f"(text stays coherent from {low:g} to {high:g})"
+            return (
+                calibration.strength,
+                "calibration",
+                (
+                    f"{vector.name}: strength {calibration.strength:g}, as calibrated on this "
+                    f"model file (text stays coherent from {low:g} to {high:g})"
+                ),
             )
         default = DEFAULT_STRENGTHS[operator]
         why = "there is no calibration for this model file"
@@ -148,6 +153,28 @@ def steering_of(terms: Iterable[MoodTerm]) -> Steering:
     return Steering.from_terms(*(term.term for term in terms))
 
 
+def title_of(terms: Iterable[MoodTerm]) -> str:
+    """Return the mood in words, such as ``angry=0.02, calm=-0.01@8:20``."""
+    parts = []
+    for term in (mood_term.term for mood_term in terms):
+        layers = f"@{term.layers.start}:{term.layers.stop}" if term.layers else ""
+        how = "" if term.operator == "add" else f" ({term.operator})"
+        parts.append(f"{term.vector.name}={term.strength:g}{layers}{how}")
+    return ", ".join(parts) or "unsteered"
+
+
+def gauges_of(terms: Iterable[MoodTerm]) -> list[Gauge]:
+    """Return a gauge for each vector of the mood that says what a gauge needs."""
+    vectors = dict.fromkeys(mood_term.term.vector for mood_term in terms)
+    return [Gauge(vector) for vector in vectors if _is_gaugeable(vector)]
+
+
+def _is_gaugeable(vector: ControlVector) -> bool:
+    layer = vector.layers[len(vector.layers) // 2]
+    known = vector.residual_norms, vector.neutral_projections
+    return all(layer in rows for rows in known) and bool(vector.directions[layer].any())
+
+
 def dose_of(steering: Steering, n_layer: int) -> float | None:
     """Return the mood's dose, None where a vector does not say the residual norms."""
     try:
@@ -156,9 +183,7 @@ def dose_of(steering: Steering, n_layer: int) -> float | None:
         return None
 
 
-def describe_terms(
-    terms: Iterable[MoodTerm], n_layer: int, schedule: str
-) -> list[dict[str, Any]]:
+def describe_terms(terms: Iterable[MoodTerm], n_layer: int, schedule: str) -> list[dict[str, Any]]:
     """Return a mood's terms for JSON."""
     return [_describe(term, n_layer, schedule) for term in terms]
 

@@ -20,6 +20,7 @@ from pyemo.sampling import SamplerParams
 if TYPE_CHECKING:
     from pyemo.engine import Engine
     from pyemo.model import Model
+    from pyemo.threads import Threads
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 OPERATORS = ("add", "project_out", "clamp", "add_keep_norm")
@@ -34,7 +35,7 @@ class EngineOptions:
     """Which model to open, and how."""
 
     model: str
-    threads: int | None
+    threads: Threads
     n_ctx: int | None
     kv_type: str
 
@@ -45,7 +46,7 @@ class EngineOptions:
         return Model.load(self.model)
 
     def open(self, model: Model, n_needed: int, *, n_batch: int = 256) -> Engine:
-        """Return an engine for one sequence of ``n_needed`` tokens, unless ``--n-ctx`` says otherwise.
+        """Return an engine for one sequence of ``n_needed`` tokens, or as ``--n-ctx`` says.
 
         It has logits for one row at a time: enough to generate, and a small buffer.
         """
@@ -63,6 +64,23 @@ class EngineOptions:
             n_outputs_max=1,
             kv_type=self.kv_type,  # type: ignore[arg-type]
         )
+
+
+class ThreadsType(click.ParamType):
+    """A number of threads, or a word that says when to choose one."""
+
+    name = "threads"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Threads:
+        word = str(value).strip().casefold()
+        if word in ("auto", "live"):
+            return word  # type: ignore[return-value]
+        try:
+            return int(word)  # its range is the engine's matter
+        except ValueError:
+            self.fail(f"{value!r} is not a number, auto or live", param, ctx)
 
 
 @dataclass(frozen=True)
@@ -125,7 +143,11 @@ def model_option(command: Command) -> Command:
 def threads_option(command: Command) -> Command:
     """Add ``--threads``."""
     return click.option(
-        "--threads", type=int, metavar="N", help="Threads of a decode.  [default: all cores]"
+        "--threads",
+        type=ThreadsType(),
+        metavar="N|auto|live",
+        help="Threads of a decode; auto follows the machine's load between replies, live within "
+        "them too.  [default: the cores that are free at the start]",
     )(command)
 
 
@@ -134,7 +156,7 @@ def engine_options(command: Command) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def gathered(
-        *args: Any, model: str, threads: int | None, n_ctx: int | None, kv_type: str, **rest: Any
+        *args: Any, model: str, threads: Threads, n_ctx: int | None, kv_type: str, **rest: Any
     ) -> Any:
         return command(*args, engine=EngineOptions(model, threads, n_ctx, kv_type), **rest)
 
@@ -144,7 +166,10 @@ def engine_options(command: Command) -> Callable[..., Any]:
             model_option,
             threads_option,
             click.option(
-                "--n-ctx", type=int, metavar="N", help="Tokens the context holds.  [default: to fit]"
+                "--n-ctx",
+                type=int,
+                metavar="N",
+                help="Tokens the context holds.  [default: to fit]",
             ),
             click.option(
                 "--kv-type",
@@ -183,8 +208,8 @@ def mood_options(command: Command) -> Callable[..., Any]:
                 "-c",
                 multiple=True,
                 metavar="VECTOR",
-                help="Control vector NAME_OR_FILE[=STRENGTH][@LAYERS], such as anger, anger=0.02 or "
-                "my.gguf=-0.01@8:20. May be given several times.",
+                help="Control vector NAME_OR_FILE[=STRENGTH][@LAYERS], such as anger, anger=0.02 "
+                "or my.gguf=-0.01@8:20. May be given several times.",
             ),
             click.option(
                 "--strength",
@@ -258,7 +283,7 @@ def sampler_options(command: Command) -> Callable[..., Any]:
             _number("--temperature", "0 takes the most likely token always."),
             _number("--top-k", "Keep the N most likely tokens; 0 keeps all."),
             _number("--top-p", "Keep the most likely tokens up to this share; 1 keeps all."),
-            _number("--min-p", "Drop tokens below this share of the most likely one's; 0 keeps all."),
+            _number("--min-p", "Drop tokens below this share of the likeliest one's; 0 keeps all."),
             _number("--repeat-penalty", "Make the last 64 tokens less likely; 1 is off."),
             _number("--seed", "The same seed, file, machine and threads give the same text."),
         ],

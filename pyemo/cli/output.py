@@ -16,7 +16,9 @@ WIDE_COLUMNS = 100
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _CONTROLS = {
-    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(32), *range(127, 160))
+    if chr(code) not in "\n\t"
 }
 
 
@@ -27,14 +29,15 @@ def note(text: str) -> None:
     click.echo(click.style(plain, dim=True) if colored else plain, err=True)
 
 
-def print_json(value: object) -> None:
-    """Print a result as one JSON object; numbers that are not finite are refused, as JSON has none."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+def print_json(value: object, *, one_line: bool = False) -> None:
+    """Print a result as JSON; numbers that are not finite are refused, as JSON has none."""
+    indent = None if one_line else 2
+    click.echo(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False))
 
 
 @contextlib.contextmanager
 def progress(n_steps: int, label: str) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr, where it is a terminal; yields what to call with steps done."""
+    """Show a progress bar on stderr if it is a terminal; yields what to call with steps done."""
     if not sys.stderr.isatty():
         yield lambda _n: None
         return
@@ -60,6 +63,11 @@ def shown_text(text: str) -> str:
 def printable(text: str) -> str:
     """Return ``text`` with control characters made visible, which could command a terminal."""
     return text.translate(_CONTROLS)
+
+
+def valid_text(text: str) -> str:
+    """Return ``text`` for JSON: bytes that were no UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def bar(fraction: float, width: int) -> str:

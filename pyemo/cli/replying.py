@@ -15,7 +15,7 @@ import click
 import pyemo
 from pyemo.cli import output
 from pyemo.cli.meters import gauge_lines
-from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, steering_of
+from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, steering_of, title_of
 from pyemo.cli.options import EngineOptions, MoodOptions
 from pyemo.engine import Engine
 from pyemo.gauges import Gauge
@@ -83,13 +83,8 @@ class Job:
 
     @property
     def title(self) -> str:
-        """The mood in words, such as ``angry=0.02``."""
-        parts = []
-        for term in (mood_term.term for mood_term in self.terms):
-            layers = f"@{term.layers.start}:{term.layers.stop}" if term.layers else ""
-            how = "" if term.operator == "add" else f" ({term.operator})"
-            parts.append(f"{term.vector.name}={term.strength:g}{layers}{how}")
-        return ", ".join(parts) or "unsteered"
+        """The mood in words."""
+        return title_of(self.terms)
 
     def answer(self, steering: Steering) -> Answer:
         """Begin a reply under ``steering``; nothing is decoded yet."""
@@ -108,11 +103,11 @@ class Job:
         """Return for JSON what all replies of the job share."""
         model = self.engine.model
         schedule = self.request.mood.schedule
-        prompt = self.prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         return {
-            "prompt": prompt,
+            "prompt": output.valid_text(self.prompt),
             "system": self.request.system,
             "n_prompt_tokens": len(self.tokens),
+            "load_s": self.load_s,
             "steering": {
                 "terms": describe_terms(self.terms, model.n_layer, schedule),
                 "dose": dose_of(self.steering, model.n_layer),
@@ -158,7 +153,7 @@ class Answer:
             pass
         return self
 
-    def describe(self, load_s: float) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return it for JSON."""
         n_later = len(self.reply.tokens) - 1
         later_s = self._total_s - self._first_token_s
@@ -167,7 +162,6 @@ class Answer:
             "tokens": [_describe_token(token) for token in self.reply.tokens],
             "stop_reason": self.reply.stop_reason,
             "timings": {
-                "load_s": load_s,
                 "first_token_s": self._first_token_s,
                 "total_s": self._total_s,
                 "tokens_per_s": n_later / later_s if n_later and later_s else None,
@@ -187,18 +181,16 @@ def print_reply(job: Job, as_json: bool) -> None:
     """Print the reply as it comes, or as one JSON object."""
     answer = job.answer(job.steering)
     if as_json:
-        output.print_json({**job.describe(), **answer.finish().describe(job.load_s)})
+        output.print_json({**job.describe(), **answer.finish().describe()})
         return
-    _stream(answer)
+    stream(answer)
     _print_end(job, answer)
 
 
 def print_comparison(job: Job, as_json: bool) -> None:
     """Print the unsteered and the steered reply, each computed alone, one after the other."""
     if as_json:
-        plain, steered = (
-            job.answer(mood).finish().describe(job.load_s) for mood in (OFF, job.steering)
-        )
+        plain, steered = (job.answer(mood).finish().describe() for mood in (OFF, job.steering))
         output.print_json({**job.describe(), "unsteered": plain, "steered": steered})
         return
     titles = ("unsteered", job.title)
@@ -216,11 +208,12 @@ def print_comparison(job: Job, as_json: bool) -> None:
 def _stream_titled(job: Job, title: str, steering: Steering) -> Answer:
     click.secho(f"--- {output.printable(title)} ---", bold=True)
     answer = job.answer(steering)
-    _stream(answer)
+    stream(answer)
     return answer
 
 
-def _stream(answer: Answer) -> None:
+def stream(answer: Answer) -> None:
+    """Print the reply's text as it comes, and a line end after it."""
     last = ""
     for text in answer.texts():
         click.echo(output.shown_text(text), nl=False)
@@ -236,7 +229,8 @@ def _print_end(job: Job, answer: Answer, title: str = "") -> None:
             output.note(title + line)
     if answer.reply.stop_reason == "context":
         output.note(
-            f"{title}stopped: the context of {job.engine.n_ctx} tokens is full; take a larger --n-ctx"
+            f"{title}stopped: the context of {job.engine.n_ctx} tokens is full; "
+            "take a larger --n-ctx"
         )
 
 

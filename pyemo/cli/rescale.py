@@ -13,26 +13,31 @@ if TYPE_CHECKING:
     from pyemo.control_vector import ControlVector
     from pyemo.model import Model
     from pyemo.neutral import NeutralStatistics
+    from pyemo.threads import Threads
 
 
 @click.command(short_help="Give a vector of another tool pyemo's unit of strength.")
 @click.argument("file", type=click.Path())
 @model_option
-@click.option("--output", "-o", "target", required=True, metavar="FILE", help="The vector to write.")
+@click.option(
+    "--output", "-o", "target", required=True, metavar="FILE", help="The vector to write."
+)
 @click.option(
     "--layer-shift",
     type=int,
     default=0,
     show_default=True,
     metavar="N",
-    help="Move each direction by N layers first. llama.cpp's cvector-generator writes what it measured "
-    "after block N-1 as direction N: -1 puts it back.",
+    help="Move each direction by N layers first. llama.cpp's cvector-generator writes what it "
+    "measured after block N-1 as direction N: -1 puts it back.",
 )
 @click.option(
     "--layers", metavar="A:B", help="Keep these layers only, B not included; after the shift."
 )
 @click.option(
-    "--allow-other-weights", is_flag=True, help="Rescale for another architecture of the same shape."
+    "--allow-other-weights",
+    is_flag=True,
+    help="Rescale for another architecture of the same shape.",
 )
 @threads_option
 @json_option
@@ -44,7 +49,7 @@ def rescale(
     layer_shift: int,
     layers: str | None,
     allow_other_weights: bool,
-    threads: int | None,
+    threads: Threads,
     as_json: bool,
 ) -> None:
     """Turn the raw vector FILE into residual units, so that 0.02 is 2% of the residual norm.
@@ -86,7 +91,7 @@ def _prepare(file: str, layer_shift: int, layers: str | None) -> ControlVector:
     return vector if layers is None else vector.only_layers(parse_layers(layers))
 
 
-def _measure(model: Model, vector: ControlVector, threads: int | None) -> NeutralStatistics:
+def _measure(model: Model, vector: ControlVector, threads: Threads) -> NeutralStatistics:
     """Read the neutral texts, with a progress bar on stderr."""
     from pyemo.engine import Engine
     from pyemo.extract.sources import neutral_texts
@@ -121,5 +126,6 @@ def _report(
         f"{target}: {len(vector.layers)} layers in residual units of {vector.metadata.source_model}"
     )
     output.note(
-        f"residual norms {min(norms):.3g} to {max(norms):.3g}, the median of {statistics.n_tokens} tokens"
+        f"residual norms {min(norms):.3g} to {max(norms):.3g}, the median of "
+        f"{statistics.n_tokens} tokens"
     )

@@ -30,10 +30,19 @@ from pyemo.sampling import SamplerParams
 @click.option("--system", metavar="TEXT", help="A system message in front.")
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template.")
 @click.option(
-    "--max-tokens", "-n", type=int, default=128, show_default=True, metavar="N", help="Stop after N."
+    "--max-tokens",
+    "-n",
+    type=int,
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Stop after N.",
 )
 @click.option(
-    "--stop", multiple=True, metavar="TEXT", help="Stop before this text. May be given several times."
+    "--stop",
+    multiple=True,
+    metavar="TEXT",
+    help="Stop before this text. May be given several times.",
 )
 @sampler_options
 @engine_options
