@@ -167,7 +167,7 @@ class ControlVector:
             VectorShapeError: a direction is not float32, not one row or not finite.
             VectorModelMismatchError: it was made for other weights, or does not fit.
         """
-        path = _find(name_or_path, model)
+        path = find_vector(name_or_path, None if model is None else model.name)
         file = vector_file.read(path)
         try:
             vector = cls(file.directions, name=path.stem, metadata=VectorMetadata.from_file(file))
@@ -409,18 +409,22 @@ class ControlVector:
         return ControlVector(directions, name=_named(pattern, self._name), metadata=metadata)
 
 
-def _find(name_or_path: str | os.PathLike[str], model: Model | None) -> Path:
-    """Return the file that is meant: an existing path wins, else a bundled vector's name."""
+def find_vector(name_or_path: str | os.PathLike[str], model_name: str | None = None) -> Path:
+    """Return the file that is meant: an existing path wins, else the vector bundled for a model.
+
+    Raises:
+        VectorNotFoundError: a name without a model's, or no vector of that name for the model.
+    """
     text = os.fspath(name_or_path)
     path = Path(os.path.expanduser(text))
     if os.path.isfile(path) or not isinstance(name_or_path, str) or _is_path(text):
         return path  # what is not a file after all is refused by name when it is read
-    if model is None:
+    if model_name is None:
         raise VectorNotFoundError(
             f"no vector file {shown(text)}; a bundled vector is taken by its emotion's name "
             "together with a model: ControlVector.load(name, model=engine.model)"
         )
-    return catalog.vector_path(text, model.name)
+    return catalog.vector_path(text, model_name)
 
 
 def _is_path(text: str) -> bool:
