@@ -19,6 +19,7 @@ from pyemo.model import Model
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import Sequence as TokenSequence
 from pyemo.sequence import step_many
+from pyemo.threads import Threads
 
 # Cells for texts that are only read: several of the longest at a time.
 _READING_CTX = 2048
@@ -54,7 +55,7 @@ class EngineBackend:
         recipe: Recipe,
         *,
         parallel: int = 32,
-        n_threads: int | None = None,
+        n_threads: Threads = None,
     ) -> Iterator[EngineBackend]:
         """Open an engine that fits ``recipe``, and close it at the end of the ``with`` block.
 

@@ -28,18 +28,12 @@ from pyemo.replies import Reply, generate_many
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import OFF, NativeMoods, Pooling, Segments, Sequence
 from pyemo.steering import Steering
+from pyemo.threads import ThreadChoice, Threads
 
 Prompt: TypeAlias = "str | SequenceABC[Message] | SequenceABC[int]"
 """A user's message, a list of messages, or token ids."""
 
 KVType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
-
-
-def default_threads() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Engine:
@@ -60,7 +54,9 @@ class Engine:
         n_ctx: cells of the KV cache, shared by all sequences; one token of one sequence takes one,
             a fork's common past is counted once.
         n_seq_max: sequences at a time, 1 to 256.
-        n_threads: threads of a decode; None for the cores this process may use.
+        n_threads: threads of a decode; None to choose once, now, from the cores this process may
+            use and the system's load; "auto" to choose again before each reply; "live" to follow
+            the load within replies too. What that does to a result: docs/determinism.md.
         n_batch: rows of one decode at most; longer prompts are taken in chunks.
         n_outputs_max: rows of one decode that have logits, at most; a row costs two times n_vocab
             floats. Scoring takes chunks of this size.
@@ -77,7 +73,7 @@ class Engine:
         *,
         n_ctx: int = 2048,
         n_seq_max: int = 1,
-        n_threads: int | None = None,
+        n_threads: Threads = None,
         n_batch: int = 512,
         n_outputs_max: int = 32,
         kv_type: KVType = "f16",
@@ -86,7 +82,7 @@ class Engine:
         self.model = (
             model if isinstance(model, Model) else Model.load(model, n_gpu_layers=n_gpu_layers)
         )
-        threads = default_threads() if n_threads is None else n_threads
+        self.threads = ThreadChoice(n_threads)
         try:
             self._core: _core.Engine | None = _core.Engine(
                 self.model.native,
@@ -94,8 +90,8 @@ class Engine:
                 n_batch=n_batch,
                 n_seq_max=n_seq_max,
                 n_outputs_max=n_outputs_max,
-                n_threads=threads,
-                n_threads_batch=threads,
+                n_threads=self.threads.n_threads,
+                n_threads_batch=self.threads.n_threads,
                 kv_type=kv_type,
             )
         finally:
@@ -149,12 +145,22 @@ class Engine:
 
     @property
     def n_threads(self) -> int:
-        """Threads of a decode. May be set between decodes at no cost; see docs/determinism.md."""
+        """Threads of a decode. Setting it fixes it; costs nothing (docs/determinism.md)."""
         return self.native.n_threads
 
     @n_threads.setter
     def n_threads(self, n_threads: int) -> None:
         self.native.set_n_threads(n_threads, n_threads)
+        self.threads = ThreadChoice(n_threads)
+
+    def follow_load(self, *, within_reply: bool = False) -> None:
+        """Set the threads anew if ``n_threads`` is "auto", or "live" where a reply goes on."""
+        choice = self.threads
+        if not choice.follows:
+            return
+        n_threads = choice.within_reply() if within_reply else choice.before_reply()
+        if n_threads != self.native.n_threads:
+            self.native.set_n_threads(n_threads, n_threads)
 
     @property
     def steering_unsupported(self) -> str:
@@ -361,6 +367,7 @@ class Engine:
                     "take slice(begin, end)"
                 )
             jobs.append((ids, begin, end, self.moods.spans(steering, [(0, False)], 0, len(ids))))
+        self.follow_load()
         with self._logging():
             rows = self.native.read(jobs, chosen, _core.Pooling[pooling])
         shape = (len(chosen), self.model.n_embd)

@@ -48,6 +48,7 @@ class Reply:
             raise InputError(
                 f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
             )
+        sequence.engine.follow_load()
         self.sequence = sequence
         self.tokens: list[Token] = []
         self.stop_reason: StopReason | None = None

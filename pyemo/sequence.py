@@ -382,6 +382,8 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
     engine = sequences[0].engine
     for sequence in sequences:
         sequence._update_schedule()
+    if engine.threads.is_live:
+        engine.follow_load(within_reply=True)
     results = engine.native.step([sequence.id for sequence in sequences], n_top)
     for sequence in sequences:
         if not sequence._segments or not sequence._segments[-1][1]:
