@@ -32,7 +32,8 @@ class Written:
         tokens: without the end-of-generation token.
         text: what they stand for.
         ended: whether the model ended by itself.
-        states: mean hidden states from token ``skip`` on, (n_layers, n_embd), if they were asked for.
+        states: mean hidden states from token ``skip`` on, (n_layers, n_embd), if they were asked
+            for.
     """
 
     tokens: tuple[int, ...]
@@ -85,8 +86,8 @@ class Backend(Protocol):
     ) -> None:
         """Write a reply to each prompt.
 
-        With ``skip``, hidden states of ``layers`` may be pooled while it is written, from the reply's
-        token ``skip`` on.
+        With ``skip``, hidden states of ``layers`` may be pooled while it is written, from the
+        reply's token ``skip`` on.
         """
         ...
 

@@ -25,7 +25,7 @@ def class_means(states: Mapping[str, States]) -> dict[str, Rows]:
 
 def mean_of_classes(means: Mapping[str, Rows]) -> Rows:
     """Return the mean over class means, every class counting the same."""
-    return np.mean(list(means.values()), axis=0)
+    return np.asarray(np.mean(list(means.values()), axis=0))
 
 
 def pair_direction(differences: States) -> Rows:

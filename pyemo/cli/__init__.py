@@ -30,7 +30,9 @@ COMMANDS = {
     "chat": "pyemo.cli.chat:chat",
     "models": "pyemo.cli.models:models",
     "inspect": "pyemo.cli.inspect:inspect",
+    "extract": "pyemo.cli.extract:extract",
     "rescale": "pyemo.cli.rescale:rescale",
+    "study": "pyemo.cli.study:study",
 }
 
 

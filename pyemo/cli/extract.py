@@ -1,0 +1,363 @@
+"""``pyemo extract``: control vectors of emotions, made on the model they will steer."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyemo.cli import output
+from pyemo.cli.options import debug_option, json_option, model_option, threads_option
+from pyemo.cli.quality_text import quality_lines
+
+if TYPE_CHECKING:
+    from pyemo.extract.backend import Backend
+    from pyemo.extract.extraction import VectorSet
+    from pyemo.extract.quality import SetQuality
+    from pyemo.extract.recipe import Recipe
+    from pyemo.extract.sources import EmotionSource
+    from pyemo.extract.texts import Progress
+
+BACKENDS = ("auto", "engine", "transformers")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What computes the hidden states, and how."""
+
+    kind: str
+    model: str
+    device: str
+    dtype: str
+    parallel: int
+    threads: int | None
+
+    @property
+    def is_transformers(self) -> bool:
+        """Whether transformers is meant: named, or the only one that takes this model or device."""
+        if self.kind != "auto":
+            return self.kind == "transformers"
+        path = Path(self.model).expanduser()
+        is_repository = "/" in self.model and ":" not in self.model and not path.is_file()
+        return path.is_dir() or is_repository or self.device not in ("auto", "cpu")
+
+    @contextlib.contextmanager
+    def open(self, recipe: Recipe) -> Iterator[Backend]:
+        """Yield the back end, loaded."""
+        from pyemo.errors import InputError
+
+        if self.parallel < 1:
+            raise InputError(f"--parallel {self.parallel} is no number of texts; give 1 or more")
+        if self.is_transformers:
+            yield self._transformers()
+            return
+        if self.device not in ("auto", "cpu"):
+            raise InputError(
+                f"the engine back end computes on the CPU, not on {self.device!r}; leave --device "
+                "away, or use --backend transformers"
+            )
+        from pyemo.extract.engine_backend import EngineBackend
+
+        with EngineBackend.open(
+            self.model, recipe, parallel=self.parallel, n_threads=self.threads
+        ) as backend:
+            yield backend
+
+    def _transformers(self) -> Backend:
+        from pyemo.extract.transformers_backend import TransformersBackend
+
+        backend = TransformersBackend.load(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,  # type: ignore[arg-type]
+            batch_size=self.parallel,
+        )
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        return backend
+
+
+@click.command(short_help="Make the control vectors of emotions.")
+@click.argument("emotions", nargs=-1, metavar="[EMOTION]...")
+@click.option("--all", "is_all", is_flag=True, help="All 20 emotions, and those of --emotions.")
+@click.option(
+    "--output",
+    "-o",
+    "target",
+    required=True,
+    metavar="PATH",
+    help="A file that ends in .gguf for one emotion, or a folder for EMOTION.gguf of each.",
+)
+@click.option(
+    "--recipe",
+    "-r",
+    default="default",
+    show_default=True,
+    metavar="NAME_OR_FILE",
+    help="How: paper-generation, paper-comprehension, anthropic, contrast, default or a TOML file.",
+)
+@click.option(
+    "--emotions", "own", metavar="FILE", help="Your own emotions: a TOML file; docs/sources.md."
+)
+@model_option
+@click.option(
+    "--backend",
+    "kind",
+    type=click.Choice(BACKENDS),
+    default="auto",
+    show_default=True,
+    help="What computes: the engine for GGUF files, transformers for Hugging Face models and GPUs.",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="For transformers: auto, cpu, cuda, cuda:1, mps.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    show_default=True,
+    help="For transformers: number type of the weights.",
+)
+@click.option(
+    "--parallel",
+    type=int,
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Texts computed side by side; fewer take less memory.",
+)
+@threads_option
+@click.option("--seed", type=int, metavar="N", help="Of the stories.  [default: the recipe's]")
+@click.option(
+    "--stories", metavar="FOLDER", help="Where stories are kept.  [default: pyemo's cache]"
+)
+@click.option(
+    "--fallback",
+    is_flag=True,
+    help="Read the vignettes of an emotion that the model writes no usable stories of.",
+)
+@click.option(
+    "--allow-no-chat-template",
+    is_flag=True,
+    help="Let a model without one continue the recipe's instructions as plain text.",
+)
+@json_option
+@debug_option
+def extract(
+    emotions: tuple[str, ...],
+    is_all: bool,
+    target: str,
+    recipe: str,
+    own: str | None,
+    model: str,
+    kind: str,
+    device: str,
+    dtype: str,
+    parallel: int,
+    threads: int | None,
+    seed: int | None,
+    stories: str | None,
+    fallback: bool,
+    allow_no_chat_template: bool,
+    as_json: bool,
+) -> None:
+    """Make the control vectors of EMOTIONs on a model, and say how well they tell emotions apart.
+
+    Stories that the model writes are kept: a run that was stopped, or another recipe, goes on from
+    them. Where a recipe takes an emotion relative to the mean over emotions, the texts of all of
+    them are read, whichever were asked for.
+
+    \b
+    Example:
+      pyemo extract anger -o anger.gguf
+      pyemo extract --all -m my-model.gguf -o my-vectors
+      pyemo extract --emotions jealous.toml -r paper-generation -o my-vectors
+    """
+    from pyemo.extract.extraction import extract as extract_vectors
+    from pyemo.extract.recipe import Recipe
+
+    began = time.monotonic()
+    chosen = Recipe.load(recipe)
+    if seed is not None:
+        chosen = replace(chosen, seed=seed)
+    mine = _own_emotions(own)
+    asked = _asked(emotions, is_all, mine)
+    paths = _targets(list(asked), target)
+    options = BackendOptions(kind, model, device, dtype, parallel, threads)
+    with options.open(chosen) as backend, _progress_bars() as tell:
+        try:
+            vectors = extract_vectors(
+                backend,
+                asked,
+                recipe=chosen,
+                among=_built_in() | mine,
+                fallback_to_vignettes=fallback,
+                allow_no_chat_template=allow_no_chat_template,
+                stories_folder=None if stories is None else Path(stories).expanduser(),
+                progress=tell,
+            )
+        except KeyboardInterrupt:
+            if chosen.source == "stories":
+                output.note("Stopped. Finished stories are kept; the same command goes on.")
+            raise
+        for name, path in paths.items():
+            vectors.vectors[name].save(path)
+        quality = _quality(backend, vectors, mine, tell)
+    _report(vectors, quality, paths, backend, time.monotonic() - began, as_json)
+
+
+def _own_emotions(path: str | None) -> dict[str, EmotionSource]:
+    from pyemo.extract.sources import load_emotions_file
+
+    return {} if path is None else load_emotions_file(Path(path).expanduser())
+
+
+def _built_in() -> dict[str, EmotionSource]:
+    from pyemo.emotions import EMOTIONS
+    from pyemo.extract.sources import emotion_source
+
+    return {name: emotion_source(name) for name in EMOTIONS}
+
+
+def _asked(
+    names: tuple[str, ...], is_all: bool, mine: Mapping[str, EmotionSource]
+) -> dict[str, EmotionSource]:
+    """Return what is to be extracted; a file's own emotion goes before a built-in one."""
+    from pyemo.emotions import resolve
+    from pyemo.errors import InputError
+
+    if is_all:
+        if names:
+            raise click.UsageError("give emotions by name, or --all")
+        return _built_in() | dict(mine)
+    if not names and not mine:
+        raise click.UsageError(
+            "name an emotion, or give --all; `pyemo inspect --emotions` lists 20"
+        )
+    asked = {}
+    for name in names or tuple(mine):
+        word = name.strip().casefold()
+        if word in mine:
+            asked[word] = mine[word]
+            continue
+        try:
+            word = resolve(name)
+        except InputError as error:
+            if not mine:
+                raise
+            raise InputError(f"{error} The file has {', '.join(mine)}.") from None
+        asked[word] = mine.get(word) or _built_in()[word]
+    return asked
+
+
+def _targets(names: list[str], target: str) -> dict[str, Path]:
+    """Return emotion -> file to write, in a folder that can be written to."""
+    from pyemo.errors import InputError
+    from pyemo.local_files import check_folder_writable
+
+    path = Path(target).expanduser()
+    if path.suffix.lower() != ".gguf":
+        check_folder_writable(path)
+        return {name: path / f"{name}.gguf" for name in names}
+    if len(names) > 1:
+        raise click.UsageError(
+            f"{len(names)} emotions need a folder, and {target} names one file; give -o FOLDER"
+        )
+    if path.is_dir():
+        raise InputError(f"{target} is a folder; name a file in it")
+    check_folder_writable(path.parent)
+    return {names[0]: path}
+
+
+@contextlib.contextmanager
+def _progress_bars() -> Iterator[Progress]:
+    """Yield what an extraction tells its progress to: one bar for each thing that is done."""
+    with contextlib.ExitStack() as shown:
+        current, at = "", 0
+        advance = None
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal current, at, advance
+            if what != current or done < at or advance is None:
+                shown.close()
+                advance = shown.enter_context(output.progress(total, what))
+                current, at = what, 0
+            advance(done - at)
+            at = done
+
+        yield tell
+
+
+def _quality(
+    backend: Backend, vectors: VectorSet, mine: Mapping[str, EmotionSource], tell: Progress
+) -> SetQuality | None:
+    """Return the quality of all emotions that were read; None for one alone."""
+    from pyemo.extract.quality import measure
+    from pyemo.extract.sources import NEUTRAL
+
+    if len(set(vectors.states) - {NEUTRAL}) < 2:
+        return None
+    return measure(backend, vectors, mine, progress=tell)
+
+
+def _report(
+    vectors: VectorSet,
+    quality: SetQuality | None,
+    paths: Mapping[str, Path],
+    backend: Backend,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    if as_json:
+        value: dict[str, Any] = {
+            "vectors": {name: str(path) for name, path in paths.items()},
+            "recipe": vectors.recipe.name,
+            "backend": backend.name,
+            "source_model": backend.source.name,
+            "unused_stories": {name: dict(faults) for name, faults in vectors.faults.items()},
+            "vignettes_instead_of_stories": sorted(vectors.replaced),
+            "left_out_of_mean": sorted(vectors.left_out),
+            "quality": None if quality is None else quality.to_json(),
+            "seconds": round(seconds, 1),
+        }
+        output.print_json(value)
+        return
+    for name, path in paths.items():
+        layers = vectors.vectors[name].layers
+        click.echo(f"{path}: {name}, layers {layers[0]}:{layers[-1] + 1}")
+    if quality is not None:
+        click.echo()
+        for line in quality_lines(quality):
+            click.echo(line)
+    for remark in _remarks(vectors, quality, paths):
+        output.note(remark)
+    output.note(
+        f"recipe {vectors.recipe.name} on {backend.source.name} ({backend.name}), {seconds:.0f} s"
+    )
+
+
+def _remarks(
+    vectors: VectorSet, quality: SetQuality | None, paths: Mapping[str, Path]
+) -> Iterator[str]:
+    if quality is not None and len(quality.emotions) > len(paths):
+        yield (
+            f"{' and '.join(paths)} relative to the mean over {len(quality.emotions)} emotions; "
+            "the numbers above are of all of them"
+        )
+    for name, faults in sorted(vectors.faults.items()):
+        unused = ", ".join(f"{n} {fault}" for fault, n in sorted(faults.items()))
+        instead = "; its vignettes were read instead" if name in vectors.replaced else ""
+        left_out = "; left out of the mean over emotions" if name in vectors.left_out else ""
+        yield f"{name}: stories not used: {unused}{instead}{left_out}"
