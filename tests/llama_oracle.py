@@ -1,7 +1,7 @@
 """llama.cpp by itself, through llama-cpp-python's C bindings: the oracle of the core tests.
 
-Owns one model and one context with F32 keys and values, and steers by ``llama_set_adapter_cvec``.
-Shares no code with pyemo.
+Owns one model and one context, with F32 keys and values unless told otherwise, and steers by
+``llama_set_adapter_cvec``. Shares no code with pyemo.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import llama_cpp
 import numpy as np
@@ -27,11 +28,17 @@ class LlamaOracle:
     """A GGUF model in llama.cpp; a context manager.
 
     ``flash_attention`` is off by default: only without it are keys and values read as plain F32
-    matrix products.
+    matrix products. With ``kv_type`` "f16" they are what llama.cpp chooses by itself.
     """
 
     def __init__(
-        self, path: Path, *, n_ctx: int = 512, n_threads: int = 1, flash_attention: bool = False
+        self,
+        path: Path,
+        *,
+        n_ctx: int = 512,
+        n_threads: int = 1,
+        flash_attention: bool = False,
+        kv_type: Literal["f32", "f16"] = "f32",
     ) -> None:
         llama_cpp.llama_backend_init()
         with ExitStack() as opened:
@@ -44,12 +51,13 @@ class LlamaOracle:
             params = llama_cpp.llama_context_default_params()
             params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
             params.n_threads = params.n_threads_batch = n_threads
-            params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
-            params.flash_attn_type = (
-                llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-                if flash_attention
-                else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            )
+            if kv_type == "f32":
+                params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+                params.flash_attn_type = (
+                    llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+                    if flash_attention
+                    else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+                )
             params.swa_full = True
             self._context = llama_cpp.llama_init_from_model(self._model, params)
             if not self._context:
@@ -79,20 +87,40 @@ class LlamaOracle:
         """
         self._set_control_vector(steer or {})
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        self._decode(tokens, 0, [True] * len(tokens))
+        found = llama_cpp.llama_get_logits(self._context)
+        return np.array(np.ctypeslib.as_array(found, (len(tokens), self.n_vocab)), np.float32)
+
+    def logits_after_each(
+        self, tokens: Sequence[int], steer: Mapping[int, Array] | None = None, *, n_prompt: int
+    ) -> Array:
+        """Return the logits after token n_prompt - 1 and after each later one.
+
+        The first ``n_prompt`` tokens are one decode with logits for its last, as of a prompt; the
+        others are decoded one at a time. float32 (n_tokens - n_prompt + 1, n_vocab).
+        """
+        self._set_control_vector(steer or {})
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        rows = []
+        for begin, end in [(0, n_prompt), *((i, i + 1) for i in range(n_prompt, len(tokens)))]:
+            self._decode(tokens[begin:end], begin, [i == end - 1 for i in range(begin, end)])
+            found = llama_cpp.llama_get_logits_ith(self._context, -1)
+            rows.append(np.array(np.ctypeslib.as_array(found, (self.n_vocab,)), np.float32))
+        return np.stack(rows)
+
+    def _decode(self, tokens: Sequence[int], begin: int, outputs: Sequence[bool]) -> None:
         n_tokens = len(tokens)
         batch = llama_cpp.llama_batch_init(n_tokens, 0, 1)
         try:
             batch.n_tokens = n_tokens
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
+            for i, (token, output) in enumerate(zip(tokens, outputs, strict=True)):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, begin + i, output
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
             status = llama_cpp.llama_decode(self._context, batch)
         finally:
             llama_cpp.llama_batch_free(batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status} for {n_tokens} tokens")
-        found = llama_cpp.llama_get_logits(self._context)
-        return np.array(np.ctypeslib.as_array(found, (n_tokens, self.n_vocab)), np.float32)
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Return the tokens of ``text``, with BOS where the model asks for it."""
