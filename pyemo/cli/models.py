@@ -13,21 +13,41 @@ if TYPE_CHECKING:
     from pyemo.catalog import ModelStatus
 
 
-@click.command(short_help="List the models, and how to get them.")
+class _Models(click.Group):
+    """A group whose one subcommand is imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["requantize"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "requantize":
+            return None
+        from pyemo.cli.requantize import requantize
+
+        return requantize
+
+
+@click.group(
+    cls=_Models, invoke_without_command=True, short_help="List the models, and how to get them."
+)
 @click.option("--path", "name", metavar="NAME", help="Print the path of one model's file only.")
 @json_option
 @debug_option
-def models(name: str | None, as_json: bool) -> None:
+@click.pass_context
+def models(ctx: click.Context, name: str | None, as_json: bool) -> None:
     """List the models that have a name, where they are, and how to get the others.
 
     Any other GGUF model is given by its path, or by its Hugging Face repository as
     org/repo:file.gguf. With --path, a model that is not here yet is fetched from its repository.
+    A model in another format, made by `pyemo models requantize`, is NAME:FORMAT.
 
     \b
     Example:
       pyemo models
       pyemo models --path smollm2-135m-instruct
     """
+    if ctx.invoked_subcommand is not None:
+        return
     from pyemo.catalog import list_models, resolve_model
 
     if name is not None:
