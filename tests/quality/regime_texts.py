@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import random
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +30,13 @@ from pyemo.regimes import TextMeasures, TextRegime, classify_text, measure_text
 
 Record = dict[str, Any]
 
-N_SEEDS = 2  # draws of the default sampler for each prompt
+N_PROMPTS = 10  # each with two unsteered twins: greedy, and one draw of the default sampler
 LENGTHS = (48, 256)
 RANDOM = "random"  # a random direction in an emotion's place
 N_RANDOM = 3
 # Strengths are drawn log-uniformly around a scale: where each model's text was seen to break.
 SPREAD = 4.0
+SIDE_BY_SIDE = {48: 24, 256: 8}
 CHUNK = 120
 
 
@@ -47,9 +50,9 @@ class Plan:
 
 
 PLANS = {
-    "smollm2-135m-instruct": Plan({"all": 0.03, "middle": 0.07, "upper": 0.055}, 480, 120),
-    "gemma-3-270m": Plan({"all": 0.022, "middle": 0.045, "upper": 0.035}, 480, 120),
-    "qwen2.5-coder-0.5b-instruct": Plan({"all": 0.06, "middle": 0.12, "upper": 0.15}, 400, 90),
+    "smollm2-135m-instruct": Plan({"all": 0.03, "middle": 0.07, "upper": 0.055}, 312, 72),
+    "gemma-3-270m": Plan({"all": 0.022, "middle": 0.045, "upper": 0.035}, 264, 56),
+    "qwen2.5-coder-0.5b-instruct": Plan({"all": 0.035, "middle": 0.07, "upper": 0.06}, 168, 24),
 }
 
 
@@ -63,11 +66,10 @@ def layers_of(name: str, n_layer: int) -> range:
 
 
 def prompts_of(model: str) -> list[str]:
-    """Return requests; for the base model also beginnings of sentences, which it can go on with."""
-    requests = [*sources.prompts("selection"), *sources.prompts("evaluation")]
-    if model != "gemma-3-270m":
-        return requests
-    return requests[::2] + list(sources.sentence_openings())[::4]
+    """Return requests; for the base model also beginnings of sentences, which it can continue."""
+    requests = [*sources.prompts("evaluation"), *sources.prompts("selection")]
+    openings = list(sources.sentence_openings())[::4] if model == "gemma-3-270m" else []
+    return random.Random(f"prompts {model}").sample([*requests, *openings], N_PROMPTS)
 
 
 def random_vector(like: ControlVector, seed: int) -> ControlVector:
@@ -95,7 +97,6 @@ def tasks(model: str, plan: Plan, prompts: Sequence[str], rng: random.Random) ->
                 "strength": 0.0 if i % 10 == 0 else round(strength, 4),
                 "layers": layers,
                 "sampler": rng.choice(["greedy", "default"]),
-                "seed": rng.randrange(N_SEEDS),
                 "length": n_tokens,
                 "prompt": rng.choice(prompts),
             }
@@ -103,30 +104,25 @@ def tasks(model: str, plan: Plan, prompts: Sequence[str], rng: random.Random) ->
 
 def twin_key(task: Record) -> str:
     """Name the unsteered text of this prompt and sampler; its first 48 tokens serve short texts."""
-    seed = task["seed"] if task["sampler"] == "default" else 0
-    return f"{task['model']}|{task['prompt']}|{task['sampler']}|{seed}"
+    return f"{task['model']}|{task['prompt']}|{task['sampler']}"
 
 
-def sampler_of(task: Record, own_seed: int = 0) -> SamplerParams:
-    """Return the sampler; a text's own seed keeps an unsteered text from being its twin."""
+def sampler_of(task: Record) -> SamplerParams:
+    """Return the sampler; an unsteered text that is no twin has a seed of its own."""
     if task["sampler"] == "greedy":
         return SamplerParams(temperature=0)
-    return SamplerParams(seed=task["seed"] + own_seed)
+    return SamplerParams(seed=0 if task["is_twin"] or task["strength"] else 100)
 
 
-def write(engine: Engine, jobs: Sequence[tuple[Record, Steering, SamplerParams]]) -> list[Reply]:
-    """Generate, equal lengths side by side."""
-    replies: list[Reply] = []
-    for n_tokens in sorted({job[0]["length"] for job in jobs}):
-        part = [job for job in jobs if job[0]["length"] == n_tokens]
-        replies += engine.generate_many(
-            [task["prompt"] for task, _, _ in part],
-            steering=[mood for _, mood, _ in part],
-            sampler=[sampler for _, _, sampler in part],
-            max_tokens=n_tokens,
-            fixed_shape=False,
-        )
-    return replies
+def write(engine: Engine, part: Sequence[Record], moods: Sequence[Steering]) -> list[Reply]:
+    """Generate side by side."""
+    return engine.generate_many(
+        [task["prompt"] for task in part],
+        steering=moods,
+        sampler=[sampler_of(task) for task in part],
+        max_tokens=part[0]["length"],
+        fixed_shape=False,
+    )
 
 
 def with_text(engine: Engine, records: Sequence[Record], replies: Sequence[Reply]) -> list[Record]:
@@ -153,47 +149,47 @@ def with_text(engine: Engine, records: Sequence[Record], replies: Sequence[Reply
     ]
 
 
-def pool(model: str, file: str, vectors: Path, out: Path, n_seq_max: int = 24) -> None:
-    """Write one model's texts and their twins."""
+def pool(model: str, file: str, vectors: Path, out: Path, seconds: float) -> None:
+    """Write one model's texts and their twins; what ``out`` holds already is not written again."""
     plan, rng = PLANS[model], random.Random(f"regimes {model}")
-    prompts = prompts_of(model)
-    with Engine(
-        file, n_ctx=n_seq_max * 340, n_seq_max=n_seq_max, n_threads=1, n_outputs_max=64
-    ) as engine:
+    todo = list(tasks(model, plan, prompts_of(model), rng))
+    rng.shuffle(todo)
+    for task in todo:
+        task["twin"] = twin_key(task)
+    twins = {task["twin"]: task for task in todo}.values()
+    unsteered = {"emotion": "", "strength": 0.0, "length": max(LENGTHS), "is_twin": True}
+    todo = [*(twin | unsteered for twin in twins), *(task | {"is_twin": False} for task in todo)]
+    parts = []
+    for length, size in SIDE_BY_SIDE.items():
+        group = [task for task in todo if task["length"] == length]
+        parts += [group[first : first + size] for first in range(0, len(group), size)]
+    rng.shuffle(parts)
+    done = {record["part"] for record in read_lines(out)} if out.exists() else set()
+    until = time.monotonic() + seconds
+    with Engine(file, n_ctx=3072, n_seq_max=24, n_threads=1, n_outputs_max=64) as engine:
         known = {name: ControlVector.load(vectors / f"{name}.gguf") for name in EMOTIONS}
         known |= {v.name: v for v in (random_vector(known["sad"], i) for i in range(N_RANDOM))}
-        todo = list(tasks(model, plan, prompts, rng))
-        twins = {
-            twin_key(task): {**task, "emotion": "", "strength": 0.0, "length": max(LENGTHS)}
-            for task in todo
-        }
-        for task in todo:
-            task["twin"] = twin_key(task)
-        for key, twin in twins.items():
-            twin["twin"] = key
-        n_layer = engine.model.n_layer
-        jobs = [
-            (
-                task,
-                Steering(
-                    {known[task["emotion"]]: task["strength"]},
-                    layers=layers_of(task["layers"], n_layer),
-                ),
-                sampler_of(task, own_seed=0 if task["strength"] else 100),
-            )
-            for task in todo
-        ]
-        jobs.sort(key=lambda job: job[0]["length"])
-        with out.open("w", encoding="utf-8") as lines:
-            for is_twin, group in ((True, list(twins.values())), (False, [])):
-                chosen = [(t, Steering(), sampler_of(t)) for t in group] if is_twin else jobs
-                for first in range(0, len(chosen), 4 * n_seq_max):
-                    part = chosen[first : first + 4 * n_seq_max]
-                    records = with_text(engine, [job[0] for job in part], write(engine, part))
-                    for record in records:
-                        lines.write(json.dumps({"is_twin": is_twin} | record) + "\n")
-                    lines.flush()
-                    print(f"{model}: {first + len(part)} of {len(chosen)}", flush=True)
+        for number, part in enumerate(parts):
+            if number in done or time.monotonic() > until:
+                continue
+            moods = [mood_of(task, known, engine.model.n_layer) for task in part]
+            records = with_text(engine, part, write(engine, part, moods))
+            with out.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(record | {"part": number}) + "\n" for record in records)
+            print(f"{model}: part {number} of {len(parts)}", flush=True)
+
+
+def mood_of(task: Record, known: dict[str, ControlVector], n_layer: int) -> Steering:
+    """Return the steering of a text; off for a twin."""
+    if task["is_twin"]:
+        return Steering()
+    vector, layers = known[task["emotion"]], layers_of(task["layers"], n_layer)
+    return Steering({vector: task["strength"]}, layers=layers)
+
+
+def read_lines(path: Path) -> list[Record]:
+    """Return the records of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def proposed(record: Record, twins: dict[str, Record]) -> TextRegime:
@@ -225,7 +221,7 @@ def measures_of(record: Record, known: Sequence[str] = ()) -> TextMeasures:
 def draw(pools: Sequence[Path], texts: Path, blind: Path, n_short: int, n_long: int) -> None:
     """Pick texts evenly over proposed labels and models; write them, their twins and the chunks."""
     rng = random.Random("draw")
-    records = [json.loads(line) for path in pools for line in path.read_text("utf-8").splitlines()]
+    records = [record for path in pools for record in read_lines(path)]
     twins = {record["twin"]: record for record in records if record["is_twin"]}
     strata: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
@@ -243,7 +239,7 @@ def draw(pools: Sequence[Path], texts: Path, blind: Path, n_short: int, n_long: 
     for record in chosen:
         source = f"{record['twin']}|{record['emotion']}|{record['strength']}|{record['layers']}"
         record["id"] = hashlib.sha256(f"{source}|{record['tokens']}".encode()).hexdigest()[:8]
-        del record["is_twin"], record["short_text"]
+        del record["is_twin"], record["short_text"], record["part"]
     chosen = list({record["id"]: record for record in chosen}.values())
     write_lines(texts / "texts.jsonl", sorted(chosen, key=lambda record: record["id"]))
     used = {record["twin"] for record in chosen}
@@ -269,6 +265,7 @@ def main() -> None:
     make.add_argument("vectors", type=Path)
     make.add_argument("out", type=Path)
     make.add_argument("--file", help="another quantization of the model")
+    make.add_argument("--seconds", type=float, default=math.inf, help="stop after; may be resumed")
     pick = commands.add_parser("draw")
     pick.add_argument("pools", type=Path, nargs="+")
     pick.add_argument("--texts", type=Path, required=True)
@@ -277,7 +274,7 @@ def main() -> None:
     pick.add_argument("--n-long", type=int, default=240)
     given = parser.parse_args()
     if given.command == "pool":
-        pool(given.model, given.file or given.model, given.vectors, given.out)
+        pool(given.model, given.file or given.model, given.vectors, given.out, given.seconds)
     else:
         draw(given.pools, given.texts, given.blind, given.n_short, given.n_long)
 
