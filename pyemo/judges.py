@@ -148,21 +148,17 @@ class Embedder:
         import torch
 
         out = np.zeros((len(windows), self._model.config.hidden_size))
-        begin, end, pad = (
-            self._tokenizer.cls_token_id,
-            self._tokenizer.sep_token_id,
-            self._tokenizer.pad_token_id,
-        )
+        before, after = _special_tokens(self._tokenizer)
         order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
         for first in range(0, len(order), _BATCH):
             rows = order[first : first + _BATCH]
-            width = max(len(windows[i]) for i in rows) + 2
-            ids = torch.full((len(rows), width), pad)
+            texts = [[*before, *windows[i], *after] for i in rows]
+            width = max(map(len, texts))
+            ids = torch.full((len(rows), width), self._tokenizer.pad_token_id)
             mask = torch.zeros((len(rows), width), dtype=torch.long)
-            for row, i in enumerate(rows):
-                n = len(windows[i]) + 2
-                ids[row, :n] = torch.tensor([begin, *windows[i], end])
-                mask[row, :n] = 1
+            for row, text in enumerate(texts):
+                ids[row, : len(text)] = torch.tensor(text)
+                mask[row, : len(text)] = 1
             with torch.inference_mode():
                 hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
             weights = mask.unsqueeze(-1).to(hidden.dtype)
@@ -325,8 +321,9 @@ class ClassifierJudge:
                 "repository"
             ) from error
         self._ids = _label_ids(self._model.config.id2label, labels, self.name)
+        self._before, self._after = _special_tokens(self._tokenizer)
         limits = (self._tokenizer.model_max_length, self._model.config.max_position_embeddings - 2)
-        self._max_pieces = int(min(512, *limits)) - self._tokenizer.num_special_tokens_to_add()
+        self._max_pieces = int(min(512, *limits)) - len(self._before) - len(self._after)
 
     @property
     def emotions(self) -> tuple[str, ...]:
@@ -355,7 +352,7 @@ class ClassifierJudge:
         total = np.zeros(len(self._model.config.id2label))
         windows = _windows(text, self._tokenizer, self._max_pieces) or [[]]
         for window in windows:
-            ids = self._tokenizer.build_inputs_with_special_tokens(window)
+            ids = [*self._before, *window, *self._after]
             with torch.inference_mode():
                 logits = self._model(input_ids=torch.tensor([ids])).logits[0].double()
             if self._model.config.problem_type == "multi_label_classification":
@@ -433,6 +430,26 @@ def accuracy(judge: Judge, emotions: Sequence[str] = tuple(EMOTIONS)) -> JudgeAc
     return JudgeAccuracy(len(own), len(emotions), int((ranks == 1).sum()), float(ranks.mean()))
 
 
+def pair_accuracy(
+    judge: Judge | PairJudge, emotions: Sequence[str] = tuple(EMOTIONS)
+) -> Proportion:
+    """Return how often a held-out vignette sounds more like its emotion than one of another does.
+
+    Each is compared with one other, of another emotion each time; chance is 50%. This is what
+    judging an effect asks of a judge, so it says more of it than :func:`accuracy`.
+    """
+    n = len(emotions)
+    texts = [[v.text for v in sources.vignettes(name, "held_out")] for name in emotions]
+    hits = []
+    for index, emotion in enumerate(emotions):
+        others = [
+            texts[(index + 1 + i % (n - 1)) % n][i % len(texts[0])]
+            for i in range(len(texts[index]))
+        ]
+        hits += nearer(judge, texts[index], others, emotion).tolist()
+    return Proportion(sum(hits), len(hits))
+
+
 # --- shared ---
 
 
@@ -460,6 +477,14 @@ def _windows(text: str, tokenizer: Any, size: int) -> list[list[int]]:
             continue
         windows += [pieces[i : i + size] for i in range(0, len(pieces), size)]
     return windows
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return what the tokenizer puts before and after a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:at], whole[at + len(bare) :]
 
 
 def _label_ids(

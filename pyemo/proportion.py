@@ -35,12 +35,12 @@ class Proportion:
     @property
     def low(self) -> float:
         """Lower end of the 95% interval."""
-        return max(0.0, self._centre - self._half)
+        return max(0.0, self._centre - self._half) if self.k else 0.0
 
     @property
     def high(self) -> float:
         """Upper end of the 95% interval."""
-        return min(1.0, self._centre + self._half)
+        return min(1.0, self._centre + self._half) if self.k < self.n else 1.0
 
     @property
     def _centre(self) -> float:
