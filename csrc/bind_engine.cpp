@@ -113,6 +113,15 @@ void register_engine(py::module_ & m) {
                  for (const auto & values : out) arrays.append(to_array(values, {py::ssize_t(values.size())}));
                  return arrays;
              }, py::arg("jobs"), "Score (tokens, n_given, spans) jobs; one float32 array of log-probabilities each.")
+        .def("score_next", [](Engine & e, int seq, const std::vector<llama_token> & tokens) {
+                 std::vector<float> out;
+                 {
+                     py::gil_scoped_release release;
+                     out = e.score_next(seq, tokens);
+                 }
+                 return to_array(out, {py::ssize_t(out.size())});
+             }, py::arg("seq"), py::arg("tokens"),
+             "Append tokens and return their log-probabilities given all before; float32, a copy.")
         .def("read", [](Engine & e, const std::vector<std::tuple<std::vector<llama_token>, int, int, PySpans>> & jobs,
                         const std::vector<int> & layers, Pooling pooling) {
                  std::vector<ReadJob> native;

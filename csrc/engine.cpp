@@ -689,6 +689,28 @@ std::vector<std::vector<float>> Engine::score(const std::vector<ScoreJob> & jobs
     return out;
 }
 
+std::vector<float> Engine::score_next(int seq, const std::vector<llama_token> & tokens) {
+    append(seq, tokens);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Sequence & s = at(seq);
+    const size_t n_before = s.tokens.size() - tokens.size();
+    s.n_given = int(n_before);  // from here on the sequence is scored, as a job of score() is
+    s.logprobs.clear();
+    try {
+        for (auto rows = next_chunk({seq}); !rows.empty(); rows = next_chunk({seq})) {
+            decode(rows, false);
+        }
+    } catch (...) {
+        s.n_given = -1;
+        s.tokens.resize(n_before);
+        rewind(seq, std::min(s.n_decoded, int(n_before)));
+        throw;
+    }
+    s.n_given = -1;
+    s.has_logits = false;
+    return std::move(s.logprobs);
+}
+
 std::vector<std::vector<float>> Engine::read(const std::vector<ReadJob> & jobs, const std::vector<int> & layers, Pooling pooling) {
     check_reading(layers);
     std::vector<std::vector<float>> out;

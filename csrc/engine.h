@@ -108,6 +108,9 @@ public:
 
     // Log-probabilities of tokens[max(1, n_given):] of each job. Uses free sequences, leaves none behind.
     std::vector<std::vector<float>> score(const std::vector<ScoreJob> & jobs);
+    // Appends tokens to a sequence and returns the log-probability of each given all before it; the first
+    // token of a sequence has none. The last one stays pending. Nothing is appended if it fails.
+    std::vector<float> score_next(int seq, const std::vector<llama_token> & tokens);
     // Pooled hidden states of each job; see Reader::values. Uses free sequences, leaves none behind.
     std::vector<std::vector<float>> read(const std::vector<ReadJob> & jobs, const std::vector<int> & layers, Pooling pooling);
 

@@ -272,6 +272,28 @@ class Sequence:
         self._update_schedule()
         return self._native.logits(self.id)
 
+    def score_next(
+        self, tokens: SequenceABC[int], *, is_reply: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """Append ``tokens`` and return how likely each was, under the mood of now.
+
+        Many tokens cost one decode; their chunks are those of ``n_outputs_max`` rows.
+
+        Args:
+            is_reply: see :meth:`append`.
+        Returns:
+            float32 (n_tokens,), natural log-probability of each given all before it; one fewer for
+            a sequence that was empty.
+        Raises:
+            ContextFullError: more tokens than the context holds; none is appended then.
+            DecodeAbortedError: logits that are not finite.
+        """
+        n = self.n_tokens
+        if not self._segments or self._segments[-1][1] != is_reply:
+            self._segments.append((n, is_reply))
+        self._apply_mood()
+        return self._native.score_next(self.id, list(tokens))
+
     # --- going back and sideways ---
 
     def fork(self, *, sampler: SamplerParams | None = None) -> Sequence:
