@@ -17,6 +17,7 @@ PyemoError
 │  ├─ ContextFullError           no room left for these tokens
 │  ├─ SequenceLimitError         no room left for another sequence
 │  └─ DecodeAbortedError         interrupted, or the engine could not compute
+├─ SchedulerError                start the scheduler, then the same study again
 └─ MissingExtraError(ImportError)  an optional dependency is not installed
 
 One branch per decision of the caller. Every message says what was wrong, the value, the allowed
@@ -90,6 +91,10 @@ class SequenceLimitError(DecodeError):
 
 class DecodeAbortedError(DecodeError):
     """The decode was interrupted, or the engine could not compute it."""
+
+
+class SchedulerError(PyemoError):
+    """The scheduler of a study is not there, or was lost; what was computed is kept."""
 
 
 class MissingExtraError(PyemoError, ImportError):
