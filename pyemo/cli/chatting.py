@@ -9,7 +9,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -123,11 +123,10 @@ class ChatSession:
 
     def run(self) -> None:
         """Answer lines of stdin until they end or ``/quit`` comes."""
-        stdin = click.get_text_stream("stdin", errors="surrogateescape")
-        read = _typed_lines if stdin.isatty() else _piped_lines
-        if stdin.isatty():
+        is_typed = sys.stdin.isatty()
+        if is_typed:
             output.note(f"{self._model.name}; /help shows the commands, Ctrl-D ends")
-        for line in read(stdin):
+        for line in _typed_lines() if is_typed else _piped_lines():
             self.take(line)
             if self._has_ended:
                 return
@@ -259,12 +258,13 @@ class ChatSession:
         self._has_ended = True
 
 
-def _piped_lines(stdin: TextIO) -> Iterator[str]:
-    for line in stdin:
-        yield line.removesuffix("\n").removesuffix("\r")
+def _piped_lines() -> Iterator[str]:
+    """Yield the lines of stdin; any bytes survive."""
+    for line in sys.stdin.buffer:
+        yield line.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
 
 
-def _typed_lines(_stdin: TextIO) -> Iterator[str]:
+def _typed_lines() -> Iterator[str]:
     """Yield what is typed, with editing and history where Python has them."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, input() uses it when it is there
@@ -275,5 +275,5 @@ def _typed_lines(_stdin: TextIO) -> Iterator[str]:
             click.echo(err=True)
             output.note("Ctrl-D or /quit ends the chat")
         except EOFError:
-            sys.stdout.write("\n")
+            click.echo()
             return

@@ -1,4 +1,4 @@
-"""One vector described: its fields, a chart of its lengths, doses and fit; for people and as JSON."""
+"""One vector described, for people and as JSON: fields, a chart of lengths, doses, fit."""
 
 from __future__ import annotations
 
@@ -193,10 +193,8 @@ def _chart(vector: ControlVector) -> list[str]:
         filled = output.bar(length / longest if longest else 0.0, _BAR_WIDTH)
         norm = f"{output.short(norms[layer]):>13}" if norms else ""
         neutral = f"{output.short(projections[layer]):>20}" if projections else ""
-        lines.append(
-            f"{layer:>5}        {filled} {output.short(length):>8} {norm}{neutral}".rstrip()
-        )
-    return lines
+        lines.append(f"{layer:>5}        {filled} {output.short(length):>8} {norm}{neutral}")
+    return [line.rstrip() for line in lines]
 
 
 def _dose_lines(vector: ControlVector) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -13,6 +16,9 @@ from pyemo.cli.replying import Answer
 WINDOW = 8
 """Tokens whose mean the bars show: one token's reading jumps too much to be read."""
 
+INTERVAL_S = 0.08
+"""Seconds between two pictures."""
+
 
 def stream_with_gauges(answer: Answer, console: Console | None = None) -> None:
     """Decode the reply: finished lines scroll up, the open one stands over the gauges.
@@ -21,15 +27,19 @@ def stream_with_gauges(answer: Answer, console: Console | None = None) -> None:
     """
     console = console or Console(highlight=False)
     line = ""
+    shown_at = -math.inf
     # what the reader stops (Ctrl-C) leaves the open line on the screen too
-    with Live(console=console, transient=True, refresh_per_second=12) as live:
+    with Live(console=console, transient=True, auto_refresh=False) as live:
         try:
             for text in answer.texts():
                 *done, line = (line + printable(text)).split("\n")
                 for whole in done:
                     console.print(Text(whole))
-                bars = reading_lines(gauge_means(answer.reply.tokens[-WINDOW:]))
-                live.update(Group(Text(line), *(Text(bar, style="dim") for bar in bars)))
+                if time.monotonic() - shown_at > INTERVAL_S:
+                    bars = reading_lines(gauge_means(answer.reply.tokens[-WINDOW:]))
+                    bars_text = (Text(bar, style="dim") for bar in bars)
+                    live.update(Group(Text(line), *bars_text), refresh=True)
+                    shown_at = time.monotonic()
         finally:
             live.update(Text(""))
             if line:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -173,7 +174,7 @@ def read_prompt(prompt: str) -> str:
     """Return the prompt, from stdin for ``-``, without a last line end; any bytes survive."""
     if prompt != "-":
         return prompt
-    text = click.get_binary_stream("stdin").read().decode("utf-8", "surrogateescape")
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -1,0 +1,67 @@
+"""Models and vectors that the commands are run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from engines import random_vector
+from tiny_models import TinyModel, build_tiny
+
+from pyemo import ControlVector, Model
+from pyemo.vector_metadata import Calibration, VectorMetadata
+
+NORMS = (6.0, 7.0, 8.0, 9.0)  # about those of the tiny llama's layers
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny: Callable[[str], TinyModel]) -> TinyModel:
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def model(tiny_llama: TinyModel) -> Path:
+    """The tiny llama's file: 4 layers, ChatML."""
+    return tiny_llama.path
+
+
+@pytest.fixture(scope="session")
+def base_model(tiny: Callable[[str], TinyModel]) -> Path:
+    """The tiny gpt2's file: no chat template."""
+    return tiny("gpt2").path
+
+
+@pytest.fixture(scope="session")
+def vectors(tiny_llama: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of vectors for the tiny llama.
+
+    warm, cold: residual units. calibrated: warm with a strength of 0.3 for the model file. raw: no
+    unit. other: made on other weights. wide: of another width.
+    """
+    folder = tmp_path_factory.mktemp("vectors")
+    loaded = Model.load(tiny_llama.path)
+    known = VectorMetadata(unit="raw", emotion="loving").with_source(loaded)
+    warm = random_vector(loaded, layers=[1, 2, 3], seed=1, metadata=known)
+    warm = warm.rescaled(NORMS, (0.0, 0.1, 0.2, 0.3))
+    warm.save(folder / "warm.gguf")
+    cold = random_vector(loaded, layers=[1, 2, 3], seed=2, metadata=known)
+    cold.rescaled(NORMS, (0.0, 0.1, 0.2, 0.3)).save(folder / "cold.gguf")
+    calibration = Calibration(
+        loaded.file_sha256, loaded.name, "greedy", 64, (0.2, 0.4), 0.3, '{"n_prompts": 8}'
+    )
+    warm.with_calibration(calibration).save(folder / "calibrated.gguf")
+    raw = VectorMetadata(architecture="llama")
+    random_vector(loaded, layers=[1, 2, 3], seed=3, metadata=raw).save(folder / "raw.gguf")
+    others = replace(warm.metadata, source_sha256="0" * 64, weights_fingerprint="0" * 64)
+    warm.with_metadata(others).save(folder / "other.gguf")
+    ControlVector({1: [1.0, 2.0]}, metadata=raw).save(folder / "wide.gguf")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def broken_template_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama whose chat template is not Jinja."""
+    path = tmp_path_factory.mktemp("broken") / "model.gguf"
+    return build_tiny("llama", path, chat_template="{% for %}").path

@@ -1,0 +1,112 @@
+"""``pyemo inspect``: what a vector's file says, the 20 emotions, and the fit with a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import pyemo
+
+from pyemo import ControlVector
+from pyemo.catalog import list_vectors
+from pyemo.emotions import EMOTIONS
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def test_fields_of_the_file_are_shown() -> None:
+    result = pyemo("inspect", GOLDEN / "v1-residual.gguf")
+    assert result.exit_code == 0
+    for words in (
+        "angry (anger, rage, furious, fury); its opposite: calm",
+        "residual: strength 0.02 adds 2%",
+        "golden-model",
+        "a" * 64,
+        'method = "mean"',
+        "strength 0.02, window 0.01 to 0.03",
+    ):
+        assert words in result.stdout
+
+
+def test_chart_has_a_bar_for_each_layer() -> None:
+    lines = pyemo("inspect", GOLDEN / "v1-residual.gguf").stdout.splitlines()
+    bars = {line.split()[0]: line.count("█") for line in lines if "█" in line}
+    assert list(bars) == ["1", "2", "4"]
+    assert bars["1"] < bars["2"] < bars["4"] == 24
+
+
+def test_doses_are_the_vector_s() -> None:
+    vector = ControlVector.load(GOLDEN / "v1-residual.gguf")
+    described = json.loads(pyemo("inspect", GOLDEN / "v1-residual.gguf", "--json").stdout)
+    assert described["doses"] == [
+        {"strength": s, "dose": pytest.approx(vector.dose(s))} for s in (0.01, 0.02)
+    ]
+
+
+def test_file_of_another_tool_says_what_it_does_not_say() -> None:
+    result = pyemo("inspect", GOLDEN / "repeng.gguf")
+    assert "raw: a strength is a plain factor; `pyemo rescale`" in result.stdout
+    assert "dose         not known" in result.stdout
+
+
+def test_fit_with_a_model_is_said(model: Path, vectors: Path) -> None:
+    result = pyemo("inspect", vectors / "warm.gguf", "-m", model)
+    assert result.exit_code == 0
+    assert "made on this very model file" in result.stdout
+
+
+def test_vector_that_does_not_fit_is_shown_and_an_error(model: Path, vectors: Path) -> None:
+    result = pyemo("inspect", vectors / "other.gguf", "-m", model, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["fit"]["kind"] == "does not fit"
+    assert "use a vector made for this model" in result.stderr
+
+
+def test_json_and_text_tell_the_same_lengths() -> None:
+    described = json.loads(pyemo("inspect", GOLDEN / "v1-raw.gguf", "--json").stdout)
+    text = pyemo("inspect", GOLDEN / "v1-raw.gguf").stdout
+    assert described["lengths"]
+    assert all(f"{length:.3g}" in text for length in described["lengths"])
+
+
+def test_emotions_are_listed_with_other_names_and_opposites() -> None:
+    lines = pyemo("inspect", "--emotions").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(EMOTIONS)
+    (angry,) = (line for line in lines if line.startswith("angry"))
+    assert "opposite: calm" in angry
+    assert "anger, rage" in angry
+
+
+def test_emotions_as_json_say_what_is_bundled() -> None:
+    rows = json.loads(pyemo("inspect", "--emotions", "--json").stdout)
+    bundled = {row["name"] for row in rows if row["is_bundled"]}
+    assert len(rows) == 20
+    assert bundled == set(list_vectors("smollm2-135m-instruct"))
+
+
+def test_bundled_vector_is_found_by_name() -> None:
+    described = json.loads(pyemo("inspect", "Anger", "--json").stdout)
+    assert described["emotion"] == "angry"
+    assert described["source"]["model"] == "smollm2-135m-instruct"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("angri", "did you mean 'angry'"),
+        ("missing.gguf", "check the path"),
+        (str(GOLDEN / "README.md"), "GGUF"),
+    ],
+)
+def test_what_is_no_vector_is_refused(name: str, remedy: str) -> None:
+    result = pyemo("inspect", name)
+    assert result.exit_code == 1
+    assert remedy in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("anger", "--emotions")])
+def test_vector_or_emotions_is_needed(arguments: tuple[str, ...]) -> None:
+    result = pyemo("inspect", *arguments)
+    assert result.exit_code == 2
+    assert "give a VECTOR, or --emotions" in result.stderr

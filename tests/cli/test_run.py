@@ -1,0 +1,316 @@
+"""``pyemo run``: what it prints where, what it refuses, and what it says then."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import pyemo, start
+
+from pyemo import ControlVector, Engine, SamplerParams, Steering
+from pyemo.catalog import list_vectors
+from pyemo.errors import VectorNotFoundError
+
+SMALL = ("--threads", 1, "--max-tokens", 8, "--seed", 3)
+
+
+def run_json(*arguments: object, stdin: str | None = None) -> dict[str, Any]:
+    result = pyemo("run", *SMALL, "--json", *arguments, stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    described: dict[str, Any] = json.loads(result.stdout)
+    return described
+
+
+def library_text(model: Path, steering: Steering | None = None) -> str:
+    with Engine(model, n_ctx=256, n_batch=256, n_outputs_max=1, n_threads=1) as engine:
+        reply = engine.generate("the story", steering=steering or Steering(), max_tokens=8, seed=3)
+        return "".join(token.text for token in reply)
+
+
+# --- results ---
+
+
+def test_reply_is_the_library_s(model: Path) -> None:
+    result = pyemo("run", *SMALL, "-m", model, "the story")
+    assert result.exit_code == 0
+    assert result.stdout == library_text(model) + "\n"
+
+
+def test_steered_reply_is_the_library_s(model: Path, vectors: Path) -> None:
+    warm = ControlVector.load(vectors / "warm.gguf")
+    result = pyemo("run", *SMALL, "-m", model, "-c", f"{vectors}/warm.gguf=0.5", "the story")
+    assert result.stdout == library_text(model, Steering({warm: 0.5})) + "\n"
+
+
+def test_result_and_messages_are_apart(model: Path, vectors: Path) -> None:
+    result = pyemo("run", *SMALL, "-m", model, "-c", vectors / "warm.gguf", "--json", "the story")
+    json.loads(result.stdout)
+    assert "strength 0.02, the default" in result.stderr
+
+
+def test_text_comes_token_by_token(smollm2: Path) -> None:
+    with start("run", "--threads", 1, "-n", 60, "--raw", "-m", smollm2, "Once upon") as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        assert process.poll() is None  # the rest is still to come
+        process.stdout.read()
+    assert process.returncode == 0
+
+
+def test_json_has_all_that_is_needed_to_repeat_it(model: Path, vectors: Path) -> None:
+    described = run_json("-m", model, "-c", f"{vectors}/warm.gguf=0.25@1:3", "the story")
+    assert described["text"] == "".join(token["text"] for token in described["tokens"])
+    assert described["prompt"] == "the story"
+    assert described["sampler"]["seed"] == 3
+    assert described["engine"]["n_threads"] == 1
+    assert len(described["model"]["sha256"]) == 64
+    (term,) = described["steering"]["terms"]
+    assert (term["vector"], term["strength"], term["layers"]) == ("warm", 0.25, [1, 3])
+    assert term["fit"] == "same file"
+    assert described["steering"]["dose"] > 0
+    assert described["stop_reason"] == "length"
+
+
+def test_json_is_the_same_reply(model: Path) -> None:
+    assert run_json("-m", model, "the story")["text"] == library_text(model)
+
+
+def test_comparison_has_both_replies_as_each_alone(model: Path, vectors: Path) -> None:
+    cvec = ("-c", f"{vectors}/warm.gguf=0.5")
+    both = run_json("-m", model, "--compare", *cvec, "the story")
+    assert both["unsteered"]["text"] == run_json("-m", model, "the story")["text"]
+    assert both["steered"]["text"] == run_json("-m", model, *cvec, "the story")["text"]
+
+
+def test_comparison_shows_both_texts_under_their_titles(model: Path, vectors: Path) -> None:
+    arguments = ("-m", model, "--compare", "-c", f"{vectors}/warm.gguf=0.5", "the story")
+    result = pyemo("run", *SMALL, *arguments)
+    _, _, rest = result.stdout.partition("--- unsteered ---\n")
+    plain, _, steered = rest.partition("\n--- warm=0.5 ---\n")
+    assert plain == library_text(model)
+    assert steered.rstrip("\n") != plain
+
+
+def test_prompt_comes_from_stdin(model: Path) -> None:
+    assert run_json("-m", model, "-", stdin="the story\n")["prompt"] == "the story"
+
+
+def test_prompt_of_any_bytes_is_read(model: Path) -> None:
+    result = pyemo("run", *SMALL, "-m", model, "--json", "-", stdin=b"the \xff story")
+    assert json.loads(result.stdout)["prompt"] == "the \N{REPLACEMENT CHARACTER} story"
+
+
+def test_system_message_is_used(model: Path) -> None:
+    plain = run_json("-m", model, "the story")
+    told = run_json("-m", model, "--system", "you are happy", "the story")
+    assert told["n_prompt_tokens"] > plain["n_prompt_tokens"]
+
+
+def test_raw_leaves_out_the_template(model: Path) -> None:
+    raw = run_json("-m", model, "--raw", "the story")
+    assert raw["n_prompt_tokens"] < run_json("-m", model, "the story")["n_prompt_tokens"]
+
+
+def test_base_model_says_that_it_has_no_template(base_model: Path) -> None:
+    result = pyemo("run", *SMALL, "-m", base_model, "the story")
+    assert result.exit_code == 0
+    assert "no chat template" in result.stderr
+
+
+def test_stop_string_ends_the_reply(model: Path) -> None:
+    whole = run_json("-m", model, "the story")["text"]
+    stopped = run_json("-m", model, "--stop", whole[3:5], "the story")
+    assert stopped["text"] == whole[:3]
+    assert stopped["stop_reason"] == "stop"
+
+
+def test_greedy_needs_no_seed(model: Path) -> None:
+    texts = {
+        run_json("-m", model, "--temperature", 0, "--seed", seed, "the story")["text"]
+        for seed in (1, 2, 3)
+    }
+    assert len(texts) == 1
+
+
+# --- moods ---
+
+
+def test_several_vectors_are_one_mood(model: Path, vectors: Path) -> None:
+    warm, cold = (ControlVector.load(vectors / f"{name}.gguf") for name in ("warm", "cold"))
+    cvecs = ("-c", f"{vectors}/warm.gguf=0.5", "-c", f"{vectors}/cold.gguf=-0.25")
+    described = run_json("-m", model, *cvecs, "the story")
+    assert described["text"] == library_text(model, Steering({warm: 0.5, cold: -0.25}))
+
+
+def test_strength_is_for_vectors_without_their_own(model: Path, vectors: Path) -> None:
+    cvecs = ("-c", f"{vectors}/warm.gguf", "-c", f"{vectors}/cold.gguf=-0.25")
+    terms = run_json("-m", model, *cvecs, "--strength", 0.1, "the story")["steering"]["terms"]
+    assert [term["strength"] for term in terms] == [0.1, -0.25]
+
+
+def test_calibrated_strength_is_taken_and_said(model: Path, vectors: Path) -> None:
+    result = pyemo("run", *SMALL, "-m", model, "--json", "-c", vectors / "calibrated.gguf", "story")
+    (term,) = json.loads(result.stdout)["steering"]["terms"]
+    assert (term["strength"], term["strength_source"]) == (0.3, "calibration")
+    assert "calibrated: strength 0.3, as calibrated" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--scope", "reply"),
+        ("--schedule", "half-life:2"),
+        ("--operator", "project_out"),
+        ("--layers", "1:2"),
+    ],
+)
+def test_option_of_the_mood_changes_the_numbers(
+    model: Path, vectors: Path, options: tuple[str, str]
+) -> None:
+    cvec = ("-c", f"{vectors}/warm.gguf=0.7")
+    plain = run_json("-m", model, *cvec, "the story")
+    changed = run_json("-m", model, *cvec, *options, "the story")
+    assert [t["logprob"] for t in plain["tokens"]] != [t["logprob"] for t in changed["tokens"]]
+    key = options[0].removeprefix("--")
+    expected = [1, 2] if key == "layers" else options[1]
+    assert changed["steering"]["terms"][0][key] == expected
+
+
+def test_gauge_reads_every_token(model: Path, vectors: Path) -> None:
+    described = run_json("-m", model, "--gauge", f"{vectors}/warm.gguf@2", "the story")
+    assert all(list(token["gauges"]) == ["warm@2"] for token in described["tokens"])
+
+
+def test_gauge_is_shown_after_the_text(model: Path, vectors: Path) -> None:
+    result = pyemo("run", *SMALL, "-m", model, "--gauge", vectors / "warm.gguf", "the story")
+    assert "warm" in result.stderr
+    assert "│" in result.stderr
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (("-c", "{v}/raw.gguf"), "pyemo rescale"),
+        (("-c", "{v}/other.gguf"), "use a vector made for this model"),
+        (("-c", "{v}/wide.gguf=0.1"), "use a vector made for this model"),
+        (("-c", "{v}/missing.gguf"), "check the path"),
+        (("-c", "{v}/warm.gguf=much"), "=0.02"),
+        (("-c", "{v}/warm.gguf=0.1@5:9"), "it has 1 to 3"),
+        (("-c", "{v}/warm.gguf=0.1@a:b"), "write 8:20"),
+        (("-c", "=0.1"), "NAME_OR_FILE"),
+        (("-c", "{v}/warm.gguf=nan"), "finite"),
+        (("-c", "{v}/warm.gguf", "--schedule", "sine"), "ramp:N"),
+        (("-c", "{v}/warm.gguf", "--layers", "9:2"), "write 8:20"),
+        (
+            (
+                "-c",
+                "anger",
+            ),
+            "path of a vector file",
+        ),
+        (("--gauge", "{v}/warm.gguf=0.1"), "anger@14"),
+        (("--gauge", "{v}/raw.gguf"), "pyemo rescale"),
+        (("--temperature", "-1"), "0 (greedy) to 100"),
+        (("--max-tokens", "0"), "at least 1"),
+        (("--n-ctx", "0"), "n_ctx"),
+        (("--threads", "0"), "n_threads"),
+        (("--stop", ""), "non-empty"),
+    ],
+)
+def test_wrong_value_is_one_line_with_its_remedy(
+    model: Path, vectors: Path, arguments: tuple[str, ...], remedy: str
+) -> None:
+    typed = [argument.format(v=vectors) for argument in arguments]
+    result = pyemo("run", "--threads", 1, "-m", model, *typed, "the story")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("Error: "))
+    assert remedy in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((), "Missing argument 'PROMPT'"),
+        (("--compare", "hello"), "--cvec"),
+        (("--operator", "plus", "hello"), "project_out"),
+        (("--scope", "all", "hello"), "both"),
+        (("--strength", "much", "hello"), "not a valid float"),
+        (("--no-such-option", "hello"), "No such option"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], word: str) -> None:
+    result = pyemo("run", *arguments)
+    assert result.exit_code == 2
+    assert word in result.stderr
+
+
+def test_unknown_model_names_the_near_ones() -> None:
+    result = pyemo("run", "-m", "smollm-135m", "hello")
+    assert result.exit_code == 1
+    assert "smollm2-135m-instruct" in result.stderr
+
+
+def test_prompt_longer_than_the_context_says_what_to_do(model: Path) -> None:
+    result = pyemo("run", "-m", model, "--n-ctx", 256, "the story " * 300)
+    assert result.exit_code == 1
+    assert "n_ctx" in result.stderr
+
+
+def test_broken_chat_template_names_raw(broken_template_model: Path) -> None:
+    result = pyemo("run", "-m", broken_template_model, "hello")
+    assert result.exit_code == 1
+    assert "--raw" in result.stderr
+
+
+def test_debug_lets_the_error_through(model: Path) -> None:
+    result = pyemo("run", "--debug", "-m", model, "-c", "missing.gguf", "hello")
+    assert isinstance(result.exception, VectorNotFoundError)
+
+
+# --- the process; on the default model, for the tiny one would have ended before anybody acts ---
+
+LONG = ("run", "--threads", 1, "-n", 1500, "--raw", "--temperature", 0, "Once upon a time")
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(smollm2: Path) -> None:
+    with start(*LONG, "-m", smollm2) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        process.stdout.read()
+        assert b"Traceback" not in process.stderr.read()
+    assert time.monotonic() - began < 2
+    assert process.returncode == 130
+
+
+def test_reader_that_leaves_ends_it_without_a_word(smollm2: Path) -> None:
+    with start(*LONG, "-m", smollm2) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_bundled_vector_is_found_by_the_emotion_s_noun(smollm2: Path) -> None:
+    assert "angry" in list_vectors("smollm2-135m-instruct")
+    described = run_json("-c", "anger=0.02", "--max-tokens", 1, "hello")
+    assert described["steering"]["terms"][0]["emotion"] == "angry"
+
+
+def test_defaults_are_the_library_s(model: Path) -> None:
+    described = json.loads(
+        pyemo("run", "--json", "-m", model, "-n", 1, "--threads", 1, "the story").stdout
+    )
+    assert SamplerParams(**described["sampler"]) == SamplerParams()
