@@ -19,7 +19,7 @@ Tell: TypeAlias = Callable[[int, int, str], None]
 """Called with cells done, cells there are, and what was done last."""
 
 RETRIES = 2
-CONNECT_S = 10
+CONNECT_S = 5
 POLL_S = 2.0
 
 
@@ -64,7 +64,7 @@ class OnDask:
             for cell in cells
         }
         try:
-            for future in as_completed(list(futures)):
+            for future in as_completed(list(futures), loop=self._client.loop):
                 yield futures[future], future.result()
         except KilledWorker as error:
             raise SchedulerError(
