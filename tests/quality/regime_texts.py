@@ -1,11 +1,13 @@
 """How the labelled texts of the regimes were made: steered texts of real models, drawn for reading.
 
 Not a test. `pool` lets a model write texts over emotions, strengths, layers, samplers and lengths;
-`draw` picks as many of each kind as the rule of the day proposes and writes what readers see: an
-opaque id, the prompt and the text, in random order. docs/regimes.md says what came of it.
+`draw` picks about as many of each kind as a rough rule proposes and writes what readers see: an
+opaque id, the prompt and the text, in random order; `score` adds the unsteered twins and what the
+unsteered model finds of texts and twins. docs/regimes.md says what came of it.
 
     python tests/quality/regime_texts.py pool MODEL VECTORS POOL.jsonl
-    python tests/quality/regime_texts.py draw POOL.jsonl... --texts FOLDER --blind FOLDER
+    python tests/quality/regime_texts.py draw POOL.jsonl... --drawn DRAWN.jsonl --blind FOLDER
+    python tests/quality/regime_texts.py score MODEL DRAWN.jsonl SCORED.jsonl
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import numpy as np
 from pyemo import ControlVector, Engine, Reply, SamplerParams, Steering
 from pyemo.emotions import EMOTIONS
 from pyemo.extract import sources
-from pyemo.regimes import TextMeasures, TextRegime, classify_text, measure_text
+from pyemo.repetition import distinct_ngrams, longest_loop
 
 Record = dict[str, Any]
 
@@ -47,12 +49,13 @@ class Plan:
     scale: dict[str, float]  # layers -> strength at which texts begin to break
     n_short: int
     n_long: int
+    n_strong: int  # further short texts, sampled and strong: few of the others explode
 
 
 PLANS = {
-    "smollm2-135m-instruct": Plan({"all": 0.03, "middle": 0.07, "upper": 0.055}, 312, 72),
-    "gemma-3-270m": Plan({"all": 0.022, "middle": 0.045, "upper": 0.035}, 264, 56),
-    "qwen2.5-coder-0.5b-instruct": Plan({"all": 0.035, "middle": 0.07, "upper": 0.06}, 168, 24),
+    "smollm2-135m-instruct": Plan({"all": 0.03, "middle": 0.07, "upper": 0.055}, 312, 48, 72),
+    "gemma-3-270m": Plan({"all": 0.022, "middle": 0.045, "upper": 0.035}, 264, 48, 96),
+    "qwen2.5-coder-0.5b-instruct": Plan({"all": 0.035, "middle": 0.07, "upper": 0.06}, 168, 16, 96),
 }
 
 
@@ -82,24 +85,34 @@ def random_vector(like: ControlVector, seed: int) -> ControlVector:
     return ControlVector(rows, name=f"{RANDOM}{seed}", metadata=like.metadata)
 
 
-def tasks(model: str, plan: Plan, prompts: Sequence[str], rng: random.Random) -> Iterator[Record]:
-    """Yield what each text is to be; the twins' share their prompt, sampler and seed."""
+def tasks(model: str, plan: Plan, rng: random.Random) -> Iterator[Record]:
+    """Yield what each text is to be; its twin has the same prompt and sampler."""
+    prompts = prompts_of(model)
     for n_tokens, n_texts in zip(LENGTHS, (plan.n_short, plan.n_long), strict=True):
         for i in range(n_texts):
             layers = rng.choice(list(plan.scale))
             strength = plan.scale[layers] * SPREAD ** rng.uniform(-1, 1)
             is_random = rng.random() < 0.1
-            yield {
+            emotion = f"{RANDOM}{rng.randrange(N_RANDOM)}" if is_random else rng.choice([*EMOTIONS])
+            task = {
                 "model": model,
-                "emotion": f"{RANDOM}{rng.randrange(N_RANDOM)}"
-                if is_random
-                else rng.choice([*EMOTIONS]),
+                "emotion": emotion,
                 "strength": 0.0 if i % 10 == 0 else round(strength, 4),
                 "layers": layers,
                 "sampler": rng.choice(["greedy", "default"]),
                 "length": n_tokens,
                 "prompt": rng.choice(prompts),
+                "is_twin": False,
             }
+            yield task | {"twin": twin_key(task)}
+
+
+def strong_tasks(model: str, plan: Plan, rng: random.Random) -> list[Record]:
+    """Return further short texts, with the default sampler and strengths past the scale."""
+    drawn = tasks(model, replace(plan, n_short=10 * plan.n_strong, n_long=0), rng)
+    strong = [task for task in drawn if task["sampler"] == "default"]
+    past = [task for task in strong if 1 < task["strength"] / plan.scale[task["layers"]] < 3]
+    return past[: plan.n_strong]
 
 
 def twin_key(task: Record) -> str:
@@ -125,58 +138,70 @@ def write(engine: Engine, part: Sequence[Record], moods: Sequence[Steering]) -> 
     )
 
 
-def with_text(engine: Engine, records: Sequence[Record], replies: Sequence[Reply]) -> list[Record]:
-    """Add what was written and the unsteered log-probabilities; drop texts below 8 tokens."""
+def with_text(records: Sequence[Record], replies: Sequence[Reply]) -> list[Record]:
+    """Add what was written, without the end-of-generation token; drop texts below 8 tokens."""
     full = []
     for record, reply in zip(records, replies, strict=True):
         tokens = reply.tokens[:-1] if reply.stop_reason == "end" else reply.tokens
-        if len(tokens) >= 8:
-            full.append((record, reply.text, tokens))
-    scores = engine.score_many(
-        [([t.id for t in tokens], engine.prompt_tokens(r["prompt"])) for r, _, tokens in full]
-    )
-    return [
-        record
-        | {
+        written = {
             "n_tokens": len(tokens),
-            "text": text,
+            "text": reply.text,
             "short_text": "".join(token.text for token in tokens[: min(LENGTHS)]),
             "tokens": [token.id for token in tokens],
-            "logprobs": [round(float(p), 2) for p in score.logprobs],
             "entropies": [round(token.entropy, 2) for token in tokens],
         }
-        for (record, text, tokens), score in zip(full, scores, strict=True)
-    ]
+        if len(tokens) >= 8:
+            full.append(record | written)
+    return full
 
 
 def pool(model: str, file: str, vectors: Path, out: Path, seconds: float) -> None:
-    """Write one model's texts and their twins; what ``out`` holds already is not written again."""
+    """Write one model's texts; what ``out`` holds already is not written again."""
     plan, rng = PLANS[model], random.Random(f"regimes {model}")
-    todo = list(tasks(model, plan, prompts_of(model), rng))
+    todo = list(tasks(model, plan, rng))
     rng.shuffle(todo)
-    for task in todo:
-        task["twin"] = twin_key(task)
-    twins = {task["twin"]: task for task in todo}.values()
-    unsteered = {"emotion": "", "strength": 0.0, "length": max(LENGTHS), "is_twin": True}
-    todo = [*(twin | unsteered for twin in twins), *(task | {"is_twin": False} for task in todo)]
-    parts = []
-    for length, size in SIDE_BY_SIDE.items():
-        group = [task for task in todo if task["length"] == length]
-        parts += [group[first : first + size] for first in range(0, len(group), size)]
+    parts = in_parts(todo)
     rng.shuffle(parts)
+    parts += in_parts(strong_tasks(model, plan, rng))
     done = {record["part"] for record in read_lines(out)} if out.exists() else set()
     until = time.monotonic() + seconds
-    with Engine(file, n_ctx=3072, n_seq_max=24, n_threads=1, n_outputs_max=64) as engine:
+    with Engine(file, n_ctx=3072, n_seq_max=24, n_threads=1) as engine:
         known = {name: ControlVector.load(vectors / f"{name}.gguf") for name in EMOTIONS}
         known |= {v.name: v for v in (random_vector(known["sad"], i) for i in range(N_RANDOM))}
         for number, part in enumerate(parts):
             if number in done or time.monotonic() > until:
                 continue
             moods = [mood_of(task, known, engine.model.n_layer) for task in part]
-            records = with_text(engine, part, write(engine, part, moods))
+            records = with_text(part, write(engine, part, moods))
             with out.open("a", encoding="utf-8") as lines:
                 lines.writelines(json.dumps(record | {"part": number}) + "\n" for record in records)
             print(f"{model}: part {number} of {len(parts)}", flush=True)
+
+
+def in_parts(todo: Sequence[Record]) -> list[list[Record]]:
+    """Return what is written side by side: equal lengths, long texts fewer at a time."""
+    parts = []
+    for length, size in SIDE_BY_SIDE.items():
+        group = [task for task in todo if task["length"] == length]
+        parts += [group[first : first + size] for first in range(0, len(group), size)]
+    return parts
+
+
+def score(model: str, file: str, drawn: Path, out: Path) -> None:
+    """Write a model's drawn texts and their twins with the unsteered log-probabilities."""
+    records = [record for record in read_lines(drawn) if record["model"] == model]
+    unsteered = {"emotion": "", "strength": 0.0, "length": max(LENGTHS), "is_twin": True}
+    asked = ("model", "sampler", "prompt", "twin")
+    twins = {r["twin"]: {key: r[key] for key in asked} | unsteered for r in records}
+    with Engine(file, n_ctx=3072, n_seq_max=24, n_threads=1, n_outputs_max=64) as engine:
+        for part in in_parts(list(twins.values())):
+            records += with_text(part, write(engine, part, [Steering()] * len(part)))
+        for i, record in enumerate(records):
+            prompt = engine.prompt_tokens(record["prompt"])
+            found = engine.score(record["tokens"], given=prompt)
+            record["logprobs"] = [round(float(p), 2) for p in found.logprobs]
+            print(f"{model}: scored {i + 1} of {len(records)}", end="\r", flush=True)
+    write_lines(out, records)
 
 
 def mood_of(task: Record, known: dict[str, ControlVector], n_layer: int) -> Steering:
@@ -192,60 +217,36 @@ def read_lines(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def proposed(record: Record, twins: dict[str, Record]) -> TextRegime:
-    """Return the label that today's rule proposes, which balances the draw and decides no label."""
-    twin = measures_of(twin_of(record, twins))
-    return classify_text(measures_of(record, known=(record["prompt"],)), twin)
+def proposed(record: Record) -> str:
+    """Return a rough guess that balances the draw and decides no label."""
+    tokens = record["tokens"]
+    if distinct_ngrams(tokens[-48:], 3) < 0.6 or longest_loop(tokens[-48:]).length > 24:
+        return "repetitive"
+    is_strong = record["strength"] > 1.2 * PLANS[record["model"]].scale[record["layers"]]
+    return "explosive" if is_strong or np.mean(record["entropies"]) > 3.5 else "coherent"
 
 
-def twin_of(record: Record, twins: dict[str, Record]) -> Record:
-    """Return the unsteered twin, cut to the text's length in tokens."""
-    twin = twins[record["twin"]]
-    n = record["length"]
-    text = twin["short_text"] if n == min(LENGTHS) else twin["text"]
-    cut = {name: twin[name][:n] for name in ("tokens", "logprobs", "entropies")}
-    return twin | cut | {"text": text}
-
-
-def measures_of(record: Record, known: Sequence[str] = ()) -> TextMeasures:
-    """Return the measures of a stored text."""
-    return measure_text(
-        record["tokens"],
-        record["text"],
-        record["logprobs"],
-        known=known,
-        entropies=record["entropies"],
-    )
-
-
-def draw(pools: Sequence[Path], texts: Path, blind: Path, n_short: int, n_long: int) -> None:
-    """Pick texts evenly over proposed labels and models; write them, their twins and the chunks."""
+def draw(pools: Sequence[Path], drawn: Path, blind: Path, n_short: int, n_long: int) -> None:
+    """Pick texts about evenly over guesses and models; write them and what readers see."""
     rng = random.Random("draw")
-    records = [record for path in pools for record in read_lines(path)]
-    twins = {record["twin"]: record for record in records if record["is_twin"]}
     strata: dict[tuple[Any, ...], list[Record]] = {}
-    for record in records:
-        if not record["is_twin"] and record["twin"] in twins:
-            kind = record["length"], record["model"], proposed(record, twins)
-            strata.setdefault(kind, []).append(record)
-    n_kinds = len({model for _, model, _ in strata}) * len(TextRegime)
-    chosen: list[Record] = []
-    for (length, model, kind), group in sorted(strata.items(), key=str):
+    unique = {record["text"]: record for path in pools for record in read_lines(path)}
+    for record in unique.values():
+        source = f"{record['twin']}|{record['tokens']}"
+        record["id"] = hashlib.sha256(source.encode()).hexdigest()[:8]
+        strata.setdefault((record["length"], record["model"], proposed(record)), []).append(record)
+    n_kinds = len({model for _, model, _ in strata}) * 3
+    chosen: dict[str, Record] = {}
+    for (length, model, kind), group in sorted(strata.items()):
         wanted = round((n_short if length == min(LENGTHS) else n_long) / n_kinds)
         picked = rng.sample(group, min(wanted, len(group)))
-        print(f"{length} {model} {kind.value}: {len(picked)} of {len(group)}")
-        chosen += picked
-    rng.shuffle(chosen)
-    for record in chosen:
-        source = f"{record['twin']}|{record['emotion']}|{record['strength']}|{record['layers']}"
-        record["id"] = hashlib.sha256(f"{source}|{record['tokens']}".encode()).hexdigest()[:8]
-        del record["is_twin"], record["short_text"], record["part"]
-    chosen = list({record["id"]: record for record in chosen}.values())
-    write_lines(texts / "texts.jsonl", sorted(chosen, key=lambda record: record["id"]))
-    used = {record["twin"] for record in chosen}
-    write_lines(texts / "twins.jsonl", [twins[key] for key in sorted(used)])
-    for number, first in enumerate(range(0, len(chosen), CHUNK)):
-        part = chosen[first : first + CHUNK]
+        print(f"{length} {model} {kind}: {len(picked)} of {len(group)}")
+        chosen |= {record["id"]: record for record in picked}
+    order = list(chosen.values())
+    rng.shuffle(order)
+    write_lines(drawn, order)
+    for number, first in enumerate(range(0, len(order), CHUNK)):
+        part = order[first : first + CHUNK]
         shown = [{key: record[key] for key in ("id", "prompt", "text")} for record in part]
         write_lines(blind / f"chunk_{number:02}.jsonl", shown)
 
@@ -268,15 +269,23 @@ def main() -> None:
     make.add_argument("--seconds", type=float, default=math.inf, help="stop after; may be resumed")
     pick = commands.add_parser("draw")
     pick.add_argument("pools", type=Path, nargs="+")
-    pick.add_argument("--texts", type=Path, required=True)
+    pick.add_argument("--drawn", type=Path, required=True)
     pick.add_argument("--blind", type=Path, required=True)
     pick.add_argument("--n-short", type=int, default=660)
-    pick.add_argument("--n-long", type=int, default=240)
+    pick.add_argument("--n-long", type=int, default=120)
+    add = commands.add_parser("score")
+    add.add_argument("model")
+    add.add_argument("drawn", type=Path)
+    add.add_argument("out", type=Path)
+    add.add_argument("--file", help="another quantization of the model")
     given = parser.parse_args()
     if given.command == "pool":
-        pool(given.model, given.file or given.model, given.vectors, given.out, given.seconds)
+        file = given.file or given.model
+        pool(given.model, file, given.vectors, given.out, given.seconds)
+    elif given.command == "score":
+        score(given.model, given.file or given.model, given.drawn, given.out)
     else:
-        draw(given.pools, given.texts, given.blind, given.n_short, given.n_long)
+        draw(given.pools, given.drawn, given.blind, given.n_short, given.n_long)
 
 
 if __name__ == "__main__":
