@@ -211,7 +211,7 @@ def measure(
         tell=progress or (lambda what, done, total: None),
     )
     bases = dirs.principal_components(vectors.neutral.texts[:, :-1], recipe.denoise)
-    states = {name: rows for name, rows in vectors.states.items()}
+    states = vectors.states
     separations = [
         separation_of(unit_directions(recipe, states, bases), layers, centring_of(recipe))
     ]
@@ -246,7 +246,7 @@ def split_half(
     found = []
     for _ in range(n_splits):
         halves: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        for name, rows in states.items():
+        for name, rows in sorted(states.items()):  # so that their order does not matter
             order = rng.permutation(len(rows))
             halves[0][name] = rows[order[: len(rows) // 2]]
             halves[1][name] = rows[order[len(rows) // 2 :]]
@@ -309,7 +309,7 @@ def _cross_validated(
     recipe: Recipe, states: Mapping[str, dirs.States], bases: list[dirs.Rows]
 ) -> Floats:
     """Return ranks of the training vignettes, each by directions that were made without it."""
-    n_folds = min(len(rows) for name, rows in states.items())
+    n_folds = min(map(len, states.values()))
     places = []
     for fold in range(n_folds):
         kept = {k: rows[np.arange(len(rows)) % n_folds != fold] for k, rows in states.items()}

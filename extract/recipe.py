@@ -170,6 +170,19 @@ class Recipe:
         return cls.from_toml(text)
 
 
+def provenance_of(text: str) -> dict[str, Any]:
+    """Return what a vector's recipe says of its extraction, {} where it says nothing.
+
+    Raises:
+        InputError: not TOML.
+    """
+    try:
+        value = tomllib.loads(text).get(_PROVENANCE, {})
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"the recipe is not TOML: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
 _CHOICES: dict[str, Any] = {
     "source": Source,
     "story_prompts": StoryPrompts,

@@ -13,6 +13,7 @@ import click
 
 from pyemo.cli import output
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
+from pyemo.cli.progress_bars import progress_bars
 from pyemo.cli.quality_text import quality_lines
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def extract(
     asked = _asked(emotions, is_all, mine)
     paths = _targets(list(asked), target)
     options = BackendOptions(kind, model, device, dtype, parallel, threads)
-    with options.open(chosen) as backend, _progress_bars() as tell:
+    with options.open(chosen) as backend, progress_bars() as tell:
         try:
             vectors = extract_vectors(
                 backend,
@@ -279,25 +280,6 @@ def _targets(names: list[str], target: str) -> dict[str, Path]:
         raise InputError(f"{target} is a folder; name a file in it")
     check_folder_writable(path.parent)
     return {names[0]: path}
-
-
-@contextlib.contextmanager
-def _progress_bars() -> Iterator[Progress]:
-    """Yield what an extraction tells its progress to: one bar for each thing that is done."""
-    with contextlib.ExitStack() as shown:
-        current, at = "", 0
-        advance = None
-
-        def tell(what: str, done: int, total: int) -> None:
-            nonlocal current, at, advance
-            if what != current or done < at or advance is None:
-                shown.close()
-                advance = shown.enter_context(output.progress(total, what))
-                current, at = what, 0
-            advance(done - at)
-            at = done
-
-        yield tell
 
 
 def _quality(

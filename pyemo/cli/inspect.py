@@ -21,19 +21,41 @@ from pyemo.cli.options import DEFAULT_MODEL, debug_option, json_option
 @click.option(
     "--emotions", is_flag=True, help="List the 20 emotions, their other names and opposites."
 )
+@click.option(
+    "--plot", metavar="FOLDER", help="For a folder: write a heat map and curves as PNG there."
+)
+@click.option(
+    "--own", metavar="FILE", help="For a folder: the emotions file its vectors were made with."
+)
+@click.option(
+    "--files-only", is_flag=True, help="For a folder: measure nothing on the vectors' model."
+)
 @json_option
 @debug_option
-def inspect(vector: str | None, model: str | None, emotions: bool, as_json: bool) -> None:
+def inspect(
+    vector: str | None,
+    model: str | None,
+    emotions: bool,
+    plot: str | None,
+    own: str | None,
+    files_only: bool,
+    as_json: bool,
+) -> None:
     """Show VECTOR: a file, the name of a bundled vector, or a folder of vectors.
 
     For one vector: its unit, its source and recipe, what it was calibrated on, the length of its
     direction at each layer, and the dose of a strength: how far it moves the last layer's residual
-    stream, as a share of its norm. A folder is judged as a set.
+    stream, as a share of its norm.
+
+    A folder is judged as a set: how far its directions point apart at each layer, and, where its
+    model is at hand, how well they tell held-out texts apart and how much they depend on the texts
+    they were made of.
 
     \b
     Example:
       pyemo inspect anger
       pyemo inspect ./my.gguf --model gemma-3-270m
+      pyemo inspect ./my-vectors --plot ./pictures
       pyemo inspect --emotions
     """
     if emotions == (vector is not None):
@@ -43,9 +65,16 @@ def inspect(vector: str | None, model: str | None, emotions: bool, as_json: bool
 
         print_emotions(as_json)
     elif os.path.isdir(vector):
-        from pyemo.errors import InputError
+        from pyemo.cli.inspect_set import print_set
 
-        raise InputError(f"{vector} is a folder; inspect one of its files")
+        print_set(
+            vector,
+            model_name=model,
+            own_file=own,
+            plot_folder=plot,
+            files_only=files_only,
+            as_json=as_json,
+        )
     else:
         from pyemo.cli.inspecting import print_vector
 
