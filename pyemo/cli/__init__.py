@@ -33,6 +33,7 @@ COMMANDS = {
     "extract": "pyemo.cli.extract:extract",
     "rescale": "pyemo.cli.rescale:rescale",
     "study": "pyemo.cli.study:study",
+    "check": "pyemo.cli.check:check",
 }
 
 
