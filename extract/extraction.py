@@ -130,6 +130,7 @@ def extract(
         folder=stories_folder,
         tell=tell,
     )
+    texts.prepare()
     neutral = read_neutral(backend, range(backend.source.n_layer), tell)
     states = texts.states(range(backend.source.n_layer - 1))
     for name, rows in states.items():

@@ -63,6 +63,17 @@ class RecipeTexts:
         self.replaced: set[str] = set()
         self.left_out: set[str] = set()
 
+    def prepare(self) -> None:
+        """Open the store of stories and make sure that it can be written to, before any work.
+
+        Raises:
+            InputError: the store is another's or damaged, or its folder cannot be written to.
+        """
+        if self._recipe.source == "stories":
+            store = self._open_store()
+            if any(store.get(p) is None for p in story_prompts(self._recipe, self._emotions)):
+                store.prepare()
+
     def states(self, layers: Sequence[int]) -> States:
         """Return the hidden states of the texts a direction is made of.
 
@@ -125,9 +136,7 @@ class RecipeTexts:
 
     def _stories(self, layers: Sequence[int]) -> States:
         prompts = story_prompts(self._recipe, self._emotions)
-        source = self._backend.source
-        model_key = source.file_sha256 or source.weights_fingerprint or source.name
-        store = StoryStore.open(self._recipe, model_key, self._folder)
+        store = self._open_store()
         pooled = self._write([p for p in prompts if store.get(p) is None], store, layers)
         stories = [story for story in map(store.get, prompts) if story is not None]
         skip = self._recipe.skip if self._recipe.pooling == "mean" else 0
@@ -151,6 +160,11 @@ class RecipeTexts:
             states.setdefault(name, []).extend(read)
         return {name: np.stack(rows) for name, rows in states.items()}
 
+    def _open_store(self) -> StoryStore:
+        source = self._backend.source
+        model_key = source.file_sha256 or source.weights_fingerprint or source.name
+        return StoryStore.open(self._recipe, model_key, self._folder)
+
     def _write(
         self, prompts: Sequence[StoryPrompt], store: StoryStore, layers: Sequence[int]
     ) -> dict[tuple[str, int], npt.NDArray[np.float32]]:
@@ -172,7 +186,6 @@ class RecipeTexts:
             n_done += 1
             self._tell("writing stories", n_done, len(prompts))
 
-        store.prepare()
         self._tell("writing stories", 0, len(prompts))
         self._backend.write(
             [self._backend.prompt_tokens(prompt.text) for prompt in prompts],

@@ -90,7 +90,8 @@ def print_set(
         layers=separations[0].layers,
         separations=separations,
     )
-    agreement, why_not = None, "only the files were asked for"
+    agreement: float | None = None
+    why_not: str | None = "only the files were asked for"
     if not files_only:
         try:
             measured = _measure(vectors, recipe, model_name, own_file)
