@@ -20,7 +20,7 @@ ALL := $(VENV)/.made-all
 PROMPT := Write a short message to your neighbour about the noise last night.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality lint types check bench sanitize vectors clean
+.PHONY: help setup demo test test-quality lint types check bench sanitize vectors docs clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -42,8 +42,11 @@ lint: $(ALL) ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The package as it is installed, with extract/ and models/ in it, as links.
 types: $(ALL) ## check types
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types/pyemo
+	ln -s $(CURDIR)/pyemo/* $(CURDIR)/extract $(CURDIR)/models build/types/pyemo
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 
 check: lint types test ## all that has to pass before a commit
 
@@ -66,6 +69,9 @@ sanitize: $(ALL) ## run the core tests on an extension built with sanitizers
 # The bundled vectors are data in git; this makes them anew, which takes a while.
 vectors: $(ALL) ## extract the bundled vectors again
 	$(BIN)/pyemo extract --all --model smollm2-135m-instruct --output models/vectors/smollm2-135m-instruct
+
+docs: $(ALL) ## write docs/cli.md and the README's output anew
+	$(BIN)/python docs/make_pages.py
 
 # Model files joined in pyemo's cache stay: they are checked at each use and slow to fetch.
 clean: ## remove .venv/ and all that was built

@@ -1,0 +1,160 @@
+"""Imports go up the table in docs/architecture.md, and heavy packages stay out of light work."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import ROOT, read
+
+HOMES = {"pyemo": "pyemo", "extract": "pyemo.extract"}
+CORE_USERS = {"pyemo.device_memory", "pyemo.guard", "pyemo.quantize"}  # beside the engine's row
+
+
+def modules() -> dict[str, Path]:
+    """Return all modules by name; ``__init__`` is its package's."""
+    found = {}
+    for folder, package in HOMES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = [part for part in path.relative_to(ROOT / folder).with_suffix("").parts]
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+MODULES = modules()
+
+
+def rows() -> dict[str, set[str]]:
+    """Return the table's rows, from the bottom of the imports up: name -> modules named in it."""
+    page = read(ROOT / "docs" / "architecture.md")
+    table = page.partition("| row | modules |\n|---|---|\n")[2].partition("\n\n")[0]
+    named = {}
+    for line in table.splitlines():
+        name, cells = re.fullmatch(r"\| (\w+) \| (.*) \|", line).groups()  # type: ignore[union-attr]
+        named[name] = {f"pyemo.{module}" for module in re.findall(r"`([a-z_.]+)`", cells)}
+    return named
+
+
+ROWS = rows()
+
+
+def row_of(module: str) -> str:
+    for name, named in ROWS.items():
+        if module in named:
+            return name
+    folder = module.split(".")[1] if module != "pyemo" else ""
+    if folder == "__main__":
+        return "cli"
+    return folder if folder in ("extract", "study", "cli") else "tools"
+
+
+def imports(path: Path, *, when_loaded: bool = False) -> Iterator[tuple[str, int]]:
+    """Yield (module of pyemo, line) for each import but those for type checkers only.
+
+    ``when_loaded`` leaves out what functions import when they are called.
+    """
+    skipped: set[int] = set()
+    tree = ast.parse(read(path))
+    for node in ast.walk(tree):
+        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        is_function = isinstance(node, ast.FunctionDef)
+        if is_typing or (when_loaded and is_function):
+            skipped |= {id(inner) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            whole = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from ((name if name in MODULES else node.module, node.lineno) for name in whole)
+            if node.module == "pyemo":
+                yield from (("pyemo._core", node.lineno) for a in node.names if a.name == "_core")
+
+
+def test_table_names_modules_that_exist() -> None:
+    named = set().union(*ROWS.values()) - {"pyemo.extract", "pyemo.study", "pyemo.cli"}
+    assert sorted(named - set(MODULES)) == []
+
+
+def test_imports_go_up_the_table() -> None:
+    order = list(ROWS)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: a module of {row_of(module)} imports {imported}"
+        for module, path in MODULES.items()
+        for imported, line in imports(path)
+        if imported in MODULES
+        and imported != "pyemo"
+        and order.index(row_of(imported)) > order.index(row_of(module))
+        and not (module == "pyemo.cli" or module == "pyemo")
+    ]
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_when_they_are_loaded() -> None:
+    graph = {
+        module: {name for name, _ in imports(path, when_loaded=True) if name in MODULES} - {"pyemo"}
+        for module, path in MODULES.items()
+    }
+    done: set[str] = set()
+
+    def walk(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail, module])
+        if module not in done:
+            for name in graph[module] - {module}:
+                walk(name, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
+
+
+def test_extension_is_imported_by_few() -> None:
+    users = {
+        module
+        for module, path in MODULES.items()
+        if any(name == "pyemo._core" for name, _ in imports(path))
+    }
+    assert {user for user in users if row_of(user) != "engine"} <= CORE_USERS
+
+
+def test_pybind11_is_included_by_the_bindings_only() -> None:
+    sources = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc").glob("*.h")]
+    users = {path.name for path in sources if "pybind11" in re.sub(r"//.*", "", read(path))}
+    users |= {path.name for path in sources if '#include "bindings.h"' in read(path)}
+    allowed = re.compile(r"module\.cpp|bindings\.h|bind_\w+\.cpp")
+    assert sorted(name for name in users if not allowed.fullmatch(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import pyemo", {"numpy", "llama_cpp", "torch", "transformers", "matplotlib", "rich"}),
+        (
+            "from pyemo.cli import main; main(['--help'], standalone_mode=False)",
+            {"numpy", "llama_cpp", "torch", "transformers", "matplotlib", "rich"},
+        ),
+        (
+            "from pyemo.cli import main; main(['run', '--help'], standalone_mode=False)",
+            {"numpy", "llama_cpp", "torch", "transformers", "matplotlib", "rich"},
+        ),
+        (
+            "from pyemo.cli import main; "
+            "main(['run', '-n', '1', '-m', {model!r}, 'x'], standalone_mode=False)",
+            {"torch", "transformers", "matplotlib", "scipy", "sklearn", "dask", "llama_cpp"},
+        ),
+    ],
+    ids=["import", "help", "run-help", "run"],
+)
+def test_light_work_brings_no_heavy_package(
+    code: str, heavy: set[str], tiny_model_path: Path
+) -> None:
+    typed = code.replace("{model!r}", repr(str(tiny_model_path)))
+    typed += f"\nimport sys; print('brought', *sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", typed], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "brought"
