@@ -58,12 +58,13 @@ def render_chat(
     import jinja2
 
     try:
-        return _compile(template).render(
+        text: str = _compile(template).render(
             messages=[dict(message) for message in messages],
             bos_token=bos_token,
             eos_token=eos_token,
             add_generation_prompt=add_generation_prompt,
         )
+        return text
     except (
         jinja2.TemplateError,
         ArithmeticError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import sys
@@ -199,7 +200,8 @@ def print_comparison(job: Job, as_json: bool) -> None:
     if output.is_wide():
         from pyemo.cli.columns import stream_side_by_side
 
-        answers = stream_side_by_side(titles, [(lambda m=m: job.answer(m)) for m in moods])
+        begin = [functools.partial(job.answer, mood) for mood in moods]
+        answers = stream_side_by_side(titles, begin)
     else:
         answers = [_stream_titled(job, *pair) for pair in zip(titles, moods, strict=True)]
     for title, answer in zip(titles, answers, strict=True):
