@@ -694,6 +694,9 @@ std::vector<float> Engine::score_next(int seq, const std::vector<llama_token> & 
     const std::lock_guard<std::mutex> lock(mutex_);
     Sequence & s = at(seq);
     const size_t n_before = s.tokens.size() - tokens.size();
+    if (n_before > 0) {
+        rewind(seq, int(n_before) - 1);  // the last token before is decoded with them: it predicts the first
+    }
     s.n_given = int(n_before);  // from here on the sequence is scored, as a job of score() is
     s.logprobs.clear();
     try {

@@ -40,8 +40,12 @@ void on_log(ggml_log_level level, const char * text, void *) {
     if (ends) {
         line.pop_back();
     }
-    if (level == GGML_LOG_LEVEL_ERROR && !line.empty()) {
-        r.last_error = line;
+    // The line after the cause of a failed load says no more than that it failed.
+    constexpr char no_cause[] = ": failed to load model";
+    if (level == GGML_LOG_LEVEL_ERROR && !line.empty() && line.find(no_cause) == std::string::npos) {
+        constexpr char cause[] = "error loading model: ";
+        const size_t at = line.find(cause);
+        r.last_error = at == std::string::npos ? line : line.substr(at + sizeof(cause) - 1);
     }
     if (r.line_open && !r.lines.empty()) {
         r.lines.back().second += line;

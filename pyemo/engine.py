@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal, TypeAlias, TypeVar, cast
+from typing import Literal, TypeAlias, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,10 @@ from pyemo.perplexity import Score
 from pyemo.prompts import Message
 from pyemo.replies import Reply, generate_many
 from pyemo.sampling import SamplerParams
-from pyemo.sequence import OFF, NativeMoods, Pooling, Segments, Sequence
+from pyemo.sequence import OFF, NativeMoods, Pooling, Segments, Sequence, native_pooling
 from pyemo.steering import Steering
 from pyemo.threads import ThreadChoice, Threads
+from pyemo.tokens import token_ids, whole
 
 Prompt: TypeAlias = "str | SequenceABC[Message] | SequenceABC[int]"
 """A user's message, a list of messages, or token ids."""
@@ -83,13 +84,15 @@ class Engine:
             model if isinstance(model, Model) else Model.load(model, n_gpu_layers=n_gpu_layers)
         )
         self.threads = ThreadChoice(n_threads)
+        if kv_type not in get_args(KVType):
+            raise InputError(f"kv_type {kv_type!r} is unknown; use {', '.join(get_args(KVType))}")
         try:
             self._core: _core.Engine | None = _core.Engine(
                 self.model.native,
-                n_ctx=n_ctx,
-                n_batch=n_batch,
-                n_seq_max=n_seq_max,
-                n_outputs_max=n_outputs_max,
+                n_ctx=whole("n_ctx", n_ctx),
+                n_batch=whole("n_batch", n_batch),
+                n_seq_max=whole("n_seq_max", n_seq_max),
+                n_outputs_max=whole("n_outputs_max", n_outputs_max),
                 n_threads=self.threads.n_threads,
                 n_threads_batch=self.threads.n_threads,
                 kv_type=kv_type,
@@ -354,8 +357,6 @@ class Engine:
             ContextFullError: a text is longer than the context has room for.
         """
         chosen = list(range(self.model.n_layer)) if layers is None else list(layers)
-        if pooling not in ("mean", "last", "all"):
-            raise InputError(f"pooling {pooling!r} is unknown; use mean, last or all")
         slices = [slice(None)] * len(texts) if tokens is None else list(tokens)
         jobs = []
         for text, part in zip(texts, slices, strict=True):
@@ -369,7 +370,7 @@ class Engine:
             jobs.append((ids, begin, end, self.moods.spans(steering, [(0, False)], 0, len(ids))))
         self.follow_load()
         with self._logging():
-            rows = self.native.read(jobs, chosen, _core.Pooling[pooling])
+            rows = self.native.read(jobs, chosen, native_pooling(pooling))
         shape = (len(chosen), self.model.n_embd)
         return [row.reshape((-1, *shape) if pooling == "all" else shape) for row in rows]
 
@@ -382,18 +383,18 @@ class Engine:
     # --- for Sequence ---
 
     def _prompt_tokens(self, prompt: Prompt, system: str | None, raw: bool) -> list[int]:
-        if isinstance(prompt, str) or (len(prompt) and not isinstance(prompt[0], int)):
+        if isinstance(prompt, str) or _are_messages(prompt):
             return self.model.prompt_tokens(prompt, system=system, raw=raw)  # type: ignore[arg-type]
         if system is not None:
             raise InputError("a system prompt needs a prompt of text or messages, not token ids")
-        return list(prompt)  # type: ignore[arg-type]
+        return token_ids(prompt)  # type: ignore[arg-type]
 
     def _plain_tokens(self, text: Prompt, *, add_special: bool) -> list[int]:
         if isinstance(text, str):
             return self.model.tokenize(text, add_special=add_special)
-        if len(text) and not isinstance(text[0], int):
+        if _are_messages(text):
             raise InputError("messages cannot be scored or read; pass a text or prompt_tokens(...)")
-        return list(text)  # type: ignore[arg-type]
+        return token_ids(text)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def _logging(self) -> Iterator[None]:
@@ -409,6 +410,10 @@ class Engine:
         return f"<Engine {self.model.name}, {state}>"
 
 
+def _are_messages(prompt: Prompt) -> bool:
+    return isinstance(prompt, SequenceABC) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
 _T = TypeVar("_T")
 
 
@@ -416,7 +421,9 @@ def _each(value: _T | SequenceABC[_T], kind: type[_T], n: int, name: str) -> lis
     """Return ``value`` n times, or as the list it is."""
     if isinstance(value, kind):
         return [value] * n
-    values = list(cast("SequenceABC[_T]", value))
+    values = list(cast("SequenceABC[_T]", value)) if isinstance(value, Iterable) else [value]
+    if wrong := [item for item in values if not isinstance(item, kind)]:
+        raise InputError(f"{name} = {wrong[0]!r}; it must be a {kind.__name__}")
     if len(values) != n:
         raise InputError(f"{len(values)} values of {name} for {n} texts; pass one, or one for each")
     return values

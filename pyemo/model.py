@@ -16,6 +16,7 @@ from pyemo.catalog import DEFAULT_MODEL, resolve_model
 from pyemo.errors import InputError
 from pyemo.local_files import file_sha256
 from pyemo.prompts import Message, as_messages, render_chat
+from pyemo.tokens import token_ids, whole
 
 _logger = logging.getLogger("pyemo.llama")
 
@@ -84,7 +85,7 @@ class Model:
                 str(resolved.path),
                 use_mmap=use_mmap,
                 use_mlock=use_mlock,
-                n_gpu_layers=n_gpu_layers,
+                n_gpu_layers=whole("n_gpu_layers", n_gpu_layers),
             )
         finally:
             forward_log()
@@ -167,7 +168,7 @@ class Model:
         Raises:
             InputError: a token id outside 0 to n_vocab - 1.
         """
-        pieces = [self.native.piece(token, special=special) for token in tokens]
+        pieces = [self.native.piece(token, special=special) for token in token_ids(tokens)]
         text = b"".join(pieces)
         return text[1:] if self.native.adds_space_prefix and text.startswith(b" ") else text
 
@@ -192,8 +193,8 @@ class Model:
     ) -> list[int]:
         """Return the tokens a reply to ``prompt`` starts from.
 
-        With a chat template the prompt is a user's message (or a list of messages) in it; without one
-        (a base model), or with ``raw``, it is a text to be continued.
+        With a chat template the prompt is a user's message (or a list of messages) in it; without
+        one (a base model), or with ``raw``, it is a text to be continued.
 
         Raises:
             InputError: empty prompt; ``system`` or messages for a model without a chat template.
@@ -205,7 +206,8 @@ class Model:
         if not isinstance(prompt, str) or system is not None:
             raise InputError(
                 f"{self.name} is used without a chat template and cannot take "
-                f"{'a system prompt' if system is not None else 'messages'}; put everything into one text"
+                f"{'a system prompt' if system is not None else 'messages'}; "
+                "put everything into one text"
             )
         return self._not_empty(self.tokenize(prompt, add_special=True, parse_special=True))
 

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceABC
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from pyemo.gauges import Gauge, GaugeReading
 from pyemo.model import Model
 from pyemo.sampling import SamplerParams
 from pyemo.steering import Steering
-from pyemo.tokens import Token, TokenLogprob
+from pyemo.tokens import Token, TokenLogprob, token_ids, whole
 
 if TYPE_CHECKING:
     from pyemo.engine import Engine
@@ -213,6 +213,8 @@ class Sequence:
     @gauges.setter
     def gauges(self, gauges: Iterable[Gauge]) -> None:
         chosen = tuple(gauges)
+        if wrong := [gauge for gauge in chosen if not isinstance(gauge, Gauge)]:
+            raise InputError(f"not a Gauge: {wrong[0]!r}; write Gauge(vector)")
         natives = []
         for gauge in chosen:
             assert gauge.layer is not None
@@ -233,10 +235,11 @@ class Sequence:
             ContextFullError: more tokens than the context holds.
             InputError: a token id outside the vocabulary.
         """
-        if not len(tokens):
+        ids = token_ids(tokens)
+        if not ids:
             return
         n = self.n_tokens
-        self._native.append(self.id, list(tokens))
+        self._native.append(self.id, ids)
         self._begin_segment(n, is_reply)
 
     def _begin_segment(self, n: int, is_reply: bool) -> None:
@@ -292,7 +295,7 @@ class Sequence:
         if not self._segments or self._segments[-1][1] != is_reply:
             self._segments.append((n, is_reply))
         self._apply_mood()
-        return self._native.score_next(self.id, list(tokens))
+        return self._native.score_next(self.id, token_ids(tokens))
 
     # --- going back and sideways ---
 
@@ -328,7 +331,7 @@ class Sequence:
         Raises:
             InputError: fewer tokens than that, or a negative number.
         """
-        n = self.n_tokens - n_tokens
+        n = self.n_tokens - whole("n_tokens", n_tokens)
         if n_tokens < 0 or n < 0:
             raise InputError(f"cannot take {n_tokens} tokens off a sequence of {n + n_tokens}")
         n_decoded = self.n_tokens - self.n_pending
@@ -364,8 +367,9 @@ class Sequence:
         """
         first = self.n_tokens - self.n_pending if begin is None else begin
         last = 2**31 - 1 if end is None else end
-        self._reading = (list(layers), pooling)
-        self._native.start_reading(self.id, self._reading[0], _core.Pooling[pooling], first, last)
+        chosen = list(layers)
+        self._native.start_reading(self.id, chosen, native_pooling(pooling), first, last)
+        self._reading = (chosen, pooling)
 
     def reading(self) -> tuple[int, npt.NDArray[np.float32]]:
         """Return (positions read so far, pooled hidden states); see :meth:`Engine.read_many`.
@@ -400,13 +404,21 @@ class Sequence:
 
 
 def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core.StepResult]:
-    """Decode what is pending in all sequences together, and draw one token for each."""
+    """Decode what is pending in all sequences together, and draw one token for each.
+
+    Raises:
+        InputError: no sequences, or not all of one engine.
+    """
+    if not sequences:
+        raise InputError("no sequences to step; pass at least one")
     engine = sequences[0].engine
+    if any(sequence.engine is not engine for sequence in sequences):
+        raise InputError("the sequences belong to several engines; step those of one at a time")
     for sequence in sequences:
         sequence._update_schedule()
     if engine.threads.is_live:
         engine.follow_load(within_reply=True)
-    results = engine.native.step([sequence.id for sequence in sequences], n_top)
+    results = engine.native.step([sequence.id for sequence in sequences], whole("n_top", n_top))
     for sequence in sequences:
         if not sequence._segments or not sequence._segments[-1][1]:
             sequence._begin_segment(sequence.n_tokens - 1, is_reply=True)
@@ -425,7 +437,20 @@ def make_token(sequence: Sequence, result: _core.StepResult, text: str) -> Token
     return Token(text, result.token, result.logprob, result.entropy, top, readings, result.dose)
 
 
+def native_pooling(pooling: Pooling) -> _core.Pooling:
+    """Return the native value.
+
+    Raises:
+        InputError: no such pooling.
+    """
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling {pooling!r} is unknown; use {', '.join(get_args(Pooling))}")
+    return _core.Pooling[pooling]
+
+
 def _native_sampler(sampler: SamplerParams) -> _core.SamplerParams:
+    if not isinstance(sampler, SamplerParams):
+        raise InputError(f"not a SamplerParams: {sampler!r}; write SamplerParams(temperature=0)")
     return _core.SamplerParams(
         temperature=sampler.temperature,
         top_k=sampler.top_k,

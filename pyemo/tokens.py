@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 import codecs
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pyemo.errors import InputError
 from pyemo.gauges import GaugeReading
+
+_LARGEST = 2**31 - 1  # what the engine counts with
+
+
+def whole(name: str, value: object, low: int = -_LARGEST, high: int = _LARGEST) -> int:
+    """Return ``value`` as an int if it is a whole number, of Python's or NumPy's.
+
+    Raises:
+        InputError: no whole number, or outside ``low`` to ``high``.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} = {value!r}; it must be a whole number") from None
+    if not low <= number <= high:
+        raise InputError(f"{name} = {number} is outside {low} to {high}")
+    return number
+
+
+def token_ids(tokens: Sequence[int]) -> list[int]:
+    """Return the ids as a list of ints; a NumPy array of whole numbers will do.
+
+    Raises:
+        InputError: anything else, such as text, bytes, floats or messages.
+    """
+    if isinstance(tokens, str | bytes):
+        raise InputError(
+            f"{tokens[:60]!r} is no list of token ids; make them with model.tokenize(...)"
+        )
+    try:
+        ids = [operator.index(token) for token in tokens]
+    except TypeError:
+        raise InputError(
+            f"token ids are whole numbers in a list, not {str(tokens)[:60]}; "
+            "make them with model.tokenize(...)"
+        ) from None
+    if ids and not -_LARGEST <= min(ids) <= max(ids) <= _LARGEST:
+        raise InputError(f"token id {max(ids, key=abs)} is in no vocabulary")
+    return ids
 
 
 class TokenLogprob(NamedTuple):
