@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from commands import pyemo
 from engines import random_vector
 from tiny_models import TinyModel, build_tiny
 
@@ -65,3 +68,12 @@ def broken_template_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama whose chat template is not Jinja."""
     path = tmp_path_factory.mktemp("broken") / "model.gguf"
     return build_tiny("llama", path, chat_template="{% for %}").path
+
+
+@pytest.fixture(scope="session")
+def whole_set(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder of all 20 emotions, extracted from the tiny llama, and what the command said."""
+    folder = tmp_path_factory.mktemp("set") / "all"
+    result = pyemo("extract", "--all", "-m", model, "-o", folder, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    return folder, json.loads(result.stdout)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pyemo import local_files
-from pyemo.errors import ModelChecksumError, ModelLoadError, ModelNotFoundError
+from pyemo.errors import InputError, ModelChecksumError, ModelLoadError, ModelNotFoundError
+from pyemo.local_files import check_folder_writable
 
 LONG_AGO_NS = 1_700_000_000 * 10**9
 
@@ -248,3 +249,14 @@ def test_cache_that_cannot_hold_a_joined_file_names_the_remedy(tmp_path: Path) -
     part = old_file(tmp_path / "a", b"a")
     with pytest.raises(ModelLoadError, match=r"cannot write .*PYEMO_CACHE"):
         local_files.join_parts([part], part / "folder" / "whole", "0" * 64)
+
+
+def test_a_folder_that_can_be_written_to_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_folder_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written to"):
+        check_folder_writable(tmp_path / "file" / "a")

@@ -1,0 +1,250 @@
+"""``pyemo extract`` writes what was asked for, says what it is worth, and loses nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import pyemo
+from engines import needs_torch
+
+from pyemo import ControlVector, Model
+from pyemo.emotions import EMOTIONS
+from pyemo.extract.recipe import Recipe
+from pyemo.extract.stories import Story, StoryStore
+
+STORIES = """
+name = "few"
+source = "stories"
+n_stories = 3
+max_tokens = 64
+baseline = "neutral"
+"""
+JEALOUS = """
+[emotion.jealous]
+vignettes = ["He counted her messages.", "She took the smallest piece.", "It was the wrong colour."]
+personas = ["feeling jealous of a sibling", "feeling glad for a sibling"]
+"""
+
+
+@pytest.fixture
+def stories_recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "few.toml"
+    path.write_text(STORIES, encoding="utf-8")
+    return path
+
+
+# what is written
+
+
+def test_all_emotions_go_into_a_folder(whole_set: tuple[Path, dict[str, Any]], model: Path) -> None:
+    folder, said = whole_set
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(EMOTIONS)
+    assert said["vectors"] == {name: str(folder / f"{name}.gguf") for name in EMOTIONS}
+    vector = ControlVector.load(folder / "angry.gguf")
+    assert vector.check(Model.load(model)).kind.value == "same file"
+    assert Recipe.from_toml(vector.metadata.recipe) == Recipe.load("default")
+
+
+def test_the_quality_of_the_set_is_told(whole_set: tuple[Path, dict[str, Any]]) -> None:
+    quality = whole_set[1]["quality"]
+    assert quality["emotions"] == list(EMOTIONS)
+    assert quality["held_out"]["n_texts"] == 140
+    assert quality["separation"][0]["centring"] == "relative to the mean over emotions"
+
+
+def test_one_emotion_is_the_one_of_the_set(
+    whole_set: tuple[Path, dict[str, Any]],
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "new" / "mine.gguf"
+    result = pyemo("extract", "anger", "-m", model, "-o", target, "--threads", 1)
+    assert result.exit_code == 0, result.stderr
+    assert f"{target}: angry, layers 1:3" in result.stdout
+    assert re.search(r"held-out accuracy \d+/140 = \d+% \[\d+, \d+\], by chance 5%", result.stdout)
+    assert "relative to the mean over 20 emotions" in result.stderr
+    alone, other = ControlVector.load(target), ControlVector.load(whole_set[0] / "angry.gguf")
+    for layer, direction in alone.directions.items():
+        assert np.allclose(direction, other.directions[layer], atol=1e-3)
+
+
+def test_a_file_that_was_there_stays_as_it_was_when_the_extraction_fails(
+    base_model: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "angry.gguf"
+    target.write_bytes(b"precious")
+    assert (
+        pyemo("extract", "anger", "-m", base_model, "-r", "contrast", "-o", target).exit_code == 1
+    )
+    assert target.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_own_emotions_are_extracted(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(JEALOUS, encoding="utf-8")
+    result = pyemo(
+        "extract", "--emotions", own, "-r", "contrast", "-m", model, "-o", tmp_path, "--threads", 1
+    )
+    assert result.exit_code == 0, result.stderr
+    assert ControlVector.load(tmp_path / "jealous.gguf").metadata.emotion == "jealous"
+
+
+# wrong usage, and what cannot be done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["anger", "joy", "-o", "two.gguf"], "give -o FOLDER"),
+        (["--all", "-o", "all.gguf"], "give -o FOLDER"),
+        (["anger", "--all", "-o", "folder"], "by name, or --all"),
+        (["-o", "folder"], "name an emotion"),
+        (["anger"], "--output"),
+        (["anger", "-o", "a.gguf", "--backend", "jax"], "jax"),
+    ],
+)
+def test_wrong_usage_is_refused(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = pyemo("extract", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["angri"], "did you mean 'angry'"),
+        (["anger", "-r", "papper"], "no recipe 'papper'"),
+        (["anger", "--emotions", "none.toml"], "cannot be read"),
+        (["anger", "--seed", "-1"], "seed"),
+        (["anger", "--parallel", "0"], "--parallel 0"),
+        (["anger", "--backend", "engine", "--device", "cuda"], "--backend transformers"),
+        (["anger", "-m", "none.gguf"], "none.gguf"),
+    ],
+)
+def test_bad_input_is_refused_by_name(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = pyemo("extract", *arguments, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_emotion_lists_those_of_the_own_file(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(JEALOUS, encoding="utf-8")
+    result = pyemo("extract", "jelous", "--emotions", own, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 1
+    assert "The file has jealous." in result.stderr
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    result = pyemo("extract", "anger", "-m", "no-model", "-o", tmp_path / "file" / "a.gguf")
+    assert result.exit_code == 1
+    assert "cannot be written to" in result.stderr
+
+
+def test_a_folder_named_like_a_vector_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").mkdir()
+    result = pyemo("extract", "anger", "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 1
+    assert "is a folder" in result.stderr
+
+
+def test_a_model_without_a_chat_template_is_refused_by_recipes_that_instruct(
+    base_model: Path, tmp_path: Path
+) -> None:
+    arguments = ["extract", "anger", "-m", base_model, "-r", "contrast", "-o", tmp_path / "a.gguf"]
+    result = pyemo(*arguments, "--threads", 1)
+    assert result.exit_code == 1
+    assert "--allow-no-chat-template" in result.stderr
+    allowed = pyemo(*arguments, "--threads", 1, "--allow-no-chat-template")
+    assert allowed.exit_code == 0, allowed.stderr
+
+
+@needs_torch
+def test_a_device_that_is_not_there_is_refused(model: Path, tmp_path: Path) -> None:
+    arguments = ["--backend", "transformers", "--device", "cuda:99"]
+    result = pyemo("extract", "anger", "-m", model, *arguments, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 1
+    assert "cuda:99" in result.stderr
+
+
+# stories
+
+
+def extract_stories(model: Path, recipe: Path, *more: object):  # type: ignore[no-untyped-def]
+    folder = recipe.parent
+    stories = folder / "stories"
+    arguments = ["-m", model, "-r", recipe, "-o", folder / "a.gguf", "--stories", stories]
+    return pyemo("extract", "anger", *arguments, "--threads", 1, *more)
+
+
+def keep(model: Path, recipe_file: Path, *texts: str) -> StoryStore:
+    """Put stories into the store, as if the model had written them; the neutral ones are good."""
+    from pyemo.extract.stories import story_prompts
+
+    recipe = Recipe.load(str(recipe_file))
+    loaded = Model.load(model)
+    store = StoryStore.open(recipe, loaded.file_sha256, recipe_file.parent / "stories")
+    for prompt in story_prompts(recipe, ["angry"]):
+        good = " ".join(f"{prompt.index}word{i}" for i in range(30))
+        text = good if prompt.emotion == "neutral" else texts[prompt.index]
+        tokens = tuple(loaded.tokenize(text))
+        store.add(Story(prompt.emotion, prompt.index, prompt.text, text, tokens))
+    return store
+
+
+def test_stopped_by_ctrl_c_it_says_that_stories_are_kept_and_goes_on(
+    model: Path, stories_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = []
+    add = StoryStore.add
+
+    def add_two(store: StoryStore, story: Story) -> None:
+        add(store, story)
+        added.append(story)
+        if len(added) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StoryStore, "add", add_two)
+    result = extract_stories(model, stories_recipe)
+    assert result.exit_code == 130
+    assert "Finished stories are kept" in result.stderr
+    extract_stories(model, stories_recipe)  # goes on; what becomes of the stories is not asked here
+    assert len({(story.emotion, story.index) for story in added}) == len(added) == 6
+
+
+def test_a_class_whose_stories_failed_is_refused_or_read_from_vignettes(
+    model: Path, stories_recipe: Path
+) -> None:
+    refusal = "I'm sorry, but I can't assist with that request."
+    keep(model, stories_recipe, refusal, refusal, "Too short.")
+    result = extract_stories(model, stories_recipe)
+    assert result.exit_code == 1
+    assert "0 usable stories for 'angry' (2 refusal, 1 short)" in result.stderr
+    assert "--fallback" in result.stderr
+    instead = extract_stories(model, stories_recipe, "--fallback")
+    assert instead.exit_code == 0, instead.stderr
+    assert "2 refusal, 1 short; its vignettes were read instead" in instead.stderr
+
+
+def test_a_foreign_story_cache_is_refused_and_stays_as_it_is(
+    model: Path, stories_recipe: Path
+) -> None:
+    store = keep(model, stories_recipe, *("word " * 30 for _ in range(3)))
+    store.path.write_text('{"pyemo_stories": 1, "model": "another"}\n', encoding="utf-8")
+    result = extract_stories(model, stories_recipe)
+    assert result.exit_code == 1
+    assert "another model or recipe" in result.stderr
+    assert "another" in store.path.read_text(encoding="utf-8")
