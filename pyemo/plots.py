@@ -1,10 +1,11 @@
-"""Pictures as PNG files: cosines as a heat map, values over layers as curves.
+"""Pictures as PNG files: cosines as a heat map, values over layers or strengths as curves.
 
 Owns how they look; knows nothing of where numbers come from. Needs the extra ``plot``.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from pyemo.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from pyemo.trials import Trial
 
 _DPI = 120
 
@@ -85,6 +88,87 @@ def layer_curves(
     axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small")
     _save(figure, path)
+
+
+def strength_curves(
+    path: str | Path,
+    trials: Mapping[str, Sequence[Trial]],
+    title: str,
+) -> None:
+    """Write what strengths do: ratio, repetition and judged emotion, one row of pictures a vector.
+
+    Bands are regimes, halfway to the neighbouring strengths. The noise floor, dashed, is what
+    random directions of equal norm do to the judged emotion.
+
+    Args:
+        trials: vector -> its trials by ascending strength.
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        InputError: a file that cannot be written.
+    """
+    figure = _figure(12, 0.6 + 2.9 * len(trials))
+    rows = figure.subplots(len(trials), 3, squeeze=False)
+    for axes, (vector, own) in zip(rows, trials.items(), strict=True):
+        strengths = [trial.strength for trial in own]
+        ratio, repetition, emotion = axes
+        low, value, high = np.array(
+            [[max(end, 1e-3) for end in _ends(trial)] for trial in own], np.float64
+        ).T
+        ratio.fill_between(strengths, low, high, alpha=0.25, linewidth=0)
+        ratio.plot(strengths, value, marker=".")
+        ratio.set_yscale("log")
+        ratio.axhline(1, color="0.5", linewidth=0.8)
+        ratio.set_ylabel(f"{vector}\nperplexity ratio")
+        repetition.plot(strengths, [trial.distinct_tokens for trial in own], marker=".")
+        repetition.set_ylim(0, 1.02)
+        repetition.set_ylabel("distinct trigrams")
+        judged = [trial for trial in own if trial.effect is not None]
+        if judged:
+            at = [trial.strength for trial in judged]
+            emotion.plot(at, [trial.effect for trial in judged], marker=".", label="vector")
+            noise = [trial.noise for trial in judged]
+            emotion.plot(at, noise, color="0.4", linestyle="--", label="random")
+            emotion.legend(fontsize="small")
+        else:
+            emotion.text(0.5, 0.5, "not judged", ha="center", transform=emotion.transAxes)
+        emotion.set_ylabel("judged emotion")
+        for one in axes:
+            _bands(one, strengths, [trial.report.regime.value for trial in own])
+            one.set_xlabel("strength")
+    figure.legend(
+        handles=[_patch(color, name) for name, color in _REGIME_COLORS.items()],
+        loc="outside lower center",
+        ncols=len(_REGIME_COLORS),
+        fontsize="small",
+    )
+    figure.suptitle(title, fontsize="medium")
+    _save(figure, path)
+
+
+_REGIME_COLORS = {
+    "inert": "#dddddd",
+    "surgical": "#bfe3c0",
+    "repetitive collapse": "#f6d7a7",
+    "explosive": "#f2b5b0",
+}
+
+
+def _ends(trial: Trial) -> tuple[float, float, float]:
+    ratio = trial.report.ratio
+    return ratio.low, ratio.value, ratio.high
+
+
+def _bands(axes: Any, strengths: Sequence[float], regimes: Sequence[str]) -> None:
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(strengths)]
+    edges = [strengths[0], *middles, strengths[-1]]
+    for begin, end, regime in zip(edges, edges[1:], regimes, strict=False):
+        axes.axvspan(begin, end, color=_REGIME_COLORS[regime], alpha=0.5, linewidth=0)
+
+
+def _patch(color: str, label: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=color, alpha=0.5, label=label)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -32,6 +32,8 @@ COMMANDS = {
     "inspect": "pyemo.cli.inspect:inspect",
     "extract": "pyemo.cli.extract:extract",
     "rescale": "pyemo.cli.rescale:rescale",
+    "sweep": "pyemo.cli.sweep:sweep",
+    "calibrate": "pyemo.cli.calibrate:calibrate",
     "study": "pyemo.cli.study:study",
     "check": "pyemo.cli.check:check",
 }

@@ -5,12 +5,12 @@ Owns the rule for a missing strength; knows nothing of printing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyemo.cli.options import MoodOptions
-from pyemo.control_vector import ControlVector
+from pyemo.control_vector import Calibration, ControlVector
 from pyemo.errors import InputError, VectorError
 from pyemo.gauges import Gauge
 from pyemo.model import Model
@@ -34,19 +34,30 @@ class MoodTerm:
 
     Attributes:
         strength_source: "given", "calibration" or "default".
-        remark: a sentence on a strength that was not given; empty otherwise.
+        remark: a sentence on a strength that was not given or is outside its window; else empty.
+        calibration: on this model file; None where there is none, or it is for another way to
+            steer (all layers, prompt and reply, by ``add``).
+        mix_remark: a sentence on the mix that the term completes; else empty.
     """
 
     term: SteeringTerm
     fit: Fit
     strength_source: str
     remark: str
+    calibration: Calibration | None = None
+    mix_remark: str = ""
 
     @property
     def notes(self) -> list[str]:
         """What the user should know: a strength that was chosen, a fit that is not certain."""
         fit = [] if self.fit.kind is FitKind.SAME_FILE else [self.fit.sentence]
-        return ([self.remark] if self.remark else []) + fit
+        return [*filter(None, [self.remark]), *fit, *filter(None, [self.mix_remark])]
+
+    @property
+    def share(self) -> float:
+        """The strength as a share of its window's upper end; 0 without a calibration."""
+        high = 0.0 if self.calibration is None else self.calibration.window[1]
+        return abs(self.term.strength) / high if high > 0 else 0.0
 
 
 class MoodBuilder:
@@ -72,7 +83,10 @@ class MoodBuilder:
             InputError: a strength or layers outside their range, or a raw vector without a
                 strength.
         """
-        return [self._term(model, spec) for spec in specs]
+        terms = [self._term(model, spec) for spec in specs]
+        if remark := mix_remark(terms):
+            terms[-1] = replace(terms[-1], mix_remark=remark)
+        return terms
 
     def gauges(self, model: Model, texts: Iterable[str]) -> list[Gauge]:
         """Return the gauges that ``NAME_OR_FILE[@LAYER]`` name.
@@ -104,7 +118,8 @@ class MoodBuilder:
         options = self._options
         vector = self._load(model, spec.source)
         layers = self._layers if spec.layers is None else spec.layers
-        strength, source, remark = self._strength(model, vector, spec, layers)
+        calibration = self._calibration(model, vector, layers)
+        strength, source, remark = self._strength(model, vector, spec, calibration)
         term = SteeringTerm(
             vector,
             strength,
@@ -114,15 +129,28 @@ class MoodBuilder:
             schedule=self._schedule,
         )
         fit = vector.check(model, allow_other_weights=options.allow_other_weights)
-        return MoodTerm(term, fit, source, remark)
+        return MoodTerm(term, fit, source, remark, calibration)
+
+    def _calibration(
+        self, model: Model, vector: ControlVector, layers: range | None
+    ) -> Calibration | None:
+        """Return the calibration that holds for how this vector is to be used."""
+        is_covered = self._options.operator == "add" and self._options.scope == "both"
+        if not is_covered or layers is not None:
+            return None
+        return vector.calibration_for(model.file_sha256)
 
     def _strength(
-        self, model: Model, vector: ControlVector, spec: VectorSpec, layers: range | None
+        self,
+        model: Model,
+        vector: ControlVector,
+        spec: VectorSpec,
+        calibration: Calibration | None,
     ) -> tuple[float, str, str]:
-        """Return the strength, where it comes from, and a sentence that says so."""
+        """Return the strength, where it comes from, and a sentence on it."""
         given = self._options.strength if spec.strength is None else spec.strength
         if given is not None:
-            return given, "given", ""
+            return given, "given", window_remark(vector.name, given, calibration)
         operator = self._options.operator
         if vector.unit == "raw" and operator != "project_out":  # which uses the direction alone
             raise InputError(
@@ -130,8 +158,7 @@ class MoodBuilder:
                 f"default strength; write {spec.source}=1, or rescale it once: pyemo rescale "
                 f"{spec.source} -m {model.name} -o {vector.name}-rescaled.gguf"
             )
-        calibration = vector.calibration_for(model.file_sha256) if operator == "add" else None
-        if calibration is not None and layers is None and self._options.scope == "both":
+        if calibration is not None:
             low, high = calibration.window
             return (
                 calibration.strength,
@@ -143,9 +170,41 @@ class MoodBuilder:
             )
         default = DEFAULT_STRENGTHS[operator]
         why = "there is no calibration for this model file"
-        if calibration is not None:
+        if vector.calibration_for(model.file_sha256) is not None:
             why = "its calibration is for all layers, prompt and reply"
         return default, "default", f"{vector.name}: strength {default:g}, the default; {why}"
+
+
+def window_remark(name: str, strength: float, calibration: Calibration | None) -> str:
+    """Return what to say of a strength outside its window; empty within, or without a window."""
+    if calibration is None or strength == 0:
+        return ""
+    low, high = calibration.window
+    if low <= strength <= high:
+        return ""
+    window = f"its window {low:g} to {high:g} on this model file"
+    if strength > high:
+        return f"{name}: strength {strength:g} is above {window}; the text may loop or break"
+    if strength > 0:
+        return f"{name}: strength {strength:g} is below {window}; the text may not move"
+    return f"{name}: strength {strength:g} turns the vector round, which {window} says nothing of"
+
+
+def mix_remark(terms: Sequence[MoodTerm]) -> str:
+    """Return what to say of calibrated vectors that together go beyond their windows.
+
+    Each strength counts as a share of its window's upper end; above 1 in all, the mix is stronger
+    than any one of its vectors may be. One vector alone is :func:`window_remark`'s matter.
+    """
+    counted = [term for term in terms if term.share > 0]
+    total = sum(term.share for term in counted)
+    if len(counted) < 2 or total <= 1:
+        return ""
+    shares = " + ".join(f"{term.term.vector.name} {term.share:.2f}" for term in counted)
+    return (
+        f"the mix is at {total:.2f} of what its vectors' windows allow ({shares}); above 1 the "
+        "text may loop or break: lower a strength"
+    )
 
 
 def steering_of(terms: Iterable[MoodTerm]) -> Steering:
@@ -198,6 +257,7 @@ def _describe(mood_term: MoodTerm, n_layer: int, schedule: str) -> dict[str, Any
         "unit": term.vector.unit,
         "strength": term.strength,
         "strength_source": mood_term.strength_source,
+        "window": list(mood_term.calibration.window) if mood_term.calibration else None,
         "operator": term.operator,
         "layers": [steered[0], steered[-1] + 1],
         "scope": term.scope,

@@ -1,0 +1,377 @@
+"""The calibration: which strengths of a vector are surgical on a model file, and which is best.
+
+Owns the search and its conclusion. Texts are made and measured by ``trials``, regimes are told by
+``regimes``, the value that is kept in the file is ``vector_metadata``'s :class:`Calibration`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyemo.batches import GREEDY
+from pyemo.control_vector import ControlVector
+from pyemo.emotions import EMOTIONS
+from pyemo.engine import Engine
+from pyemo.errors import InputError, VectorError
+from pyemo.regimes import Regime
+from pyemo.sampling import SamplerParams
+from pyemo.sweeps import SweepResult, sweep
+from pyemo.trials import Trial, Trials, emotion_of
+from pyemo.vector_metadata import Calibration
+
+if TYPE_CHECKING:
+    from pyemo.judges import Judge
+
+__all__ = [
+    "LENGTHS",
+    "SAMPLERS",
+    "Calibration",
+    "CalibrationResult",
+    "Calibrator",
+    "SweepResult",
+    "calibrate",
+    "sweep",
+]
+
+SAMPLERS = (GREEDY, SamplerParams())
+"""What a window holds for: greedy, and the default sampler."""
+LENGTHS = (48, 256)
+"""... and texts of these lengths; the first searches, the second confirms."""
+STEPS_PER_DOUBLING = 4
+"""Strengths that are tried are 0.01 * 2 ** (k / 4): a window's ends are known to within 19%."""
+START_DOSE = 0.08
+"""Dose at which the search begins; of about the right size for every model so far."""
+MAX_DOUBLINGS = 5
+"""How far from there it goes, up or down."""
+
+N_ROWS = 8
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What a calibration found.
+
+    Attributes:
+        vector: its name.
+        calibration: what a vector file keeps; None if no strength is surgical.
+        reason: in words why there is none; "" if there is one.
+        trials: all that was tried, by ascending strength and length.
+    """
+
+    vector: str
+    calibration: Calibration | None
+    reason: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def emotion(self) -> float | None:
+        """Judged emotion of the shortest texts at the recommended strength; None without one."""
+        best = None if self.calibration is None else self.calibration.strength
+        return next((trial.effect for trial in self.trials if trial.strength == best), None)
+
+
+class Calibrator:
+    """Calibrates vectors on one engine; what they share is computed once.
+
+    Args:
+        engine: with ``n_rows`` free sequences, and room for them.
+        judge: says whether the text moved; without it a window would have no lower end.
+        prompts: None for pyemo's own, those for selection (:func:`pyemo.extract.sources.prompts`).
+        lengths: of texts, ascending; the first searches, the others confirm.
+        samplers: prompt i is answered with sampler i, round and round.
+        on_trial: called with each trial when it is done.
+    Raises:
+        see :class:`pyemo.trials.Trials`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        judge: Judge,
+        *,
+        prompts: Sequence[str] | None = None,
+        lengths: Sequence[int] = LENGTHS,
+        samplers: Sequence[SamplerParams] = SAMPLERS,
+        n_rows: int = N_ROWS,
+        raw: bool = False,
+        emotions: Sequence[str] = tuple(EMOTIONS),
+        on_trial: Callable[[Trial], None] | None = None,
+    ) -> None:
+        if prompts is None:
+            from pyemo.extract.sources import prompts as bundled_prompts
+
+            prompts = bundled_prompts("selection")
+        if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+            raise InputError(f"lengths {list(lengths)!r} are not ascending whole numbers from 1")
+        self._trials = Trials(
+            engine,
+            prompts,
+            samplers=samplers,
+            alternate=True,
+            max_tokens=lengths[-1],
+            judge=judge,
+            n_rows=n_rows,
+            raw=raw,
+            emotions=emotions,
+        )
+        self._lengths = tuple(lengths)
+        self._judge = judge
+        self._on_trial = on_trial
+
+    @property
+    def engine(self) -> Engine:
+        """The engine it calibrates on."""
+        return self._trials.engine
+
+    def calibrate(self, vector: ControlVector) -> CalibrationResult:
+        """Return the surgical window of ``vector``, its best strength, and what they rest on.
+
+        The upper end is sought by doubling and bisection with the shortest texts and then brought
+        down until the longer ones are surgical too; the lower end is where the text begins to move
+        more than under random directions. Of the strengths tried inside, the one with the most
+        judged emotion is recommended, among those a step below the upper end if there is one: other
+        prompts break a little earlier or later.
+
+        Raises:
+            InputError: the vector names no emotion that the judge knows.
+            VectorError: a raw vector, whose strengths mean nothing; rescale it.
+        """
+        self._check(vector)
+        search = _Search(self._trials, self._lengths, vector, self._on_trial)
+        return search.run(self._describe())
+
+    def _check(self, vector: ControlVector) -> None:
+        vector.check(self.engine.model, allow_other_weights=True)
+        if vector.unit == "raw":
+            raise VectorError(
+                f"the control vector {vector.name!r} does not say its unit (raw); rescale it "
+                "first: pyemo rescale"
+            )
+        emotion = emotion_of(vector)
+        if emotion is None:
+            raise InputError(
+                f"the vector {vector.name!r} does not say its emotion, so no judge can tell "
+                "whether it acts; name its file by one of the 20 emotions"
+            )
+        self._judge.scores(["Hello."], [emotion])  # a judge that does not know it says so now
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what the evidence says of how it was measured."""
+        import llama_cpp
+
+        import pyemo
+
+        trials, engine = self._trials, self._trials.engine
+        return {
+            "judge": self._judge.name,
+            "lengths": list(self._lengths),
+            "prompts": list(trials.prompts),
+            "samplers": [sampler_words(sampler) for sampler in trials.samplers],
+            "engine": {
+                "batch_rows": trials.n_rows,
+                "threads": engine.n_threads,
+                "n_ctx": engine.n_ctx,
+                "kv_type": engine.kv_type,
+            },
+            "versions": {"pyemo": pyemo.__version__, "llama-cpp-python": llama_cpp.__version__},
+        }
+
+
+def calibrate(
+    engine: Engine,
+    vector: ControlVector,
+    judge: Judge,
+    *,
+    prompts: Sequence[str] | None = None,
+    lengths: Sequence[int] = LENGTHS,
+) -> CalibrationResult:
+    """Return the calibration of one vector; see :class:`Calibrator`, faster for several."""
+    return Calibrator(engine, judge, prompts=prompts, lengths=lengths).calibrate(vector)
+
+
+def strength_at(step: int) -> float:
+    """Return the strength of a step of the ladder, three significant digits."""
+    return float(f"{0.01 * 2 ** (step / STEPS_PER_DOUBLING):.3g}")
+
+
+def sampler_words(sampler: SamplerParams) -> str:
+    """Return a sampler in words: "greedy", or what differs from always drawing freely."""
+    if sampler.temperature == 0:
+        return "greedy"
+    words = f"temperature={sampler.temperature:g} top_k={sampler.top_k} top_p={sampler.top_p:g}"
+    return f"{words} min_p={sampler.min_p:g}"
+
+
+class _Search:
+    """One vector's search over the ladder of strengths; steps are its rungs."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        lengths: tuple[int, ...],
+        vector: ControlVector,
+        on_trial: Callable[[Trial], None] | None,
+    ) -> None:
+        self._trials = trials
+        self._lengths = lengths
+        self._vector = vector
+        self._on_trial = on_trial
+        self._short: dict[int, Trial] = {}
+        self._long: dict[int, list[Trial]] = {}
+        dose = vector.dose(1.0)
+        start = START_DOSE / dose if dose > 0 else 0.01
+        self._start = round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
+
+    def run(self, how: dict[str, Any]) -> CalibrationResult:
+        high = self._coherent_end()
+        if high is None:
+            return self._none("even the weakest strength tried breaks the text")
+        low = self._moving_end(high)
+        if low is None:
+            return self._none(
+                "no strength that leaves the text coherent moves it more than a random direction"
+            )
+        confirmed = self._confirmed_end(low, high)
+        if confirmed is None:
+            return self._none(
+                f"texts of {self._lengths[0]} tokens are surgical from {strength_at(low):g} to "
+                f"{strength_at(high):g}, but longer ones are not"
+            )
+        best = self._best(low, confirmed)
+        return CalibrationResult(
+            self._vector.name, self._calibration(low, confirmed, best, how), "", self._all()
+        )
+
+    # --- the ends ---
+
+    def _coherent_end(self) -> int | None:
+        """Return the highest coherent step, by doubling and then bisection."""
+        good: int | None = None
+        bad: int | None = None
+        step = self._start
+        while good is None or bad is None:
+            if abs(step - self._start) > MAX_DOUBLINGS * STEPS_PER_DOUBLING:
+                return good  # None where nothing is coherent
+            if self._try(step).report.is_coherent:
+                good, step = step, step + STEPS_PER_DOUBLING
+            else:
+                bad, step = step, step - STEPS_PER_DOUBLING
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            if self._try(middle).report.is_coherent:
+                good = middle
+            else:
+                bad = middle
+        return good
+
+    def _moving_end(self, high: int) -> int | None:
+        """Return the lowest step from which on the text moves, by halving and then bisection."""
+        moving = next((step for step in (high, high - 1) if self._moves(step)), None)
+        if moving is None:
+            return None
+        still = moving - STEPS_PER_DOUBLING
+        while self._moves(still):
+            moving, still = still, still - STEPS_PER_DOUBLING
+            if self._start - still > (MAX_DOUBLINGS + 2) * STEPS_PER_DOUBLING:
+                return moving
+        while moving - still > 1:
+            middle = (moving + still) // 2
+            if self._moves(middle):
+                moving = middle
+            else:
+                still = middle
+        return moving
+
+    def _confirmed_end(self, low: int, high: int) -> int | None:
+        """Return the highest step whose longer texts are surgical too, from the top down."""
+        for step in range(high, low - 1, -1):
+            if self._confirms(step):
+                return step
+        return None
+
+    def _best(self, low: int, high: int) -> int:
+        """Return the step to recommend, confirmed with the longer texts."""
+        inside = [step for step in self._short if low <= step <= high and self._moves(step)]
+        safe = [step for step in inside if step < high] or [high]
+        ranked = sorted(safe, key=lambda step: -(self._short[step].effect or 0.0))
+        return next((step for step in ranked if self._confirms(step)), high)
+
+    # --- trying ---
+
+    def _try(self, step: int) -> Trial:
+        if step not in self._short:
+            n = self._lengths[0]
+            pair = (self._vector, strength_at(step))
+            self._short[step] = self._trials.run([pair], max_tokens=n)[0][0]
+            self._tell(self._short[step])
+        return self._short[step]
+
+    def _moves(self, step: int) -> bool:
+        trial = self._try(step)
+        return trial.report.is_coherent and trial.report.regime is Regime.SURGICAL
+
+    def _confirms(self, step: int) -> bool:
+        """Return whether the step is surgical at every length."""
+        if not self._moves(step):
+            return False
+        if step not in self._long and len(self._lengths) > 1:
+            pair = (self._vector, strength_at(step))
+            longest, others = self._lengths[-1], self._lengths[1:]
+            self._long[step] = self._trials.run([pair], max_tokens=longest, lengths=others)[0]
+            for trial in self._long[step]:
+                self._tell(trial)
+        return all(trial.report.regime is Regime.SURGICAL for trial in self._long.get(step, []))
+
+    def _tell(self, trial: Trial) -> None:
+        if self._on_trial is not None:
+            self._on_trial(trial)
+
+    # --- the conclusion ---
+
+    def _all(self) -> tuple[Trial, ...]:
+        tried = [*self._short.values(), *(trial for row in self._long.values() for trial in row)]
+        return tuple(sorted(tried, key=lambda trial: (trial.strength, trial.n_tokens)))
+
+    def _none(self, reason: str) -> CalibrationResult:
+        return CalibrationResult(self._vector.name, None, reason, self._all())
+
+    def _calibration(self, low: int, high: int, best: int, how: dict[str, Any]) -> Calibration:
+        model = self._trials.engine.model
+        strengths = [_evidence(trial) for trial in self._all()]
+        return Calibration(
+            model_sha256=model.file_sha256,
+            model_name=model.name,
+            sampler=", ".join(how["samplers"]),
+            n_tokens=self._lengths[-1],
+            window=(strength_at(low), strength_at(high)),
+            strength=strength_at(best),
+            evidence=json.dumps({**how, "strengths": strengths}),
+        )
+
+
+def _evidence(trial: Trial) -> dict[str, Any]:
+    """Return the numbers of a trial that a vector file keeps, without the texts."""
+    report = trial.report
+    over = report.effect
+    return {
+        "strength": trial.strength,
+        "n_tokens": trial.n_tokens,
+        "n_texts": report.n_texts,
+        "regime": report.regime.value,
+        "failure": report.failure.value if report.failure else None,
+        "coherent_share": round(report.coherent_share, 4),
+        "ratio": _rounded(report.ratio),
+        "distinct_tokens": round(trial.distinct_tokens, 4),
+        "effect": None if trial.effect is None else round(trial.effect, 4),
+        "random_effect": None if trial.noise is None else round(trial.noise, 4),
+        "effect_over_random": None if over is None else _rounded(over),
+    }
+
+
+def _rounded(values: Sequence[float]) -> list[float | None]:
+    """Return numbers as short as their certainty; JSON has none that are not finite."""
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]

@@ -1,0 +1,199 @@
+"""``pyemo sweep``: what each strength of a vector does to the text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from pyemo.cli import output
+from pyemo.cli.options import (
+    SCOPES,
+    debug_option,
+    json_option,
+    model_option,
+    threads_option,
+)
+from pyemo.cli.trial_options import load_judge, prompts_option, read_prompts
+
+if TYPE_CHECKING:
+    from pyemo.sweeps import SweepResult
+    from pyemo.threads import Threads
+    from pyemo.trials import Trial
+
+
+@click.command(short_help="Show what each strength of a vector does to the text.")
+@click.option(
+    "--cvec",
+    "-c",
+    "vectors",
+    multiple=True,
+    required=True,
+    metavar="VECTOR",
+    help="Control vector by name or file. May be given several times.",
+)
+@click.option(
+    "--strengths",
+    default="0:0.06:13",
+    show_default=True,
+    metavar="A:B:N",
+    help="N strengths from A to B, or numbers with commas between.",
+)
+@prompts_option
+@click.option(
+    "--layers", metavar="A:B", help="Layers to steer, B not included.  [default: all of the vector]"
+)
+@click.option(
+    "--scope", type=click.Choice(SCOPES), default="both", show_default=True, help="Tokens to steer."
+)
+@click.option("--max-tokens", "-n", type=int, default=48, show_default=True, metavar="N")
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="0 takes the most likely token always; else the default sampler at this temperature.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N")
+@click.option(
+    "--judge",
+    default="minilm",
+    show_default=True,
+    metavar="NAME",
+    help="Who says whether the text moved: minilm, classifier:MODEL, forced-choice:MODEL, or none.",
+)
+@click.option("--raw", is_flag=True, help="Continue the prompts as they are.")
+@click.option("--plot", metavar="FILE", help="Write the curves as a PNG picture.")
+@click.option(
+    "--rows", type=int, default=16, show_default=True, metavar="N", help="Texts side by side."
+)
+@click.option(
+    "--allow-other-weights", is_flag=True, help="Take vectors of other weights of the same shape."
+)
+@model_option
+@threads_option
+@json_option
+@debug_option
+def sweep(
+    vectors: tuple[str, ...],
+    strengths: str,
+    prompts: str | None,
+    layers: str | None,
+    scope: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    judge: str,
+    raw: bool,
+    plot: str | None,
+    rows: int,
+    allow_other_weights: bool,
+    model: str,
+    threads: Threads,
+    as_json: bool,
+) -> None:
+    """Answer the same prompts at each strength, and say in which regime each strength is.
+
+    Texts are scored by the unsteered model. With a judge, as many are made under random directions
+    of equal norm: a strength that moves the text no more than those is inert. Without one, inert
+    and surgical cannot be told apart.
+
+    \b
+    Example:
+      pyemo sweep --cvec anger
+      pyemo sweep --cvec anger --cvec calm --strengths 0:0.03:7 --plot sweep.png
+      pyemo sweep --cvec my.gguf --prompts prompts.txt --judge none --json
+    """
+    from pyemo.batches import GREEDY, check_lengths, n_ctx_for
+    from pyemo.control_vector import ControlVector
+    from pyemo.engine import Engine
+    from pyemo.model import Model
+    from pyemo.sampling import SamplerParams
+    from pyemo.steering import parse_layers
+    from pyemo.sweeps import check_sweep, n_texts_of_sweep, parse_strengths
+    from pyemo.sweeps import sweep as run_sweep
+
+    if plot is not None:
+        from pyemo.plots import check_extra
+
+        check_extra()
+    wanted = parse_strengths(strengths)
+    texts = read_prompts(prompts)
+    chosen = None if layers is None else parse_layers(layers)
+    sampler = replace(
+        GREEDY if temperature == 0 else SamplerParams(temperature=temperature), seed=seed
+    )
+    loaded = Model.load(model)
+    found = [
+        ControlVector.load(name, loaded, allow_other_weights=allow_other_weights)
+        for name in vectors
+    ]
+    judging = load_judge(judge)
+    check_sweep(found, wanted, judging is not None)
+    tokens = [loaded.prompt_tokens(text, raw=raw) for text in texts]
+    check_lengths(loaded, tokens, max_tokens)
+    n_ctx = n_ctx_for(tokens, max_tokens, rows)
+    n_texts = n_texts_of_sweep(found, wanted, len(texts), judging is not None)
+    with (
+        Engine(loaded, n_ctx=n_ctx, n_seq_max=rows, n_threads=threads) as engine,
+        output.progress(n_texts, "writing texts") as advance,
+    ):
+        result = run_sweep(
+            engine,
+            found,
+            wanted,
+            texts,
+            sampler=sampler,
+            max_tokens=max_tokens,
+            judge=judging,
+            layers=chosen,
+            scope=scope,  # type: ignore[arg-type]
+            n_rows=rows,
+            raw=raw,
+            on_progress=advance,
+        )
+    if plot is not None:
+        from pyemo.plots import strength_curves
+
+        curves = {name: result.of(name) for name in result.vectors}
+        strength_curves(plot, curves, f"{result.model}, {len(texts)} prompts, {max_tokens} tokens")
+    _report(result, as_json)
+
+
+def _report(result: SweepResult, as_json: bool) -> None:
+    if as_json:
+        output.print_json(result.as_json())
+        return
+    for name in result.vectors:
+        for line in strength_table(name, result.of(name)):
+            click.echo(line)
+    if not result.judge:
+        output.note("not judged: inert strengths count as surgical where the text stays coherent")
+    else:
+        output.note(
+            f"emotion: as {result.judge} judges it, less the unsteered text's; random: under "
+            "random directions of equal norm"
+        )
+
+
+def strength_table(name: str, trials: list[Trial]) -> list[str]:
+    """Return a table of a vector's strengths, with a heading."""
+    head = f"{'strength':>9} {'dose':>6} {'ratio':>22} {'distinct':>8} {'coherent':>8}"
+    lines = [name, f"{head} {'emotion':>8} {'random':>7}  regime"]
+    for trial in trials:
+        report = trial.report
+        ratio = report.ratio
+        interval = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+        lines.append(
+            f"{trial.strength:>9.4g} {_or_dash(trial.dose, '.3f'):>6} {interval:>22} "
+            f"{trial.distinct_tokens:>8.2f} {report.coherent_share:>8.0%} "
+            f"{_or_dash(trial.effect, '+.3f'):>8} {_or_dash(trial.noise, '+.3f'):>7}  "
+            f"{report.regime.value}"
+        )
+    return lines
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,66 @@
+"""What ``sweep`` and ``calibrate`` take: prompts from a file, and a judge by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyemo.errors import InputError
+
+if TYPE_CHECKING:
+    from pyemo.judges import Judge
+
+NO_JUDGE = "none"
+
+
+def prompts_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--prompts``."""
+    return click.option(
+        "--prompts",
+        metavar="FILE",
+        help="Prompts, one a line.  [default: pyemo's own 8 for selection]",
+    )(command)
+
+
+def read_prompts(path: str | None) -> tuple[str, ...]:
+    """Return the prompts of a file, one a line, empty lines left out; None for pyemo's own.
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or has no prompt.
+    """
+    if path is None:
+        from pyemo.extract.sources import prompts
+
+        return prompts("selection")
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"prompts {path!r} cannot be read: {error}; give a UTF-8 text file, one prompt a line"
+        ) from error
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not found:
+        raise InputError(f"prompts {path!r} has no line with a prompt; write one a line")
+    return found
+
+
+def load_judge(name: str) -> Judge | None:
+    """Return the judge of that name, None for "none".
+
+    Raises:
+        MissingExtraError: what it needs is not installed; the message says that none will do.
+    """
+    if name == NO_JUDGE:
+        return None
+    from pyemo import judges
+    from pyemo.errors import MissingExtraError
+
+    try:
+        return judges.load_judge(name)
+    except MissingExtraError as error:
+        raise MissingExtraError(
+            f"{error}; or --judge none, which cannot tell an inert strength from a surgical one"
+        ) from error

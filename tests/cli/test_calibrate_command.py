@@ -1,0 +1,214 @@
+"""``pyemo calibrate`` on a tiny model: what it writes, and that nothing harms a vector file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from pyemo import ControlVector, Model, judges
+from pyemo.cli import main
+from pyemo.errors import MissingExtraError
+
+FAST = ("--threads", "1", "--lengths", "6,8")
+
+
+class LengthJudge:
+    """Scores a text by its length."""
+
+    name = "length"
+
+    def scores(self, texts: Sequence[str], emotions: Sequence[str]) -> np.ndarray:
+        scores = [float(len(text) % 3) for text in texts]
+        return np.array([[score] * len(emotions) for score in scores]).reshape(-1, len(emotions))
+
+
+@pytest.fixture(autouse=True)
+def known_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judges, "load_judge", lambda name="minilm", engine=None: LengthJudge())
+
+
+@pytest.fixture
+def calm(vectors: Path, tmp_path: Path) -> Path:
+    """A vector file of the test's own."""
+    return Path(shutil.copy(vectors / "warm.gguf", tmp_path / "calm.gguf"))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("the happy story\na sad dog\n", encoding="utf-8")
+    return path
+
+
+def pyemo(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["calibrate", *map(str, arguments)])
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, window: tuple[float, float] | None) -> None:
+    """Let every calibration find this window."""
+    from pyemo import calibration
+    from pyemo.vector_metadata import Calibration
+
+    def found(self: calibration.Calibrator, vector: ControlVector) -> calibration.CalibrationResult:
+        if window is None:
+            return calibration.CalibrationResult(vector.name, None, "nothing moves", ())
+        model = self.engine.model
+        value = Calibration(model.file_sha256, model.name, "greedy", 8, window, window[0])
+        return calibration.CalibrationResult(vector.name, value, "", ())
+
+    monkeypatch.setattr(calibration.Calibrator, "calibrate", found)
+
+
+def test_it_runs_through_and_reports(model: Path, calm: Path, prompts: Path) -> None:
+    result = pyemo(*FAST, "-m", model, calm, "--prompts", prompts, "--json")
+    assert result.exit_code == 0, result.stderr
+    (value,) = json.loads(result.stdout)
+    assert value["vector"] == "calm"
+    assert value["trials"]
+    kept = ControlVector.load(calm).calibration_for(Model.load(model).file_sha256)
+    assert (value["window"] is None) == (kept is None)
+    assert (value["window"] is None) == (value["reason"] is not None)
+
+
+def test_what_is_found_is_in_the_file_and_run_takes_it(
+    model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ControlVector.load(calm)
+    scripted(monkeypatch, (0.1, 0.3))
+    result = pyemo(*FAST, "-m", model, calm)
+    assert result.exit_code == 0, result.stderr
+    assert "surgical from 0.1 to 0.3, recommended 0.1" in result.stdout
+    after = ControlVector.load(calm)
+    assert all((after.directions[i] == before.directions[i]).all() for i in before.layers)
+    ran = CliRunner().invoke(
+        main, ["run", "--json", "-n", "2", "-m", str(model), "-c", str(calm), "the"]
+    )
+    (term,) = json.loads(ran.stdout)["steering"]["terms"]
+    assert (term["strength"], term["strength_source"]) == (0.1, "calibration")
+    assert term["window"] == [0.1, 0.3]
+
+
+def test_a_window_that_does_not_exist_is_a_result(
+    model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = calm.read_bytes()
+    scripted(monkeypatch, None)
+    result = pyemo(*FAST, "-m", model, calm)
+    assert result.exit_code == 0
+    assert "no surgical strength: nothing moves; not written" in result.stdout
+    assert calm.read_bytes() == before
+
+
+def test_a_folder_is_calibrated_file_by_file_into_another(
+    model: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name in ("warm", "cold"):
+        shutil.copy(vectors / f"{name}.gguf", source)
+    scripted(monkeypatch, (0.1, 0.3))
+    result = pyemo(*FAST, "-m", model, source, "-o", target)
+    assert result.exit_code == 0, result.stderr
+    sha256 = Model.load(model).file_sha256
+    for name in ("warm", "cold"):
+        assert ControlVector.load(target / f"{name}.gguf").calibration_for(sha256) is not None
+        assert ControlVector.load(source / f"{name}.gguf").calibration_for(sha256) is None
+
+
+def test_layers_make_another_vector(
+    model: Path, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, (0.1, 0.3))
+    target = tmp_path / "short.gguf"
+    result = pyemo(*FAST, "-m", model, calm, "--layers", "2:4", "-o", target)
+    assert result.exit_code == 0, result.stderr
+    assert ControlVector.load(target).layers == (2, 3)
+    result = pyemo(*FAST, "-m", model, calm, "--layers", "auto", "-o", target, "--json")
+    (value,) = json.loads(result.stdout)
+    assert [found["name"] for found in value["ranges"]] == [
+        "all",
+        "lower half",
+        "middle",
+        "upper half",
+    ]
+    assert pyemo(*FAST, "-m", model, calm, "--layers", "2:4").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("other", (), "other weights"),
+        ("raw", (), "does not say its unit"),
+        ("missing", (), "no vector file"),
+        ("warm", ("--lengths", "8,6"), "are not ascending"),
+        ("warm", ("--lengths", "6,100000"), "leaves no room"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_named(
+    model: Path, vectors: Path, tmp_path: Path, name: str, options: tuple[str, ...], message: str
+) -> None:
+    target = tmp_path / "out.gguf"
+    source = vectors / f"{name}.gguf"
+    result = pyemo("--threads", 1, "-m", model, source, "-o", target, *options)
+    assert result.exit_code == 1, result.stdout
+    assert message in result.stderr
+    assert not target.exists()
+
+
+def test_a_judge_that_is_not_installed_is_named(
+    model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str = "minilm", engine: object = None) -> None:
+        raise MissingExtraError("the judge is not installed: pip install 'pyemo[judge]'")
+
+    monkeypatch.setattr(judges, "load_judge", missing)
+    result = pyemo(*FAST, "-m", model, calm)
+    assert result.exit_code == 1
+    assert "pyemo[judge]" in result.stderr
+
+
+KILLED = """
+    import itertools, sys
+    from pathlib import Path
+    from pyemo import ControlVector
+    from pyemo.vector_metadata import Calibration
+
+    path = Path(sys.argv[1])
+    for i in itertools.count(1):
+        found = Calibration("0" * 64, "m", "greedy", 8, (0.1, 0.3), 0.1, '{"try": %d}' % i)
+        ControlVector.load(path).with_calibration(found).save(path)
+        print(i, flush=True)
+"""
+
+
+def test_a_calibration_killed_while_it_writes_leaves_a_whole_file(calm: Path) -> None:
+    before = ControlVector.load(calm)
+    seen = set()
+    for delay_s in np.linspace(0.0, 0.03, 5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(KILLED), str(calm)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "1\n"  # it is writing, over and over
+            time.sleep(delay_s)
+            os.kill(process.pid, signal.SIGKILL)
+        after = ControlVector.load(calm)
+        assert all((after.directions[i] == before.directions[i]).all() for i in before.layers)
+        (found,) = after.metadata.calibrations
+        seen.add(found.evidence)
+    assert seen

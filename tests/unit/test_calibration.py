@@ -1,0 +1,167 @@
+"""The search for a window, on scripted trials: where text breaks and where it moves is known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyemo import ControlVector, SamplerParams
+from pyemo.batches import GREEDY
+from pyemo.bootstrap import Interval
+from pyemo.calibration import (
+    MAX_DOUBLINGS,
+    STEPS_PER_DOUBLING,
+    _Search,
+    sampler_words,
+    strength_at,
+)
+from pyemo.regimes import Regime, StrengthReport, TextRegime
+from pyemo.trials import Trial
+from pyemo.vector_metadata import VectorMetadata
+
+STEP = 2 ** (1 / STEPS_PER_DOUBLING)
+
+
+class ScriptedTrials:
+    """Text breaks above ``breaks`` (by length), moves above ``moves``, and most at ``peak``."""
+
+    def __init__(self, breaks: dict[int, float], moves: float, peak: float = 1.0) -> None:
+        self.breaks, self.moves, self.peak = breaks, moves, peak
+        self.asked: list[tuple[float, int]] = []
+        model = SimpleNamespace(file_sha256="ab" * 32, name="scripted")
+        self.engine = SimpleNamespace(model=model)
+
+    def run(self, pairs: Any, *, max_tokens: int, lengths: Any = None) -> list[list[Trial]]:
+        ((_, strength),) = pairs
+        self.asked.append((strength, max_tokens))
+        return [[self._trial(strength, n) for n in lengths or [max_tokens]]]
+
+    def _trial(self, strength: float, n_tokens: int) -> Trial:
+        is_coherent = strength <= self.breaks[n_tokens]
+        is_moving = strength >= self.moves
+        regime = Regime.SURGICAL if is_coherent else Regime.EXPLOSIVE
+        share = 1.0 if is_coherent else 0.5
+        over = Interval(0.1, 0.05, 0.2) if is_moving else Interval(0.0, -0.1, 0.1)
+        report = StrengthReport(
+            regime=regime if is_moving else Regime.INERT,
+            failure=None if is_coherent else Regime.EXPLOSIVE,
+            coherent_share=share,
+            shares={TextRegime.COHERENT: share},
+            ratio=Interval(2.0, 1.5, 2.5),
+            effect=over,
+            n_texts=8,
+        )
+        effect = 1.0 - abs(strength - self.peak)
+        return Trial("happy", strength, n_tokens, report, effect, 0.0, 0.9, None, ())
+
+
+def vector(dose: float = 6.4) -> ControlVector:
+    """A vector whose dose at strength 1 is known."""
+    metadata = VectorMetadata(unit="residual", residual_norms=(1.0, 1.0), emotion="happy")
+    return ControlVector({1: [dose, 0.0]}, name="happy", metadata=metadata)
+
+
+def search(trials: ScriptedTrials, own: ControlVector | None = None) -> Any:
+    lengths = tuple(trials.breaks)
+    how = {"samplers": ["greedy"]}
+    return _Search(trials, lengths, own or vector(), None).run(how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("low", [0.003, 0.006, 0.011])
+@pytest.mark.parametrize("high", [0.012, 0.02, 0.05, 0.1])
+def test_the_window_is_found_to_within_a_step(low: float, high: float) -> None:
+    trials = ScriptedTrials({48: high}, low)
+    found = search(trials).calibration
+    assert found.window[0] / STEP <= low * 1.01
+    assert low <= found.window[0]
+    assert found.window[1] <= high <= found.window[1] * STEP * 1.01
+    assert len(trials.asked) <= 14  # the whole ladder has more than 40 rungs
+
+
+def test_a_strength_is_tried_once() -> None:
+    trials = ScriptedTrials({48: 0.03, 256: 0.02}, 0.004)
+    search(trials)
+    assert len(set(trials.asked)) == len(trials.asked)
+
+
+def test_longer_texts_bring_the_upper_end_down() -> None:
+    found = search(ScriptedTrials({48: 0.03, 256: 0.02}, 0.004)).calibration
+    assert found.window[1] <= 0.02 <= found.window[1] * STEP * 1.01
+    assert found.n_tokens == 256
+
+
+def test_what_is_recommended_has_most_emotion_a_step_below_the_upper_end() -> None:
+    rising = search(ScriptedTrials({48: 0.03, 256: 0.03}, 0.004)).calibration
+    assert rising.window[0] <= rising.strength < rising.window[1]
+    peaked = search(ScriptedTrials({48: 0.04, 256: 0.04}, 0.004, peak=0.008)).calibration
+    assert peaked.strength == pytest.approx(0.008, rel=0.45)  # of those that were tried
+
+
+def test_what_is_recommended_was_tried_at_every_length() -> None:
+    trials = ScriptedTrials({48: 0.03, 256: 0.02}, 0.004)
+    found = search(trials).calibration
+    assert (found.strength, 256) in trials.asked
+
+
+def test_a_window_of_one_strength_is_a_window() -> None:
+    at = strength_at(3)
+    found = search(ScriptedTrials({48: at}, at)).calibration
+    assert found.window == (at, at)
+    assert found.strength == at
+
+
+@pytest.mark.parametrize(
+    ("breaks", "moves", "reason"),
+    [
+        ({48: 0.0}, 0.0, "even the weakest"),
+        ({48: 0.02}, 0.03, "more than a random direction"),
+        ({48: 0.02, 256: 0.001}, 0.01, "but longer ones are not"),
+    ],
+)
+def test_a_window_that_does_not_exist_is_said(
+    breaks: dict[int, float], moves: float, reason: str
+) -> None:
+    result = search(ScriptedTrials(breaks, moves))
+    assert result.calibration is None
+    assert reason in result.reason
+    assert result.trials
+
+
+def test_the_search_ends_where_nothing_breaks_or_everything_moves() -> None:
+    harmless = ScriptedTrials({48: 1e9}, 0.0)
+    found = search(harmless).calibration
+    assert found.window[0] < found.window[1]
+    assert len(harmless.asked) <= 3 * MAX_DOUBLINGS
+
+
+def test_the_search_begins_by_dose() -> None:
+    few_layers = ScriptedTrials({48: 0.5}, 0.1)
+    found = search(few_layers, vector(dose=0.4)).calibration
+    assert found.window[1] <= 0.5 <= found.window[1] * STEP * 1.01
+    assert few_layers.asked[0][0] == pytest.approx(0.2, rel=0.1)
+
+
+def test_evidence_has_every_trial_in_order() -> None:
+    import json
+
+    trials = ScriptedTrials({48: 0.03, 256: 0.02}, 0.004)
+    evidence = json.loads(search(trials).calibration.evidence)
+    rows = [(row["strength"], row["n_tokens"]) for row in evidence["strengths"]]
+    assert rows == sorted(trials.asked)
+    assert evidence["samplers"] == ["greedy"]
+
+
+def test_rungs_are_three_digits_and_double() -> None:
+    assert strength_at(0) == 0.01
+    assert strength_at(STEPS_PER_DOUBLING) == 0.02
+    rungs = [strength_at(step) for step in range(-20, 30)]
+    assert rungs == sorted(set(rungs))
+    assert np.allclose(np.diff(np.log2(rungs)), 1 / STEPS_PER_DOUBLING, atol=0.01)
+
+
+def test_samplers_in_words() -> None:
+    assert sampler_words(GREEDY) == "greedy"
+    assert sampler_words(SamplerParams()) == "temperature=0.8 top_k=40 top_p=0.95 min_p=0.05"
