@@ -25,6 +25,8 @@ from pyemo.threads import Threads
 _READING_CTX = 2048
 # Tokens that the name of a user's emotion may take more than those of the built-in ones.
 _LONGER_NAMES = 32
+# Passages from which on a common beginning is computed once: pairs have it, other texts do not.
+_LEAST_FORKS = 4
 # Hidden states kept at a time while single tokens are read.
 _MAX_READ_BYTES = 64 << 20
 
@@ -116,6 +118,9 @@ class EngineBackend:
 
     def read(self, passages: Sequence[Passage], layers: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the mean hidden states of each passage, float32 (n_passages, n_layers, n_embd)."""
+        n_shared = _shared(passages)
+        if n_shared and self._engine.n_seq_max > 1:
+            return self._read_forks(passages, layers, n_shared)
         # What comes after the passage cannot change it, so it is not computed.
         rows = self._engine.read_many(
             [passage.tokens[: passage.end] for passage in passages],
@@ -123,6 +128,28 @@ class EngineBackend:
             pooling="mean",
             tokens=[slice(passage.begin, passage.end) for passage in passages],
         )
+        return np.stack(rows)
+
+    def _read_forks(
+        self, passages: Sequence[Passage], layers: Sequence[int], n_shared: int
+    ) -> npt.NDArray[np.float32]:
+        """Read passages with a common beginning, which is computed once and forked."""
+        rows: list[npt.NDArray[np.float32]] = []
+        room = self._engine.n_ctx - n_shared
+        longest = max(passage.end for passage in passages) - n_shared + 1
+        size = min(self._engine.n_seq_max - 1, max(1, room // longest))
+        with self._engine.sequence(list(passages[0].tokens[:n_shared])) as beginning:
+            beginning.logits()  # decodes it
+            for first in range(0, len(passages), size):
+                with contextlib.ExitStack() as open_forks:
+                    forks = []
+                    for passage in passages[first : first + size]:
+                        fork = open_forks.enter_context(beginning.fork())
+                        fork.append(passage.tokens[n_shared : passage.end])
+                        fork.start_reading(layers, begin=passage.begin, end=passage.end)
+                        forks.append(fork)
+                    step_many(forks)
+                    rows += [fork.reading()[1] for fork in forks]
         return np.stack(rows)
 
     def read_tokens(
@@ -184,3 +211,14 @@ class EngineBackend:
             count, rows = sequence.reading()
             states = rows if count else None
         return Written(tokens, text, ended, states)
+
+
+def _shared(passages: Sequence[Passage]) -> int:
+    """Return the length of the passages' common beginning, 0 where it is not worth a fork."""
+    if len(passages) < _LEAST_FORKS:
+        return 0
+    first, last = (pick([passage.tokens for passage in passages]) for pick in (min, max))
+    limit = min(passage.begin for passage in passages)
+    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    n = min(n, limit)
+    return n if 2 * n * len(passages) >= sum(passage.end for passage in passages) else 0

@@ -77,6 +77,23 @@ def test_reading_many_texts_is_the_mean_of_each_ones_tokens(
         assert np.allclose(rows, expected, atol=1e-4)
 
 
+def test_passages_with_a_common_beginning_are_read_as_if_each_were_alone(
+    engine: Engine, backend: EngineBackend
+) -> None:
+    given = tuple(
+        backend.prompt_tokens("write about the happy day, the sad day and the calm story")
+    )
+    endings = [tuple(backend.text_tokens(text)[1:]) for text in (*TEXTS, "the day", "is it", "no")]
+    shared = [
+        Passage(given + ending, len(given) + len(ending) - 1, len(given) + len(ending))
+        for ending in endings
+    ]
+    found = backend.read(shared, LAYERS)
+    alone = np.stack([engine.read(list(p.tokens), pooling="last", layers=LAYERS) for p in shared])
+    assert np.allclose(found, alone, atol=1e-4)
+    assert engine.native.n_free_sequences == engine.n_seq_max
+
+
 def test_reading_tokens_gives_those_of_the_passage(engine: Engine, backend: EngineBackend) -> None:
     for rows, passage in zip(
         backend.read_tokens(passages(backend), LAYERS), passages(backend), strict=True
