@@ -118,13 +118,19 @@ def machine() -> dict[str, str]:
 
 
 def write(path: Path, ratios: list[Ratio]) -> None:
-    """Write the results as JSON and Markdown beside each other."""
+    """Write the results as JSON and Markdown beside each other.
+
+    A ratio takes the place of an older one of the same name and conditions; the others stay, so
+    that a long benchmark can be run in parts.
+    """
     facts = machine()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(
-        json.dumps({"machine": facts, "ratios": [asdict(ratio) for ratio in ratios]}, indent=1)
-        + "\n"
-    )
+    stored = path.with_suffix(".json")
+    known = json.loads(stored.read_text())["ratios"] if stored.exists() else []
+    kept = {(old["name"], old["conditions"]): Ratio(**old) for old in known}
+    kept |= {(ratio.name, ratio.conditions): ratio for ratio in ratios}
+    content = {"machine": facts, "ratios": [asdict(ratio) for ratio in kept.values()]}
+    stored.write_text(json.dumps(content, indent=1) + "\n")
     lines = [f"{key}: {value}  " for key, value in facts.items()]
-    table = [HEADER, *(ratio.row() for ratio in ratios)]
+    table = [HEADER, *(ratio.row() for ratio in kept.values())]
     path.with_suffix(".md").write_text("\n".join([*lines, "", *table]) + "\n")

@@ -1,16 +1,16 @@
 """What steering, changing moods, many sequences and streaming cost, and the peers beside it.
 
-    python bench/runtime.py [--models smollm2-135m-instruct ...] [--pairs 20] [--output
-    bench/results/runtime]
+    python bench/runtime.py [--models smollm2-135m-instruct ...] [--parts steering ...] [--pairs 20]
 
-Run nothing else beside it. Every ratio is taken in one run of alternating pairs.
+Run nothing else beside it. Every ratio is taken in one run of alternating pairs; what was measured
+before stays in the results until it is measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,15 @@ from pyemo.catalog import resolve_model
 from pyemo.sequence import step_many
 
 N_CTX, N_UBATCH, N_TOKENS = 1024, 512, 64
-SETTINGS = f"n_ubatch {N_UBATCH}, f16 KV, 2 threads"
+N_THREADS = 2
+SETTINGS = f"n_ubatch {N_UBATCH}, f16 KV, {N_THREADS} threads"
 GREEDY = SamplerParams(temperature=0)
 PROMPT = "Write a letter to a friend about the weather in the town where you grew up."
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 
 
 def random_vector(model: Model, seed: int) -> ControlVector:
-    """A random direction on every layer, as long as 1% of a typical row, so that text stays
-    text.
-    """
+    """A random direction on every layer, 1% of a typical row long, so that text stays text."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
     return ControlVector(
@@ -52,8 +51,9 @@ def from_prompt(sequence: Sequence, run: Callable[[Sequence], None]) -> Callable
 
 def stream(sequence: Sequence) -> None:
     """Stream tokens to Python, with text and log-probability, past any end of the text."""
-    for _ in range(N_TOKENS):
-        sequence.step()
+    left = N_TOKENS
+    while left > 0:
+        left -= sum(1 for _ in sequence.generate(max_tokens=left))
 
 
 def change_each_token(mood: Steering) -> Callable[[Sequence], None]:
@@ -67,146 +67,165 @@ def change_each_token(mood: Steering) -> Callable[[Sequence], None]:
     return run
 
 
-@contextmanager
-def engine_of(path: Path, **options: int) -> Iterator[Engine]:
-    """An engine with the bench's settings."""
-    settings = {"n_ctx": N_CTX, "n_batch": N_UBATCH, "n_threads": 2, **options}
-    with Engine(path, **settings) as engine:
-        yield engine
+def step_each_token(sequence: Sequence) -> None:
+    """The same loop without the change."""
+    for _ in range(N_TOKENS):
+        sequence.step()
 
 
-def single_sequence(path: Path, name: str, n_pairs: int) -> list[Ratio]:
-    """Steered, unsteered, changed, streamed, raw, llama-cpp-python: one sequence."""
-    out = []
-    with ExitStack() as stack:
-        engine = stack.enter_context(engine_of(path, n_seq_max=3))
-        mood = Steering({random_vector(engine.model, 0): 0.5})
-        plain, static, changed = (
-            stack.enter_context(
-                engine.sequence(PROMPT, sampler=GREEDY, steering=steering, raw=True)
-            )
-            for steering in (Steering(), mood, mood)
-        )
-        tokens = plain.tokens
-        runs = {
-            "plain": from_prompt(plain, stream),
-            "steered": from_prompt(static, stream),
-            "changed": from_prompt(changed, change_each_token(mood)),
-        }
-        c = f"{name}, {SETTINGS}, n_ctx {N_CTX}, {len(tokens)}+{N_TOKENS} tokens"
+class Single:
+    """One sequence at a time, each in an engine of its own, over one loaded model."""
 
-        def pair(what: str, a: Callable[[], object], b: Callable[[], object]) -> None:
-            out.append(paired(what, a, b, work=N_TOKENS, n_pairs=n_pairs, conditions=c))
+    def __init__(self, path: Path, name: str, n_pairs: int, stack: ExitStack) -> None:
+        self.path, self.name, self.n_pairs, self.stack = path, name, n_pairs, stack
+        self.model = Model.load(path)
+        self.mood = Steering({random_vector(self.model, 0): 0.5})
+        self.tokens = self.model.prompt_tokens(PROMPT, raw=True)
 
-        pair("all layers steered / unsteered", runs["steered"], runs["plain"])
-        pair("strength changed before each token / static", runs["changed"], runs["steered"])
-        raw = RawLoop(path, n_ctx=N_CTX, n_ubatch=N_UBATCH, n_threads=2)
-        stack.callback(raw.close)
-        raw.prompt(tokens)
-        pair(
-            "steered, streamed with log-probabilities / raw C loop",
-            runs["steered"],
-            lambda: raw.decode(tokens[-1], N_TOKENS),
-        )
-        hooked = RawLoop(path, n_ctx=N_CTX, n_ubatch=N_UBATCH, n_threads=2, hook=True)
-        stack.callback(hooked.close)
-        hooked.prompt(tokens)
-        pair(
-            "raw C loop stopping at every block / raw C loop",
-            lambda: hooked.decode(tokens[-1], N_TOKENS),
-            lambda: raw.decode(tokens[-1], N_TOKENS),
-        )
-        peer = llama_cpp_python(path, tokens)
-        pair("steered, streamed / llama-cpp-python streamed, unsteered", runs["steered"], peer)
-    return out
+    def sequence(self, steering: Steering) -> Sequence:
+        """A new sequence with the prompt, in a new engine."""
+        settings = {"n_ctx": N_CTX, "n_batch": N_UBATCH, "n_threads": N_THREADS}
+        engine = self.stack.enter_context(Engine(self.model, **settings))
+        sequence = engine.sequence(self.tokens, sampler=GREEDY, steering=steering)
+        return self.stack.enter_context(sequence)
+
+    def raw(self, *, hook: bool = False) -> Callable[[], object]:
+        """The bare C loop from the end of the same prompt."""
+        loop = RawLoop(self.path, n_ctx=N_CTX, n_ubatch=N_UBATCH, n_threads=N_THREADS, hook=hook)
+        self.stack.callback(loop.close)
+        loop.prompt(self.tokens)
+        return lambda: loop.decode(self.tokens[-1], N_TOKENS)
+
+    def pair(self, what: str, a: Callable[[], object], b: Callable[[], object]) -> Ratio:
+        """Measure one ratio."""
+        where = f"{self.name}, {SETTINGS}, n_ctx {N_CTX}, {len(self.tokens)}+{N_TOKENS} tokens"
+        return paired(what, a, b, work=N_TOKENS, n_pairs=self.n_pairs, conditions=where)
 
 
-def llama_cpp_python(path: Path, tokens: list[int]) -> Callable[[], None]:
-    """llama-cpp-python's own stream over the same tokens, greedy; its cache keeps the prompt."""
-    from llama_cpp import Llama
-
-    llama = Llama(
-        str(path),
-        n_ctx=N_CTX,
-        n_batch=N_UBATCH,
-        n_ubatch=N_UBATCH,
-        n_threads=2,
-        n_threads_batch=2,
-        verbose=False,
+def steering_cost(single: Single) -> Iterator[Ratio]:
+    """All layers steered beside unsteered; a strength changed before each token beside one left."""
+    plain, steered = single.sequence(Steering()), single.sequence(single.mood)
+    yield single.pair(
+        "all layers steered / unsteered", from_prompt(steered, stream), from_prompt(plain, stream)
+    )
+    changed = single.sequence(single.mood)
+    yield single.pair(
+        "strength changed before each token / static",
+        from_prompt(changed, change_each_token(single.mood)),
+        from_prompt(steered, step_each_token),
     )
 
-    def run() -> None:
-        stream = llama.generate(tokens, temp=0.0, repeat_penalty=1.0)
-        text = b""
+
+def streaming_cost(single: Single) -> Iterator[Ratio]:
+    """Streamed from Python beside the bare C loop."""
+    raw = single.raw()
+    yield single.pair(
+        "streamed with log-probabilities / raw C loop",
+        from_prompt(single.sequence(Steering()), stream),
+        raw,
+    )
+    yield single.pair(
+        "streamed with log-probabilities, all layers steered / raw C loop",
+        from_prompt(single.sequence(single.mood), stream),
+        raw,
+    )
+    yield single.pair("raw C loop stopping at every block / raw C loop", single.raw(hook=True), raw)
+
+
+def beside_llama_cpp_python(single: Single) -> Iterator[Ratio]:
+    """Streamed beside llama-cpp-python's two ways to stream."""
+    from llama_cpp import Llama
+
+    threads = {"n_threads": N_THREADS, "n_threads_batch": N_THREADS}
+    batch = {"n_batch": N_UBATCH, "n_ubatch": N_UBATCH}
+    llama = Llama(str(single.path), n_ctx=N_CTX, **batch, **threads, verbose=False)
+
+    def completion() -> None:
+        """The one its users call: text in, text out; the cache keeps the prompt."""
+        for _ in llama.create_completion(
+            single.tokens, max_tokens=N_TOKENS, temperature=0.0, repeat_penalty=1.0, stream=True,
+            logit_bias={llama.token_eos(): -100.0},
+        ):  # fmt: skip
+            pass
+
+    def generate() -> None:
+        """The loop inside it: token ids and their bytes, nothing else."""
+        stream = llama.generate(single.tokens, temp=0.0, repeat_penalty=1.0)
         for _ in range(N_TOKENS):
-            text += llama.detokenize([next(stream)])
+            llama.detokenize([next(stream)])
 
-    return run
+    for what, peer in (("create_completion", completion), ("generate", generate)):
+        sequence = single.sequence(Steering())
+        yield single.pair(
+            f"streamed with log-probabilities / llama-cpp-python's {what}",
+            from_prompt(sequence, stream),
+            peer,
+        )
 
 
-def many_sequences(path: Path, name: str, n_pairs: int, n_tokens: int) -> Ratio:
-    """16 sequences with 16 mixes against one sequence: total tokens per second."""
-    n = 16
-    n_ctx = max(N_CTX, n * (n_tokens + 64))
-    with engine_of(path, n_seq_max=n + 1, n_ctx=n_ctx) as engine, ExitStack() as stack:
-        vectors = [random_vector(engine.model, seed) for seed in range(n)]
-        many = [
-            stack.enter_context(
-                engine.sequence(PROMPT, sampler=GREEDY, steering=Steering({vector: 0.5}), raw=True)
-            )
-            for vector in vectors
-        ]
-        with engine_of(path, n_ctx=n_ctx) as alone:
-            one = stack.enter_context(
-                alone.sequence(
-                    PROMPT, sampler=GREEDY, steering=Steering({vectors[0]: 0.5}), raw=True
-                )
-            )
-            # The batch starts as far into its texts as it is measured for, so its cost there is
-            # seen.
-            n_measured = 32
-            for sequence in (*many, one):
-                filler = [sequence.tokens[i % sequence.n_tokens] for i in range(n_tokens)]
-                sequence.append(filler[: max(0, n_tokens - N_TOKENS)])
-            n_prompt = one.n_tokens
+def many_sequences(single: Single, n_tokens: int) -> Iterator[Ratio]:
+    """16 sequences with 16 mixes against one sequence: total tokens per second.
 
-            def run(sequences: list[Sequence]) -> Callable[[], None]:
-                def again() -> None:
-                    for sequence in sequences:
-                        sequence.rollback(sequence.n_tokens - n_prompt)
-                    for _ in range(n_measured):
-                        step_many(sequences)
+    Both begin ``n_tokens`` into their texts, so that the cost of a long past is seen.
+    """
+    n, n_measured = 16, 32
+    n_ctx = max(N_CTX, n * (n_tokens + 2 * n_measured))
+    settings = {"n_ctx": n_ctx, "n_batch": N_UBATCH, "n_threads": N_THREADS}
+    text = [single.tokens[i % len(single.tokens)] for i in range(n_tokens)]
+    with (
+        Engine(single.model, n_seq_max=n, **settings) as together,
+        Engine(single.model, **settings) as alone,
+    ):
+        moods = [Steering({random_vector(single.model, seed): 0.5}) for seed in range(n)]
+        many = [together.sequence(text, sampler=GREEDY, steering=mood) for mood in moods]
+        one = [alone.sequence(text, sampler=GREEDY, steering=moods[0])]
 
-                return again
+        def run(sequences: list[Sequence]) -> Callable[[], None]:
+            def again() -> None:
+                for sequence in sequences:
+                    sequence.rollback(sequence.n_tokens - n_tokens)
+                for _ in range(n_measured):
+                    step_many(sequences)
 
-            return paired(
-                "16 sequences with 16 mixes / one, total",
-                run(many),
-                run([one]),
-                work=n * n_measured,
-                work_b=n_measured,
-                n_pairs=n_pairs,
-                conditions=f"{name}, {SETTINGS}, n_ctx {n_ctx}, at {n_prompt} tokens each",
-            )
+            return again
+
+        yield paired(
+            "16 sequences with 16 mixes / one, total",
+            run(many),
+            run(one),
+            work=n * n_measured,
+            work_b=n_measured,
+            n_pairs=single.n_pairs,
+            conditions=f"{single.name}, {SETTINGS}, n_ctx {n_ctx}, "
+            f"{n_tokens}+{n_measured} tokens each",
+        )
+
+
+PARTS: dict[str, Callable[[Single], Iterator[Ratio]]] = {
+    "steering": steering_cost,
+    "streaming": streaming_cost,
+    "peer": beside_llama_cpp_python,
+    "many": lambda single: many_sequences(single, 32),
+    "many-512": lambda single: many_sequences(single, 512),
+}
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "runtime"
     )
     options = parser.parse_args()
     print(HEADER)
-    ratios = []
     for name in options.models:
-        path = resolve_model(name).path
-        ratios += single_sequence(path, name, options.pairs)
-        ratios.append(many_sequences(path, name, options.pairs, 64))
-        ratios.append(many_sequences(path, name, max(5, options.pairs), 512))
-    write(options.output, ratios)
+        for part in options.parts:
+            with ExitStack() as stack:
+                single = Single(resolve_model(name).path, name, options.pairs, stack)
+                write(options.output, list(PARTS[part](single)))
 
 
 if __name__ == "__main__":
