@@ -45,10 +45,11 @@ STEPS_PER_DOUBLING = 4
 """Strengths that are tried are 0.01 * 2 ** (k / 4): a window's ends are known to within 19%."""
 START_DOSE = 0.08
 """Dose at which the search begins; of about the right size for every model so far."""
-MAX_DOUBLINGS = 5
-"""How far from there it goes, up or down."""
+MAX_STRIDE = 16
+"""Steps from there that are tried at most: four doublings, up or down."""
 
 N_ROWS = 8
+"""Rows of a batch: those of one strength, so that it depends on nothing else."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Calibrator:
         )
         self._lengths = tuple(lengths)
         self._judge = judge
+        self._expected: tuple[tuple[int, ...], int] | None = None
         self._on_trial = on_trial
 
     @property
@@ -130,19 +132,27 @@ class Calibrator:
     def calibrate(self, vector: ControlVector) -> CalibrationResult:
         """Return the surgical window of ``vector``, its best strength, and what they rest on.
 
-        The upper end is sought by doubling and bisection with the shortest texts and then brought
-        down until the longer ones are surgical too; the lower end is where the text begins to move
-        more than under random directions. Of the strengths tried inside, the one with the most
-        judged emotion is recommended, among those a step below the upper end if there is one: other
-        prompts break a little earlier or later.
+        With the shortest texts the upper end is sought in growing steps from where it is expected
+        (by dose, or where the last vector's was) and then by bisection; likewise the lower end,
+        where the text begins to move more than under random directions. Then longer texts bring
+        the upper end down until they are surgical too. Recommended is, of the strengths tried, the
+        one with the most judged emotion that is at least a step below the upper end, where there
+        is one: other prompts break a little earlier or later.
 
         Raises:
             InputError: the vector names no emotion that the judge knows.
             VectorError: a raw vector, whose strengths mean nothing; rescale it.
         """
         self._check(vector)
-        search = _Search(self._trials, self._lengths, vector, self._on_trial)
-        return search.run(self._describe())
+        if self._expected is None or self._expected[0] != vector.layers:
+            dose = vector.dose(1.0)
+            start = START_DOSE / dose if dose > 0 else strength_at(0)
+            self._expected = vector.layers, round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
+        search = _Search(self._trials, self._lengths, vector, self._expected[1], self._on_trial)
+        result = search.run(self._describe())
+        if search.coherent_end is not None:
+            self._expected = vector.layers, search.coherent_end
+        return result
 
     def _check(self, vector: ControlVector) -> None:
         vector.check(self.engine.model, allow_other_weights=True)
@@ -206,99 +216,93 @@ def sampler_words(sampler: SamplerParams) -> str:
     return f"{words} min_p={sampler.min_p:g}"
 
 
+def _last_true(is_true: Callable[[int], bool], start: int) -> int | None:
+    """Return the last step at which a claim holds that holds up to some step, None if nowhere.
+
+    In growing strides from ``start``, then by bisection; not further than :data:`MAX_STRIDE`.
+    """
+    stride = 1
+    if is_true(start):
+        good = start
+        while is_true(start + stride):
+            good = start + stride
+            if stride >= MAX_STRIDE:
+                return good
+            stride *= 2
+        bad = start + stride
+    else:
+        bad = start
+        while not is_true(start - stride):
+            bad = start - stride
+            if stride >= MAX_STRIDE:
+                return None
+            stride *= 2
+        good = start - stride
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if is_true(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
 class _Search:
-    """One vector's search over the ladder of strengths; steps are its rungs."""
+    """One vector's search over the ladder of strengths; steps are its rungs.
+
+    Args:
+        start: the step where the upper end is expected; a wrong guess costs trials, no more.
+    """
 
     def __init__(
         self,
         trials: Trials,
         lengths: tuple[int, ...],
         vector: ControlVector,
+        start: int,
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
         self._trials = trials
         self._lengths = lengths
         self._vector = vector
+        self._start = start
         self._on_trial = on_trial
         self._short: dict[int, Trial] = {}
         self._long: dict[int, list[Trial]] = {}
-        dose = vector.dose(1.0)
-        start = START_DOSE / dose if dose > 0 else 0.01
-        self._start = round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
+        self.coherent_end: int | None = None
 
     def run(self, how: dict[str, Any]) -> CalibrationResult:
-        high = self._coherent_end()
+        high = self.coherent_end = _last_true(self._is_coherent, self._start)
         if high is None:
             return self._none("even the weakest strength tried breaks the text")
-        low = self._moving_end(high)
-        if low is None:
+        top = next((step for step in (high, high - 1) if self._moves(step)), None)
+        if top is None:
             return self._none(
                 "no strength that leaves the text coherent moves it more than a random direction"
             )
-        confirmed = self._confirmed_end(low, high)
+        # Downwards, the last step that still moves the text; steps there are counted from the top.
+        n_below = _last_true(lambda below: self._moves(top - max(0, below)), STEPS_PER_DOUBLING)
+        low = top - max(0, n_below or 0)
+        confirmed = next((s for s in range(top, low - 1, -1) if self._confirms(s)), None)
         if confirmed is None:
             return self._none(
                 f"texts of {self._lengths[0]} tokens are surgical from {strength_at(low):g} to "
-                f"{strength_at(high):g}, but longer ones are not"
+                f"{strength_at(top):g}, but longer ones are not"
             )
         best = self._best(low, confirmed)
         return CalibrationResult(
             self._vector.name, self._calibration(low, confirmed, best, how), "", self._all()
         )
 
-    # --- the ends ---
-
-    def _coherent_end(self) -> int | None:
-        """Return the highest coherent step, by doubling and then bisection."""
-        good: int | None = None
-        bad: int | None = None
-        step = self._start
-        while good is None or bad is None:
-            if abs(step - self._start) > MAX_DOUBLINGS * STEPS_PER_DOUBLING:
-                return good  # None where nothing is coherent
-            if self._try(step).report.is_coherent:
-                good, step = step, step + STEPS_PER_DOUBLING
-            else:
-                bad, step = step, step - STEPS_PER_DOUBLING
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            if self._try(middle).report.is_coherent:
-                good = middle
-            else:
-                bad = middle
-        return good
-
-    def _moving_end(self, high: int) -> int | None:
-        """Return the lowest step from which on the text moves, by halving and then bisection."""
-        moving = next((step for step in (high, high - 1) if self._moves(step)), None)
-        if moving is None:
-            return None
-        still = moving - STEPS_PER_DOUBLING
-        while self._moves(still):
-            moving, still = still, still - STEPS_PER_DOUBLING
-            if self._start - still > (MAX_DOUBLINGS + 2) * STEPS_PER_DOUBLING:
-                return moving
-        while moving - still > 1:
-            middle = (moving + still) // 2
-            if self._moves(middle):
-                moving = middle
-            else:
-                still = middle
-        return moving
-
-    def _confirmed_end(self, low: int, high: int) -> int | None:
-        """Return the highest step whose longer texts are surgical too, from the top down."""
-        for step in range(high, low - 1, -1):
-            if self._confirms(step):
-                return step
-        return None
-
     def _best(self, low: int, high: int) -> int:
-        """Return the step to recommend, confirmed with the longer texts."""
-        inside = [step for step in self._short if low <= step <= high and self._moves(step)]
-        safe = [step for step in inside if step < high] or [high]
-        ranked = sorted(safe, key=lambda step: -(self._short[step].effect or 0.0))
-        return next((step for step in ranked if self._confirms(step)), high)
+        """Return the step with most emotion, a step below the upper end where there is one.
+
+        Only steps that were tried count, so the one below the end is tried now.
+        """
+        if high > low:
+            self._try(high - 1)
+        inside = [step for step in self._short if low <= step < high and self._moves(step)]
+        return max(inside, key=lambda step: self._short[step].effect or 0.0, default=high)
 
     # --- trying ---
 
@@ -310,9 +314,11 @@ class _Search:
             self._tell(self._short[step])
         return self._short[step]
 
+    def _is_coherent(self, step: int) -> bool:
+        return self._try(step).report.is_coherent
+
     def _moves(self, step: int) -> bool:
-        trial = self._try(step)
-        return trial.report.is_coherent and trial.report.regime is Regime.SURGICAL
+        return self._try(step).report.regime is Regime.SURGICAL
 
     def _confirms(self, step: int) -> bool:
         """Return whether the step is surgical at every length."""

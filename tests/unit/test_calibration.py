@@ -12,7 +12,7 @@ from pyemo import ControlVector, SamplerParams
 from pyemo.batches import GREEDY
 from pyemo.bootstrap import Interval
 from pyemo.calibration import (
-    MAX_DOUBLINGS,
+    MAX_STRIDE,
     STEPS_PER_DOUBLING,
     _Search,
     sampler_words,
@@ -64,10 +64,10 @@ def vector(dose: float = 6.4) -> ControlVector:
     return ControlVector({1: [dose, 0.0]}, name="happy", metadata=metadata)
 
 
-def search(trials: ScriptedTrials, own: ControlVector | None = None) -> Any:
+def search(trials: ScriptedTrials, start: int = 1) -> Any:
     lengths = tuple(trials.breaks)
     how = {"samplers": ["greedy"]}
-    return _Search(trials, lengths, own or vector(), None).run(how)  # type: ignore[arg-type]
+    return _Search(trials, lengths, vector(), start, None).run(how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("low", [0.003, 0.006, 0.011])
@@ -78,7 +78,7 @@ def test_the_window_is_found_to_within_a_step(low: float, high: float) -> None:
     assert found.window[0] / STEP <= low * 1.01
     assert low <= found.window[0]
     assert found.window[1] <= high <= found.window[1] * STEP * 1.01
-    assert len(trials.asked) <= 14  # the whole ladder has more than 40 rungs
+    assert len(trials.asked) <= 16  # the whole ladder has more than 40 rungs
 
 
 def test_a_strength_is_tried_once() -> None:
@@ -100,10 +100,11 @@ def test_what_is_recommended_has_most_emotion_a_step_below_the_upper_end() -> No
     assert peaked.strength == pytest.approx(0.008, rel=0.45)  # of those that were tried
 
 
-def test_what_is_recommended_was_tried_at_every_length() -> None:
+def test_the_upper_end_was_tried_at_every_length() -> None:
     trials = ScriptedTrials({48: 0.03, 256: 0.02}, 0.004)
     found = search(trials).calibration
-    assert (found.strength, 256) in trials.asked
+    assert (found.window[1], 256) in trials.asked
+    assert found.strength < found.window[1]
 
 
 def test_a_window_of_one_strength_is_a_window() -> None:
@@ -134,14 +135,16 @@ def test_the_search_ends_where_nothing_breaks_or_everything_moves() -> None:
     harmless = ScriptedTrials({48: 1e9}, 0.0)
     found = search(harmless).calibration
     assert found.window[0] < found.window[1]
-    assert len(harmless.asked) <= 3 * MAX_DOUBLINGS
+    assert len(harmless.asked) <= 14
+    assert found.window[1] == strength_at(1 + MAX_STRIDE)
 
 
-def test_the_search_begins_by_dose() -> None:
-    few_layers = ScriptedTrials({48: 0.5}, 0.1)
-    found = search(few_layers, vector(dose=0.4)).calibration
-    assert found.window[1] <= 0.5 <= found.window[1] * STEP * 1.01
-    assert few_layers.asked[0][0] == pytest.approx(0.2, rel=0.1)
+@pytest.mark.parametrize("start", [-10, -2, 0, 1, 2, 5, 12])
+def test_a_wrong_guess_costs_trials_and_no_more(start: int) -> None:
+    trials = ScriptedTrials({48: strength_at(1)}, strength_at(-3))
+    found = search(trials, start).calibration
+    assert found.window == (strength_at(-3), strength_at(1))
+    assert len(trials.asked) <= 7 + 2 * abs(start - 1) ** 0.5
 
 
 def test_evidence_has_every_trial_in_order() -> None:
