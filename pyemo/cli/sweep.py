@@ -47,7 +47,15 @@ if TYPE_CHECKING:
 @click.option(
     "--scope", type=click.Choice(SCOPES), default="both", show_default=True, help="Tokens to steer."
 )
-@click.option("--max-tokens", "-n", type=int, default=48, show_default=True, metavar="N")
+@click.option(
+    "--max-tokens",
+    "-n",
+    type=int,
+    default=48,
+    show_default=True,
+    metavar="N",
+    help="Tokens of a text.",
+)
 @click.option(
     "--temperature",
     type=float,
@@ -56,7 +64,9 @@ if TYPE_CHECKING:
     metavar="X",
     help="0 takes the most likely token always; else the default sampler at this temperature.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Of the texts' draws."
+)
 @click.option(
     "--judge",
     default="minilm",
