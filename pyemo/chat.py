@@ -15,6 +15,7 @@ from types import TracebackType
 from pyemo.engine import Engine
 from pyemo.errors import ContextFullError, InputError
 from pyemo.gauges import Gauge
+from pyemo.guard import Guard, GuardedReply
 from pyemo.prompts import Message
 from pyemo.replies import Reply
 from pyemo.sampling import SamplerParams
@@ -82,6 +83,7 @@ class Chat:
         gauges: what to read at every token; may be assigned between any two tokens.
         max_tokens: of a reply; this much of the context is kept free for one, half of it at most.
         stop: strings that end a reply; they are not part of it.
+        guard: keeps every reply out of collapse and explosion; None for none.
     Raises:
         SequenceLimitError: no room left for another sequence.
         InputError: a system message for a model without a chat template; max_tokens below 1.
@@ -97,6 +99,7 @@ class Chat:
         gauges: Iterable[Gauge] = (),
         max_tokens: int = 256,
         stop: SequenceABC[str] = (),
+        guard: Guard | None = None,
     ) -> None:
         self._model = engine.model
         self._has_template = self._model.chat_template is not None
@@ -112,9 +115,10 @@ class Chat:
         self._system = system
         self._max_tokens = max_tokens
         self._stop = stop
+        self._guard = guard
         self._turns: list[Turn] = []
         self._layout: _Layout | None = None  # of all turns, without the last one's reply
-        self._running: tuple[str, _Layout, Reply] | None = None
+        self._running: tuple[str, _Layout, Reply | GuardedReply] | None = None
         self._n_dropped = 0
         self._sequence = engine.sequence(steering=steering, sampler=sampler, gauges=gauges)
 
@@ -173,7 +177,7 @@ class Chat:
 
     # --- talking ---
 
-    def say(self, user: str) -> Reply:
+    def say(self, user: str) -> Reply | GuardedReply:
         """Return the reply to ``user``: an iterator of tokens, each decoded when asked for.
 
         Raises:
@@ -202,12 +206,16 @@ class Chat:
 
     # --- inside ---
 
-    def _begin_reply(self) -> Reply:
+    def _begin_reply(self) -> Reply | GuardedReply:
         """Begin the reply to what the sequence holds: the one place where replies are made."""
+        if self._guard is not None:
+            return self._guard.reply(self._sequence, max_tokens=self._max_tokens, stop=self._stop)
         return self._sequence.generate(max_tokens=self._max_tokens, stop=self._stop)
 
     def _settle(self) -> None:
         """Make a turn of the reply that was begun, however it ended."""
+        if self._running is not None:
+            self._running[2].close()  # a guard gives back what it held and the mood it lowered
         turn = self._running_turn()
         if turn is not None and self._running is not None:
             self._turns.append(turn)
@@ -219,7 +227,8 @@ class Chat:
         if self._running is None:
             return None
         user, layout, reply = self._running
-        tokens = tuple(self._sequence.tokens[layout.n_tokens :])
+        n_shown = layout.n_tokens + len(reply.tokens)  # a guard holds back what comes after
+        tokens = tuple(self._sequence.tokens[layout.n_tokens : n_shown])
         return Turn(user, reply.text, tokens, len(layout.pieces[-1][0])) if tokens else None
 
     @property

@@ -173,6 +173,8 @@ class GuardedReply:
         self.factor = 1.0
         self.model_fails = False
         self._mood = sequence.steering
+        # Without a mood there is no strength to lower: what goes wrong is only said.
+        self._n_held = guard.window if self._mood else 0
         self._max_tokens = max_tokens
         self._closes_sequence = closes_sequence
         self._stream = TextStream(stop)
@@ -206,7 +208,7 @@ class GuardedReply:
         if self.stop_reason is not None:
             raise StopIteration
         try:
-            while self._reason is None and len(self._held) <= self.guard.window:
+            while self._reason is None and len(self._held) <= self._n_held:
                 self._draw()
         except BaseException:
             self.close()
@@ -276,9 +278,9 @@ class GuardedReply:
         return sum(event.trouble is not None for event in self.events)
 
     def _step_back(self, trouble: Trouble) -> None:
-        if self._n_steps_back >= self.guard.max_steps_back:
-            # Unsteered by now: what is wrong is the model's own doing, and stays.
-            self.model_fails = self.model_fails or self.factor == 0.0
+        if not self._mood or self._n_steps_back >= self.guard.max_steps_back:
+            # Unsteered: what is wrong is the model's own doing, and stays.
+            self.model_fails = self.model_fails or not self._mood or self.factor == 0.0
             return
         n = len(self._held)
         self.sequence.rollback(n)

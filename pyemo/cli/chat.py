@@ -9,6 +9,7 @@ from pyemo.cli.options import (
     MoodOptions,
     debug_option,
     engine_options,
+    guard_options,
     mood_options,
     sampler_options,
 )
@@ -37,6 +38,7 @@ from pyemo.sampling import SamplerParams
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="Stop a reply before this text. Several times."
 )
+@guard_options
 @sampler_options
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a turn, on one line.")
@@ -52,6 +54,7 @@ def chat(
     mood: MoodOptions,
     sampler: SamplerParams,
     engine: EngineOptions,
+    guard: str | None,
 ) -> None:
     """Talk with a model; each line is a turn. The mood can be changed between any two turns.
 
@@ -74,7 +77,7 @@ def chat(
     """
     from pyemo.cli.chatting import Request
 
-    request = Request(system, max_tokens, stop, gauges, sampler, engine, mood)
+    request = Request(system, max_tokens, stop, gauges, sampler, engine, mood, guard)
     with request.open(as_json) as session:
         session.run()
     if session.n_errors:

@@ -15,6 +15,7 @@ import click
 
 from pyemo.chat import Chat
 from pyemo.cli import output
+from pyemo.cli.guarding import guard_lines
 from pyemo.cli.meters import gauge_lines, gauge_means
 from pyemo.cli.moods import (
     MoodBuilder,
@@ -29,6 +30,7 @@ from pyemo.cli.options import EngineOptions, MoodOptions
 from pyemo.cli.replying import Answer, stream
 from pyemo.errors import InputError, PyemoError
 from pyemo.gauges import Gauge
+from pyemo.guard import Guard
 from pyemo.model import Model
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import OFF
@@ -59,6 +61,7 @@ class Request:
     sampler: SamplerParams
     engine: EngineOptions
     mood: MoodOptions
+    guard: str | None = None
 
     @contextlib.contextmanager
     def open(self, as_json: bool) -> Iterator[ChatSession]:
@@ -75,6 +78,7 @@ class Request:
                 sampler=self.sampler,
                 max_tokens=self.max_tokens,
                 stop=self.stop,
+                guard=Guard(mode=self.guard) if self.guard else None,  # type: ignore[arg-type]
             ) as chat,
         ):
             if model.chat_template is None:
@@ -196,6 +200,8 @@ class ChatSession:
             output.note("stopped: the context is full; the next turn leaves out the oldest ones")
         elif reply.stop_reason == "length":
             output.note(f"stopped after {len(reply.tokens)} tokens; take a larger --max-tokens")
+        for line in guard_lines(reply):
+            output.note(line)
         if self._are_gauges_shown:
             for line in gauge_lines(reply.tokens):
                 output.note(line)

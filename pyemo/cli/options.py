@@ -182,6 +182,36 @@ def engine_options(command: Command) -> Callable[..., Any]:
     )
 
 
+GUARD_WINDOW = 16
+"""Tokens by which guarded text is shown late: :class:`pyemo.guard.Guard`'s own default."""
+
+
+def guard_options(command: Command) -> Callable[..., Any]:
+    """Add ``--guard`` and ``--guard-exact``, handed over as ``guard``: a mode, or None."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, guard: bool, guard_exact: bool, **rest: Any) -> Any:
+        mode = "exact" if guard_exact else "fast" if guard else None
+        return command(*args, guard=mode, **rest)
+
+    return _stack(
+        gathered,
+        [
+            click.option(
+                "--guard",
+                is_flag=True,
+                help="Keep the text coherent: where it goes wrong, go back and lower the strength. "
+                f"Text is shown {GUARD_WINDOW} tokens late, so that nothing shown is taken back.",
+            ),
+            click.option(
+                "--guard-exact",
+                is_flag=True,
+                help="As --guard, and let the unsteered model score the text too: surer, slower.",
+            ),
+        ],
+    )
+
+
 def mood_options(command: Command) -> Callable[..., Any]:
     """Add the options of :class:`MoodOptions`, handed over as ``mood``."""
 

@@ -16,11 +16,13 @@ import click
 
 import pyemo
 from pyemo.cli import output
+from pyemo.cli.guarding import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
 from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, steering_of, title_of
 from pyemo.cli.options import EngineOptions, MoodOptions
 from pyemo.engine import Engine
 from pyemo.gauges import Gauge
+from pyemo.guard import Guard, GuardedReply
 from pyemo.model import Model
 from pyemo.replies import Reply
 from pyemo.sampling import SamplerParams
@@ -42,6 +44,7 @@ class Request:
     sampler: SamplerParams
     engine: EngineOptions
     mood: MoodOptions
+    guard: str | None = None
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Job]:
@@ -91,15 +94,17 @@ class Job:
     def answer(self, steering: Steering) -> Answer:
         """Begin a reply under ``steering``; nothing is decoded yet."""
         request = self.request
-        reply = self.engine.generate(
-            self.tokens,
-            steering=steering,
-            max_tokens=request.max_tokens,
-            sampler=request.sampler,
-            stop=request.stop,
-            gauges=self.gauges,
-        )
-        return Answer(reply)
+        settings: dict[str, Any] = {
+            "steering": steering,
+            "max_tokens": request.max_tokens,
+            "sampler": request.sampler,
+            "stop": request.stop,
+            "gauges": self.gauges,
+        }
+        if request.guard is None or not steering:  # unsteered, there is no strength to lower
+            return Answer(self.engine.generate(self.tokens, **settings))
+        guard = Guard(mode=request.guard)  # type: ignore[arg-type]
+        return Answer(guard.generate(self.engine, self.tokens, **settings))
 
     def describe(self) -> dict[str, Any]:
         """Return for JSON what all replies of the job share."""
@@ -136,7 +141,7 @@ class Job:
 class Answer:
     """A reply with a clock."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply | GuardedReply) -> None:
         self.reply = reply
         self._began = time.perf_counter()
         self._first_token_s = 0.0
@@ -168,6 +173,7 @@ class Answer:
                 "total_s": self._total_s,
                 "tokens_per_s": n_later / later_s if n_later and later_s else None,
             },
+            **describe_guard(self.reply),
         }
 
 
@@ -230,6 +236,8 @@ def _print_end(job: Job, answer: Answer, title: str = "") -> None:
     if job.gauges:
         for line in gauge_lines(answer.reply.tokens):
             output.note(title + line)
+    for line in guard_lines(answer.reply):
+        output.note(title + line)
     if answer.reply.stop_reason == "context":
         output.note(
             f"{title}stopped: the context of {job.engine.n_ctx} tokens is full; "

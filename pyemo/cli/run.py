@@ -9,6 +9,7 @@ from pyemo.cli.options import (
     MoodOptions,
     debug_option,
     engine_options,
+    guard_options,
     json_option,
     mood_options,
     sampler_options,
@@ -44,6 +45,7 @@ from pyemo.sampling import SamplerParams
     metavar="TEXT",
     help="Stop before this text. May be given several times.",
 )
+@guard_options
 @sampler_options
 @engine_options
 @json_option
@@ -60,6 +62,7 @@ def run(
     mood: MoodOptions,
     sampler: SamplerParams,
     engine: EngineOptions,
+    guard: str | None,
 ) -> None:
     """Answer PROMPT, steered with control vectors, and stream the reply.
 
@@ -76,7 +79,7 @@ def run(
         raise click.UsageError("--compare shows the effect of vectors: name one with --cvec")
     from pyemo.cli.replying import Request, print_comparison, print_reply
 
-    request = Request(prompt, system, raw, max_tokens, stop, gauges, sampler, engine, mood)
+    request = Request(prompt, system, raw, max_tokens, stop, gauges, sampler, engine, mood, guard)
     with request.open() as job:
         show = print_comparison if compare else print_reply
         show(job, as_json)

@@ -54,7 +54,8 @@ def test_a_guard_that_never_acts_gives_the_very_tokens(engine: Engine, mode: str
 
 @pytest.mark.usefixtures("never")
 def test_text_is_held_back_by_the_window_and_all_shown_at_the_end(engine: Engine) -> None:
-    reply = Guard(window=10).generate(engine, PROMPT, sampler=SAMPLED, max_tokens=30)
+    mood = Steering({random_vector(engine.model): 0.5})
+    reply = Guard(window=10).generate(engine, PROMPT, steering=mood, sampler=SAMPLED, max_tokens=30)
     next(reply)
     assert len(reply._held) == 10
     assert len(list(reply)) == 29
@@ -139,6 +140,19 @@ def test_it_gives_up_after_its_steps_and_says_that_the_model_fails(
     assert [event.factor for event in reply.events] == [0.5, 0.25, 0.0]
     assert reply.model_fails
     assert len(reply.tokens) == 40
+
+
+def test_without_a_mood_nothing_is_held_back_and_a_failing_model_is_said(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, never: None
+) -> None:
+    monkeypatch.setattr(guard_module, "repeats", trouble_after(16, 10_000))
+    plain = list(engine.generate(PROMPT, sampler=SAMPLED, max_tokens=30))
+    reply = Guard().generate(engine, PROMPT, sampler=SAMPLED, max_tokens=30)
+    next(reply)
+    assert not reply._held
+    list(reply)
+    assert reply.tokens == plain
+    assert (reply.events, reply.model_fails) == ([], True)
 
 
 def test_a_reply_leaves_its_sequence_the_mood_it_had(
