@@ -64,7 +64,8 @@ def test_one_emotion_is_the_one_of_the_set(
     target = tmp_path / "new" / "mine.gguf"
     result = pyemo("extract", "anger", "-m", model, "-o", target, "--threads", 1)
     assert result.exit_code == 0, result.stderr
-    assert f"{target}: angry, layers 1:3" in result.stdout
+    layers = Recipe.load("default").layer_range(4)
+    assert f"{target}: angry, layers {layers.start}:{layers.stop}" in result.stdout
     assert re.search(r"held-out accuracy \d+/140 = \d+% \[\d+, \d+\], by chance 5%", result.stdout)
     assert "relative to the mean over 20 emotions" in result.stderr
     alone, other = ControlVector.load(target), ControlVector.load(whole_set[0] / "angry.gguf")

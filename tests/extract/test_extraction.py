@@ -365,6 +365,6 @@ def test_a_vector_that_the_engine_added_is_found_at_every_layer(
         recipe = Recipe.load(name)
         asked = {"plus": others["plus"]}
         vector = extract(backend, asked, recipe=recipe, among=others).vectors["plus"]
-    assert vector.layers == (1, 2)
+    assert vector.layers == tuple(recipe.layer_range(model.n_layer))
     for found in vector.directions.values():
         assert cosine(found, direction) > 0.99

@@ -16,11 +16,11 @@ from pyemo.errors import InputError
 from pyemo.extract import Recipe, SetQuality, extract, measure
 from pyemo.extract import quality as q
 
-DEFAULT = Recipe.load("default")
+READING = Recipe.load("paper-comprehension")
 LAYERS = tuple(range(N_LAYER - 1))
 
 
-def measured(backend: PlantedBackend, recipe: Recipe = DEFAULT) -> SetQuality:
+def measured(backend: PlantedBackend, recipe: Recipe = READING) -> SetQuality:
     return measure(backend, extract(backend, list(EMOTIONS), recipe=recipe))
 
 
@@ -59,10 +59,10 @@ def test_a_set_centred_on_its_mean_cannot_show_separation(found: SetQuality) -> 
 
 def test_files_alone_tell_separation_under_two_named_centrings() -> None:
     backend = PlantedBackend(planted_directions())
-    vectors = extract(backend, list(EMOTIONS), recipe=DEFAULT).vectors
+    vectors = extract(backend, list(EMOTIONS), recipe=READING).vectors
     as_they_are, centred = q.separations_of_vectors(vectors)
     assert (as_they_are.centring, centred.centring) == (q.RELATIVE_TO_EMOTIONS, q.RECENTRED)
-    assert as_they_are.layers == tuple(DEFAULT.layer_range(N_LAYER))
+    assert as_they_are.layers == tuple(READING.layer_range(N_LAYER))
     assert np.allclose(centred.mean_cosine, -1 / 19, atol=0.01)
 
 
@@ -93,7 +93,7 @@ def test_one_vector_is_no_set() -> None:
     [
         (Recipe.load("paper-generation"), q.RELATIVE_TO_NEUTRAL),
         (Recipe.load("contrast"), q.RELATIVE_TO_OPPOSITE),
-        (DEFAULT, q.RELATIVE_TO_EMOTIONS),
+        (READING, q.RELATIVE_TO_EMOTIONS),
         (None, "as they are"),
     ],
 )
@@ -169,12 +169,12 @@ def test_halves_of_the_texts_agree_where_there_is_little_noise(found: SetQuality
 
 def test_stability_does_not_depend_on_the_order_of_emotions() -> None:
     states = extract(
-        PlantedBackend(planted_directions(), noise=0.5), list(EMOTIONS), recipe=DEFAULT
+        PlantedBackend(planted_directions(), noise=0.5), list(EMOTIONS), recipe=READING
     ).states
     bases = [np.zeros((0, 48))] * len(LAYERS)
     turned = dict(reversed(states.items()))
     assert np.allclose(
-        q.split_half(DEFAULT, states, bases), q.split_half(DEFAULT, turned, bases), atol=1e-12
+        q.split_half(READING, states, bases), q.split_half(READING, turned, bases), atol=1e-12
     )
 
 
