@@ -143,7 +143,7 @@ class Calibrator:
             InputError: the vector names no emotion that the judge knows.
             VectorError: a raw vector, whose strengths mean nothing; rescale it.
         """
-        self._check(vector)
+        self.check(vector)
         if self._expected is None or self._expected[0] != vector.layers:
             dose = vector.dose(1.0)
             start = START_DOSE / dose if dose > 0 else strength_at(0)
@@ -154,7 +154,13 @@ class Calibrator:
             self._expected = vector.layers, search.coherent_end
         return result
 
-    def _check(self, vector: ControlVector) -> None:
+    def check(self, vector: ControlVector) -> None:
+        """Raise what :meth:`calibrate` would raise of a vector, before any work.
+
+        Raises:
+            InputError, VectorError: see there.
+            VectorModelMismatchError: it does not fit the engine's model.
+        """
         vector.check(self.engine.model, allow_other_weights=True)
         if vector.unit == "raw":
             raise VectorError(

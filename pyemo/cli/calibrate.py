@@ -129,12 +129,37 @@ def calibrate(
     n_ctx = n_ctx_for(tokens, wanted[-1], N_ROWS)
     with Engine(loaded, n_ctx=n_ctx, n_seq_max=N_ROWS, n_threads=threads) as engine:
         job = CalibrationJob(engine, judging, texts, wanted, raw, as_json)
+        for vector in found:
+            job.check(vector)
         for vector, one in zip(found, targets, strict=True):
             for ranged in choices(vector, layers):
                 job.try_range(*ranged)
             job.finish(one.path)
     if as_json:
         output.print_json(job.results)
+
+
+def calibrate_files(
+    paths: Sequence[Path], model: str, threads: Threads, as_json: bool
+) -> list[dict[str, Any]]:
+    """Calibrate vector files in place with all defaults, for ``extract --calibrate``."""
+    from pyemo.batches import n_ctx_for
+    from pyemo.calibration import LENGTHS, N_ROWS
+    from pyemo.control_vector import ControlVector
+    from pyemo.engine import Engine
+    from pyemo.judges import load_judge
+    from pyemo.model import Model
+
+    loaded = Model.load(model)
+    texts = read_prompts(None)
+    n_ctx = n_ctx_for([loaded.prompt_tokens(text) for text in texts], LENGTHS[-1], N_ROWS)
+    judging = load_judge()
+    with Engine(loaded, n_ctx=n_ctx, n_seq_max=N_ROWS, n_threads=threads) as engine:
+        job = CalibrationJob(engine, judging, texts, LENGTHS, False, as_json)
+        for path in paths:
+            job.try_range("", ControlVector.load(path, loaded))
+            job.finish(path)
+    return job.results
 
 
 class CalibrationJob:
@@ -157,6 +182,10 @@ class CalibrationJob:
         self._calibrator = Calibrator(
             engine, judge, prompts=prompts, lengths=lengths, raw=raw, on_trial=_tell
         )
+
+    def check(self, vector: ControlVector) -> None:
+        """Raise what :meth:`try_range` would raise of a vector."""
+        self._calibrator.check(vector)
 
     def try_range(self, label: str, vector: ControlVector) -> None:
         """Calibrate a vector on one range of layers."""

@@ -154,6 +154,12 @@ class BackendOptions:
     is_flag=True,
     help="Let a model without one continue the recipe's instructions as plain text.",
 )
+@click.option(
+    "--calibrate",
+    "is_calibrated",
+    is_flag=True,
+    help="Find each vector's surgical strengths on the model too; as `pyemo calibrate` does.",
+)
 @json_option
 @debug_option
 def extract(
@@ -172,6 +178,7 @@ def extract(
     stories: str | None,
     fallback: bool,
     allow_no_chat_template: bool,
+    is_calibrated: bool,
     as_json: bool,
 ) -> None:
     """Make the control vectors of EMOTIONs on a model, and say how well they tell emotions apart.
@@ -197,6 +204,8 @@ def extract(
     asked = _asked(emotions, is_all, mine)
     paths = _targets(list(asked), target)
     options = BackendOptions(kind, model, device, dtype, parallel, threads)
+    if is_calibrated:
+        _check_calibration(options, mine)
     with options.open(chosen) as backend, progress_bars() as tell:
         try:
             vectors = extract_vectors(
@@ -216,7 +225,31 @@ def extract(
         for name, path in paths.items():
             vectors.vectors[name].save(path)
         quality = _quality(backend, vectors, mine, tell)
-    _report(vectors, quality, paths, backend, time.monotonic() - began, as_json)
+    calibrations = None
+    if is_calibrated:
+        from pyemo.cli.calibrate import calibrate_files
+
+        calibrations = calibrate_files(list(paths.values()), model, threads, as_json)
+    seconds = time.monotonic() - began
+    _report(vectors, quality, paths, backend, calibrations, seconds, as_json)
+
+
+def _check_calibration(options: BackendOptions, mine: Mapping[str, EmotionSource]) -> None:
+    """Refuse what cannot be calibrated before anything is extracted."""
+    from pyemo.errors import InputError
+    from pyemo.judges import load_judge
+
+    if options.is_transformers:
+        raise InputError(
+            "--calibrate needs the GGUF file that will run, and this model is transformers'; "
+            "calibrate the vectors afterwards: pyemo calibrate FOLDER -m FILE.gguf"
+        )
+    if mine:
+        raise InputError(
+            f"--calibrate judges texts by the 20 built-in emotions, not by {', '.join(mine)}; "
+            "leave it out"
+        )
+    load_judge()  # if it is not installed, this is the time to say so
 
 
 def _own_emotions(path: str | None) -> dict[str, EmotionSource]:
@@ -299,6 +332,7 @@ def _report(
     quality: SetQuality | None,
     paths: Mapping[str, Path],
     backend: Backend,
+    calibrations: list[dict[str, Any]] | None,
     seconds: float,
     as_json: bool,
 ) -> None:
@@ -312,6 +346,7 @@ def _report(
             "vignettes_instead_of_stories": sorted(vectors.replaced),
             "left_out_of_mean": sorted(vectors.left_out),
             "quality": None if quality is None else quality.to_json(),
+            "calibrations": calibrations,
             "seconds": round(seconds, 1),
         }
         output.print_json(value)

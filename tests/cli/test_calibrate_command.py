@@ -146,6 +146,26 @@ def test_layers_make_another_vector(
     assert pyemo(*FAST, "-m", model, calm, "--layers", "2:4").exit_code == 2
 
 
+def test_extract_can_calibrate_what_it_makes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, (0.1, 0.3))
+    target = tmp_path / "happy.gguf"
+    options = ["-o", str(target), "-m", str(model), "--threads", "1", "--json", "--calibrate"]
+    result = CliRunner().invoke(main, ["extract", "happy", *options])
+    assert result.exit_code == 0, result.stderr
+    (found,) = json.loads(result.stdout)["calibrations"]
+    assert found["window"] == [0.1, 0.3]
+    assert ControlVector.load(target).calibration_for(Model.load(model).file_sha256) is not None
+
+
+def test_extract_refuses_to_calibrate_what_it_cannot(tmp_path: Path) -> None:
+    options = ["-o", str(tmp_path / "out"), "--calibrate", "--backend", "transformers"]
+    result = CliRunner().invoke(main, ["extract", "happy", *options])
+    assert result.exit_code == 1
+    assert "needs the GGUF file that will run" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
