@@ -9,6 +9,7 @@
 #include "errors.h"
 #include "gguf.h"
 #include "log.h"
+#include "mapped_file.h"
 #include "model_file.h"
 
 namespace pyemo {
@@ -37,6 +38,12 @@ size_t utf8_length(const unsigned char * s, size_t n) {
     return length;
 }
 
+// Called before each tensor is copied; the first time, nothing but the header has been used.
+bool on_progress(float done, void * params) {
+    if (done == 0.0f) release_mapped_pages(static_cast<const ModelParams *>(params)->path);
+    return true;
+}
+
 void init_backend_once() {
     static std::once_flag once;
     std::call_once(once, [] { llama_backend_init(); });
@@ -52,6 +59,10 @@ Model::Model(const ModelParams & params) {
     p.n_gpu_layers = params.n_gpu_layers;
     p.load_mode = params.use_mmap ? (params.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
                                   : (params.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
+    if (params.use_mmap && !params.use_mlock) {
+        p.progress_callback = on_progress;
+        p.progress_callback_user_data = const_cast<ModelParams *>(&params);
+    }
     try {
         const AbortGuard guard(ErrorKind::model_load);
         model_.reset(llama_model_load_from_file(params.path.c_str(), p));
@@ -61,6 +72,10 @@ Model::Model(const ModelParams & params) {
     if (!model_) {
         throw Error(ErrorKind::model_load, "llama.cpp could not load " + params.path + ": " + last_error_line());
     }
+    if (params.use_mmap && !params.use_mlock) {
+        release_mapped_pages(params.path);
+    }
+    release_freed_memory();  // llama.cpp has read the vocabulary through a copy of the header
     vocab_ = llama_model_get_vocab(model_.get());
     n_vocab_ = llama_vocab_n_tokens(vocab_);
     if (n_vocab_ < 1 || !llama_model_has_decoder(model_.get()) || llama_model_has_encoder(model_.get()) ||
