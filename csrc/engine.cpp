@@ -62,7 +62,7 @@ Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params)
         // for exactness.
         p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     }
-    p.kv_unified = true;  // sequences share cells: a fork is a tag, and a batch is split simply
+    p.kv_unified = params_.kv_unified;
     p.swa_full = true;    // sliding windows keep their cells, so that going back is possible
     p.cb_eval = ResidualHook::callback;
     p.cb_eval_user_data = &hook_;
@@ -82,7 +82,10 @@ Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params)
     }
     memory_ = llama_get_memory(ctx_.get());
     n_ctx_ = params_.n_ctx;  // llama.cpp rounds its own up
-    n_ctx_seq_ = model_->has_learned_positions() ? std::min(n_ctx_, model_->n_ctx_train()) : n_ctx_;
+    n_ctx_seq_ = params_.kv_unified ? n_ctx_ : n_ctx_ / params_.n_seq_max;
+    if (model_->has_learned_positions()) {
+        n_ctx_seq_ = std::min(n_ctx_seq_, model_->n_ctx_train());
+    }
     sequences_.resize(params_.n_seq_max);
     batch_ = llama_batch_init(params_.n_batch, 0, 1);
     batch_owner_.reset(&batch_);
@@ -453,6 +456,14 @@ std::vector<Engine::Row> Engine::next_chunk(const std::vector<int> & seqs) const
         if (!rows.empty() && model_->is_recurrent_or_hybrid() && (n - s.n_decoded > 1 || rows.size() > 1)) {
             break;
         }
+        // Where each sequence has its own cells, llama.cpp takes several at once only if their ids follow each
+        // other and each has one token.
+        if (!rows.empty() && !params_.kv_unified && s.n_decoded < n) {
+            const bool one_each = n - s.n_decoded == 1 && (rows.size() == 1 || rows[rows.size() - 2].seq != rows.back().seq);
+            if (!one_each || seq != rows.back().seq + 1) {
+                break;
+            }
+        }
         for (int pos = s.n_decoded; pos < n; ++pos) {
             const bool output = wants_output(s, pos);
             if (int(rows.size()) == params_.n_batch || (output && n_outputs == params_.n_outputs_max)) {
@@ -562,7 +573,7 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
     }
 }
 
-void Engine::forward_unlocked(const std::vector<int> & seqs, bool skip_head) {
+void Engine::forward_unlocked(std::vector<int> seqs, bool skip_head) {
     for (size_t i = 0; i < seqs.size(); ++i) {
         if (std::find(seqs.begin(), seqs.begin() + i, seqs[i]) != seqs.begin() + i) {
             throw Error(ErrorKind::input, "sequence " + std::to_string(seqs[i]) + " is named twice");
@@ -576,6 +587,9 @@ void Engine::forward_unlocked(const std::vector<int> & seqs, bool skip_head) {
         if (s.sampler && !s.has_logits) {
             rewind(seq, int(s.tokens.size()) - 1);  // at least the last token is decoded, for its logits
         }
+    }
+    if (!params_.kv_unified) {
+        std::sort(seqs.begin(), seqs.end());
     }
     for (auto rows = next_chunk(seqs); !rows.empty(); rows = next_chunk(seqs)) {
         decode(rows, skip_head);

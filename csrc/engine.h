@@ -24,6 +24,9 @@ struct EngineParams {
     int n_threads = 1;
     int n_threads_batch = 1;
     std::string kv_type = "f16";  // f32, f16, bf16, q8_0, q4_0
+    // On: sequences share the cells, a fork is a tag, and a batch mixes them at will. Off: each has n_ctx / n_seq_max
+    // cells of its own, and attention does not pass over those of the others.
+    bool kv_unified = true;
     bool hook_through_copies = false;  // steer as off the CPU: fetch the rows, change them, put them back
 };
 
@@ -160,7 +163,7 @@ private:
     // The next chunk of pending rows; empty when nothing is pending.
     std::vector<Row> next_chunk(const std::vector<int> & seqs) const;
     void decode(const std::vector<Row> & rows, bool skip_head);
-    void forward_unlocked(const std::vector<int> & seqs, bool skip_head);
+    void forward_unlocked(std::vector<int> seqs, bool skip_head);
     void save_logits();
     const float * logits_of(const Sequence & s) const;
     void rewind(int seq, int n_decoded);

@@ -23,6 +23,8 @@ from pyemo.threads import Threads
 
 # Cells for texts that are only read: several of the longest at a time.
 _READING_CTX = 2048
+# A sequence with cells of its own has a multiple of this in llama.cpp, asked for or not.
+_CELLS = 256
 # Tokens that the name of a user's emotion may take more than those of the built-in ones.
 _LONGER_NAMES = 32
 # Passages from which on a common beginning is computed once: pairs have it, other texts do not.
@@ -67,14 +69,16 @@ class EngineBackend:
             as :class:`Engine`.
         """
         loaded = model if isinstance(model, Model) else Model.load(model)
-        n_ctx = _READING_CTX
-        if recipe.source == "stories":
+        n_ctx, apart = _READING_CTX, recipe.source == "stories"
+        if apart:
             prompts = (
                 loaded.prompt_tokens(prompt.text) for prompt in story_prompts(recipe, EMOTIONS)
             )
             longest = max(map(len, prompts)) + _LONGER_NAMES + recipe.max_tokens + 1
-            n_ctx = max(n_ctx, parallel * longest)
-        with Engine(loaded, n_ctx=n_ctx, n_seq_max=parallel, n_threads=n_threads) as engine:
+            n_ctx = max(n_ctx, parallel * _CELLS * -(-longest // _CELLS))
+        with Engine(
+            loaded, n_ctx=n_ctx, n_seq_max=parallel, n_threads=n_threads, kv_unified=not apart
+        ) as engine:
             yield cls(engine)
 
     def prompt_tokens(self, prompt: str) -> list[int]:
@@ -119,7 +123,9 @@ class EngineBackend:
     def read(self, passages: Sequence[Passage], layers: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the mean hidden states of each passage, float32 (n_passages, n_layers, n_embd)."""
         n_shared = _shared(passages)
-        if n_shared and self._engine.n_seq_max > 1:
+        # Only cells that all sequences share can be forked at no cost.
+        can_fork = self._engine.native.n_ctx_seq == self._engine.n_ctx
+        if n_shared and can_fork and self._engine.n_seq_max > 1:
             return self._read_forks(passages, layers, n_shared)
         # What comes after the passage cannot change it, so it is not computed.
         rows = self._engine.read_many(
@@ -184,10 +190,10 @@ class EngineBackend:
         room = self._engine.n_ctx - sum(len(prompts[index]) + max_tokens + 1 for index in running)
         while native.n_free_sequences:
             longest = max((len(prompt) for prompt in prompts), default=0) + max_tokens + 1
-            if longest > self._engine.n_ctx:
+            if longest > native.n_ctx_seq:
                 raise ContextFullError(
-                    f"a prompt and its story may take {longest} tokens, but the context holds "
-                    f"{self._engine.n_ctx}; open the engine with a larger n_ctx"
+                    f"a prompt and its story may take {longest} tokens, but a sequence holds "
+                    f"{native.n_ctx_seq}; open the engine with a larger n_ctx"
                 )
             if longest > room:
                 break
