@@ -58,8 +58,12 @@ class BlockRecorder:
             def hook(_module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
                 given = inputs[0] if inputs else named.get("hidden_states")
                 before = outputs.get(layer - 1)
-                same = given is not None and before is not None and given.shape == before.shape
-                if not same or not bool((given.to(before.device) == before).all()):
+                if (
+                    given is None
+                    or before is None
+                    or given.shape != before.shape
+                    or not bool((given.to(before.device) == before).all())
+                ):
                     problems.append(f"block {layer} does not read what block {layer - 1} gave")
 
             return hook

@@ -40,7 +40,7 @@ def penalized(logits: Array, tokens: Sequence[int], sampler: SamplerParams) -> A
     recent = tokens[max(0, len(tokens) - sampler.repeat_last_n) :]
     if sampler.repeat_penalty == 1.0 or not recent:
         return logits
-    out = logits.copy()
+    out: Array = logits.copy()
     ids = np.unique(np.asarray(recent))
     penalty = np.float32(sampler.repeat_penalty)
     out[ids] = np.where(out[ids] <= 0, out[ids] * penalty, out[ids] / penalty)

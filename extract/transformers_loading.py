@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceMap: TypeAlias = "str | Mapping[str, int | str]"
+SILENT = 50  # logging.CRITICAL, which transformers' own module of that name does not export
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -116,10 +117,10 @@ def pick_device(device: str) -> torch.device:
         there.insert(0, "mps")
     if torch.cuda.is_available():
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + there
-    if device == "auto":
-        return torch.device(there[0])
-    if device in there or (device == "cuda" and there[0].startswith("cuda")):
-        return torch.device(device)
+    name = there[0] if device == "auto" else device
+    if name in there or (name == "cuda" and there[0].startswith("cuda")):
+        chosen: torch.device = torch.device(name)
+        return chosen
     raise InputError(
         f"device {device!r} is not there; this machine has {', '.join(there)} (auto takes the "
         "first)"
@@ -317,9 +318,10 @@ def _from_pretrained(
 
     if device_map is not None:
         options["device_map"] = device_map
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         where, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
     )
+    model, report = loaded
     # What has no weights in the file was drawn at random.
     missing = sorted(report["missing_keys"])
     if missing:
@@ -334,8 +336,8 @@ def _loading(name: str) -> Iterator[None]:
     from transformers.utils import logging
 
     had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity(SILENT)
     try:
         yield
     except (
@@ -357,7 +359,7 @@ def _loading(name: str) -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if had_bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _first_line(error: BaseException) -> str:

@@ -85,7 +85,8 @@ def nearer(
         scores = judge.scores([*texts, *others], [emotion])[:, 0]
         margin = scores[: len(texts)] - scores[len(texts) :]
     different = np.array([a != b for a, b in zip(texts, others, strict=True)])
-    return (margin > 0) & different
+    is_nearer: npt.NDArray[np.bool_] = (margin > 0) & different
+    return is_nearer
 
 
 # --- sentence embeddings ---
@@ -523,7 +524,7 @@ def _transformers(what: str) -> Any:
             f"{what} needs torch and transformers, which are not installed: "
             "pip install 'pyemo[judge]'"
         ) from error
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return transformers
 
 

@@ -66,7 +66,7 @@ class EngineOptions:
         )
 
 
-class ThreadsType(click.ParamType):
+class ThreadsType(click.ParamType):  # type: ignore[type-arg]  # generic in newer ones only
     """A number of threads, or a word that says when to choose one."""
 
     name = "threads"

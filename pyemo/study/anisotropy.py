@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.bootstrap import Interval
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Verdict, table
 from pyemo.study.separation import Separation
 from pyemo.study.statistics import (
     N_RESAMPLES,
     Floats,
-    Interval,
     mean_pairwise_cosine,
     percentile_interval,
 )

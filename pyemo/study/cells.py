@@ -210,7 +210,7 @@ def _neutral(cell: Cell) -> Result:
             tokens = tuple(backend.text_tokens(text))
             passages.append(Passage(tokens, len(tokens) - 1, len(tokens)))
         last = backend.read(passages, layers)
-    arrays = {
+    arrays: Arrays = {
         "norms": statistics.norms,
         "mean": statistics.mean,
         "pooled": statistics.texts,

@@ -57,14 +57,14 @@ class OnDask:
             PyemoError: what a cell raises on its worker.
         """
         from distributed import CancelledError, KilledWorker, as_completed
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         futures = {
             self._client.submit(compute, cell, key=f"pyemo-{cell.key}", retries=RETRIES): cell
             for cell in cells
         }
         try:
-            for future in as_completed(list(futures), loop=self._client.loop):
+            for future in as_completed(list(futures), loop=self._client.loop):  # type: ignore[no-untyped-call]
                 yield futures[future], future.result()
         except KilledWorker as error:
             raise SchedulerError(

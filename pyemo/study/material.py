@@ -55,8 +55,8 @@ def hidden_states(work: Work) -> tuple[list[States], list[Result]]:
         for method in METHODS:
             recipe = plan.recipe(method)
             for name, source in plan.emotions.items():
-                held_out = [v.text for v in source.vignettes if v.split == "held_out"]
-                cells.append(class_cell(file, recipe, source, held_out))
+                texts = [v.text for v in source.vignettes if v.split == "held_out"]
+                cells.append(class_cell(file, recipe, source, texts))
                 where.append((file, method, name))
             texts = [v.text for v in vignettes(NEUTRAL, "held_out")]
             cells.append(class_cell(file, recipe, None, texts))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyemo.bootstrap import Interval
 from pyemo.errors import InputError
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Verdict, table
@@ -13,7 +14,6 @@ from pyemo.study.states import States, common_emotions
 from pyemo.study.statistics import (
     N_RESAMPLES,
     GroupTest,
-    Interval,
     compare_groups,
     mean_pairwise_cosine,
     percentile_interval,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyemo.bootstrap import Interval
 from pyemo.emotions import PAPER_OPPOSITES
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Verdict, table
@@ -18,7 +19,6 @@ from pyemo.study.states import Centring, States
 from pyemo.study.statistics import (
     N_RESAMPLES,
     Floats,
-    Interval,
     cosine_matrix,
     mean_pairwise_cosine,
     percentile_interval,

@@ -89,7 +89,8 @@ def units(rows: npt.ArrayLike) -> Floats:
     """Return rows (..., n_embd) at unit length; a zero row stays zero."""
     values = np.asarray(rows, np.float64)
     lengths = np.linalg.norm(values, axis=-1, keepdims=True)
-    return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)
+    unit: Floats = np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)
+    return unit
 
 
 def mean_pairwise_cosine(directions: npt.ArrayLike) -> Floats:
@@ -112,7 +113,8 @@ def mean_pairwise_cosine(directions: npt.ArrayLike) -> Floats:
 def cosine_matrix(directions: npt.ArrayLike) -> Floats:
     """Return (n, n) cosines of (n, n_embd)."""
     rows = units(directions)
-    return np.clip(rows @ rows.T, -1.0, 1.0)
+    cosines: Floats = np.clip(rows @ rows.T, -1.0, 1.0)
+    return cosines
 
 
 # --- matrices of dissimilarity ---
@@ -176,8 +178,8 @@ def mantel(
 
 def _standard(values: Floats) -> Floats:
     """Return values with mean 0 and length 1, so that a dot product is a correlation."""
-    centred = values - values.mean()
-    length = np.linalg.norm(centred)
+    centred: Floats = values - values.mean()
+    length = float(np.linalg.norm(centred))
     return centred / length if length > 0 else centred
 
 
