@@ -5,12 +5,10 @@ Owns the cache folder. Knows nothing of model names or of where files come from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import struct
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from pyemo.errors import InputError, ModelChecksumError, ModelLoadError, ModelNo
 _log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
+_SHA256_DIGITS = 64
 # A file written within this time may be written again without its modification time moving on.
 _UNSETTLED_NS = 2_000_000_000
 _HASHES_FILE = "file_hashes.json"
@@ -78,6 +77,8 @@ def check_folder_writable(folder: str | os.PathLike[str]) -> None:
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        import tempfile  # not needed to run a model
+
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -151,6 +152,8 @@ def join_parts(parts: Sequence[Path], target: Path, sha256: str) -> None:
         ModelChecksumError: the joined bytes have another SHA-256; ``target`` is left as it was.
         ModelLoadError: a part cannot be read, or the folder of ``target`` cannot be written.
     """
+    import hashlib  # with OpenSSL's library; a remembered hash needs none
+
     digest = hashlib.sha256()
     with _replacing(target) as out:
         for part in parts:
@@ -217,6 +220,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _hash(path: Path) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         digest.update(chunk)
@@ -240,7 +245,7 @@ def _recall(path: Path, stamp: _Stamp) -> str | None:
     if entry.get("size") != stamp.size or entry.get("mtime_ns") != stamp.mtime_ns:
         return None
     digest = entry.get("sha256")
-    if not isinstance(digest, str) or len(digest) != hashlib.sha256().digest_size * 2:
+    if not isinstance(digest, str) or len(digest) != _SHA256_DIGITS:
         return None
     _hashed_here[str(path)] = (stamp, digest)
     return digest

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.metadata
+import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,15 @@ _logger = logging.getLogger("pyemo.llama")
 
 def _check_llama_cpp() -> None:
     """The extension and the installed libllama must be the same: its ABI is not stable."""
-    installed = importlib.metadata.version("llama-cpp-python")
+    # As a rule its folder's name says it; importlib.metadata takes 30 ms and 4 MB to import.
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is not None and spec.origin is not None:
+        info = f"llama_cpp_python-{_core.llama_cpp_python}.dist-info"
+        if (Path(spec.origin).parents[1] / info).is_dir():
+            return
+    from importlib.metadata import version
+
+    installed = version("llama-cpp-python")
     if installed != _core.llama_cpp_python:
         raise ImportError(
             f"pyemo was built against llama-cpp-python {_core.llama_cpp_python}, but {installed} "
@@ -129,13 +136,19 @@ class Model:
     @functools.cached_property
     def weights_fingerprint(self) -> str:
         """SHA-256 of float32 norm tensors and vocabulary; quantization leaves both as they are."""
+        import hashlib  # with OpenSSL's library; not every use needs it
+
         return hashlib.sha256(_core.fingerprint_material(str(self.path))).hexdigest()
 
     @property
     def chat_template_sha256(self) -> str | None:
         """SHA-256 of the chat template's UTF-8 text, or None without one."""
         template = self.chat_template
-        return None if template is None else hashlib.sha256(template.encode()).hexdigest()
+        if template is None:
+            return None
+        import hashlib
+
+        return hashlib.sha256(template.encode()).hexdigest()
 
     def tokenize(
         self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -14,6 +15,17 @@ Message: TypeAlias = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``"""
 
 ROLES = ("system", "user", "assistant")
+
+# The template of SmolLM2 and others, written out: Jinja takes 5 MB and a tenth of the time to the
+# first token. Matched whole, so any other template, however near, goes to Jinja.
+_CHATML = re.compile(
+    re.escape(
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\nDEFAULT<|im_end|>\n' }}{% endif %}"
+        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ).replace("DEFAULT", r"(?P<default>[^'\\{}%]*)")
+)
 
 
 def as_messages(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
@@ -55,6 +67,9 @@ def render_chat(
         InputError: the template refuses these messages or is not valid Jinja; its words are in the
             message.
     """
+    chatml = _CHATML.fullmatch(template)
+    if chatml is not None:
+        return _render_chatml(chatml["default"], messages, add_generation_prompt)
     import jinja2
 
     try:
@@ -79,6 +94,15 @@ def render_chat(
             f"the model's chat template refuses these messages: {error}; use other roles, or "
             "raw=True (--raw) to pass the text as it is"
         ) from error
+
+
+def _render_chatml(default: str, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """Return what the template of :data:`_CHATML` writes; ``default`` is its system message."""
+    parts = [(message["role"], message["content"]) for message in messages]
+    if parts and parts[0][0] != "system":
+        parts.insert(0, ("system", default))
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in parts)
+    return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
 
 @functools.lru_cache(maxsize=8)

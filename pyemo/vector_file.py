@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,7 +103,7 @@ def write(path: str | os.PathLike[str], vector_file: VectorFile) -> None:
         VectorShapeError: a direction is not float32, not one row, not finite, or of another width.
     """
     target = Path(path)
-    temporary = target.parent / f".{target.name[:200]}.{secrets.token_hex(4)}.tmp"
+    temporary = target.parent / f".{target.name[:200]}.{os.urandom(4).hex()}.tmp"
     try:
         check_directions(vector_file.directions)
         _check_writable(vector_file)

@@ -49,10 +49,6 @@ def compare(vector: ControlVector, model: Model, *, allow_other_weights: bool = 
     _check_shape(vector, model)
     meta = vector.metadata
     source = repr(meta.source_model) if meta.source_model else "a model"
-    note = ""
-    if meta.chat_template_sha256 and meta.chat_template_sha256 != model.chat_template_sha256:
-        note = " The chat template is another one too."
-
     if meta.architecture and _family(meta.architecture) != _family(model.architecture):
         difference = (
             f"was made for the architecture {meta.architecture!r}, and {model.name!r} is "
@@ -70,7 +66,7 @@ def compare(vector: ControlVector, model: Model, *, allow_other_weights: bool = 
         return Fit(
             FitKind.SAME_WEIGHTS,
             f"{vector.name!r} was made on {source}, another file of the weights of "
-            f"{model.name!r}, such as another quantization.{note}",
+            f"{model.name!r}, such as another quantization.{_other_template(vector, model)}",
         )
     else:
         difference = f"was made on {source}, whose weights are not those of {model.name!r}"
@@ -83,8 +79,15 @@ def compare(vector: ControlVector, model: Model, *, allow_other_weights: bool = 
     return Fit(
         FitKind.OTHER_WEIGHTS,
         f"{vector.name!r} {difference}; it is used because other weights were allowed, and may "
-        f"mean nothing there.{note}",
+        f"mean nothing there.{_other_template(vector, model)}",
     )
+
+
+def _other_template(vector: ControlVector, model: Model) -> str:
+    """Return a sentence if the chat template is not the one the vector was made with."""
+    wanted = vector.metadata.chat_template_sha256
+    same = not wanted or wanted == model.chat_template_sha256
+    return "" if same else " The chat template is another one too."
 
 
 def _check_shape(vector: ControlVector, model: Model) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyemo.guard import GuardedReply
 from pyemo.replies import Reply
+
+if TYPE_CHECKING:
+    from pyemo.guard import GuardedReply
 
 
 def describe_guard(reply: Reply | GuardedReply) -> dict[str, Any]:
     """Return for JSON what the guard did; nothing for a reply without one."""
-    if not isinstance(reply, GuardedReply):
+    if isinstance(reply, Reply):
         return {}
     return {
         "guard": {
@@ -28,7 +30,7 @@ def describe_guard(reply: Reply | GuardedReply) -> dict[str, Any]:
 
 def guard_lines(reply: Reply | GuardedReply) -> list[str]:
     """Return what the user should know of it, in sentences."""
-    if not isinstance(reply, GuardedReply):
+    if isinstance(reply, Reply):
         return []
     back = [event for event in reply.events if event.trouble is not None]
     lines = []

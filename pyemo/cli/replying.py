@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import platform
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import pyemo
+from pyemo import _core
 from pyemo.cli import output
 from pyemo.cli.guarding import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
@@ -22,13 +22,15 @@ from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, stee
 from pyemo.cli.options import EngineOptions, MoodOptions
 from pyemo.engine import Engine
 from pyemo.gauges import Gauge
-from pyemo.guard import Guard, GuardedReply
 from pyemo.model import Model
 from pyemo.replies import Reply
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import OFF
 from pyemo.steering import Steering
 from pyemo.tokens import Token
+
+if TYPE_CHECKING:
+    from pyemo.guard import GuardedReply
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Job:
         }
         if request.guard is None or not steering:  # unsteered, there is no strength to lower
             return Answer(self.engine.generate(self.tokens, **settings))
+        from pyemo.guard import Guard
+
         guard = Guard(mode=request.guard)  # type: ignore[arg-type]
         return Answer(guard.generate(self.engine, self.tokens, **settings))
 
@@ -132,7 +136,7 @@ class Job:
             },
             "versions": {
                 "pyemo": pyemo.__version__,
-                "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
+                "llama-cpp-python": _core.llama_cpp_python,
                 "python": platform.python_version(),
             },
         }
