@@ -1,17 +1,24 @@
 """Which recipe on which layers steers best: the comparison that chose the default recipe.
 
-    python bench/recipes.py [--model smollm2-135m-instruct] [--use selection] [--output bench/results/recipes]
+    python bench/recipes.py [--model MODEL] [--recipes NAME ...] [--layers NAME ...] [--doses X ...]
 
-For each recipe, layer range and strength, 6 emotions x the prompts of that use are answered greedily and judged
-by MiniLM. A text is moved if it lies nearer its own emotion than the unsteered answer to the same prompt does, and
-coherent if its word trigrams are distinct (> 0.6) and the unsteered model finds it likely (perplexity ratio < 6).
-The strength of a row is the one with the most texts that are both. The same for random directions.
+For each recipe, layer range and dose, prompts of the use `selection` are answered greedily in each
+mood and judged by MiniLM. A text is moved if it lies nearer its emotion than the unsteered answer
+to the same prompt does; own first if it is nearest its own emotion of those judged; coherent if its
+word trigrams are distinct (> 0.6) and the unsteered model finds it likely (perplexity ratio < 4).
+Ranges are compared at equal dose. A row of the table is a recipe's range at the dose with the most
+texts that are both moved and coherent. A random direction for each emotion, of the same lengths,
+goes through the same.
+
+Vectors and finished cells are kept in the output folder, so a run that was cut off goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,24 +28,33 @@ from pyemo import ControlVector, Engine, SamplerParams, Steering
 from pyemo.emotions import EMOTIONS
 from pyemo.extract import sources
 from pyemo.extract.engine_backend import EngineBackend
-from pyemo.extract.extraction import VectorSet, extract
+from pyemo.extract.extraction import extract
 from pyemo.extract.recipe import Recipe
 from pyemo.judges import MiniLMJudge
 
-JUDGED = ("happy", "sad", "calm", "angry", "afraid", "loving")
-RANGES = {"all": (0.0, 1.0), "lower third": (0.03, 0.33), "middle third": (0.27, 0.67), "upper third": (0.6, 0.97)}
-DOSES = (0.02, 0.04, 0.07, 0.11, 0.16)  # strengths are compared at equal dose, whatever the range
-N_TOKENS = 48
+RESULTS = Path(__file__).parent / "results"
+JUDGED = ("happy", "sad", "calm", "angry")
+RANGES = {
+    "all": (0.0, 1.0),
+    "lower half": (0.0, 0.5),
+    "0.33 to 0.67": (0.33, 0.67),
+    "0.33 to 0.83": (0.33, 0.83),
+    "upper half": (0.5, 1.0),
+}
+DOSES = (0.06, 0.08, 0.1)
+RANDOM = "random"
+MIN_DISTINCT, MAX_RATIO = 0.6, 4.0
 GREEDY = SamplerParams(temperature=0)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One recipe on one layer range at its best dose."""
+class Cell:
+    """One recipe on one layer range at one dose; counts are of ``n`` texts."""
 
     recipe: str
     layers: str
     dose: float
+    strength: float
     n: int
     moved: int
     own_first: int
@@ -46,23 +62,28 @@ class Row:
     both: int
     similarity: float
 
+    @property
+    def row(self) -> str:
+        """The cell as a row of the table."""
+        return (
+            f"| {self.recipe} | {self.layers} | {self.dose:.2f} | {self.strength:.3f} "
+            f"| {self.moved} | {self.own_first} | {self.coherent} | **{self.both}** | {self.n} "
+            f"| {self.similarity:.2f} |"
+        )
+
+
+HEADER = (
+    "| recipe | layers | dose | strength | moved | own first | coherent | moved and coherent | of "
+    "| similarity |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
 
 @dataclass(frozen=True)
-class Texts:
-    """Answers to the prompts and their negative log-likelihood under the unsteered model."""
+class Answers:
+    """Answers to prompts, and their mean negative log-likelihood under the unsteered model."""
 
     texts: list[str]
     nll: np.ndarray
-
-
-def answer(engine: Engine, prompts: list[str], moods: list[Steering]) -> Texts:
-    """Answer each prompt under its mood, and score the answers unsteered."""
-    replies = engine.generate_many(prompts, steering=moods, max_tokens=N_TOKENS, sampler=GREEDY)
-    texts = [reply.text for reply in replies]
-    given = [engine.prompt_tokens(prompt) for prompt in prompts]
-    pairs = [([token.id for token in reply.tokens], before) for reply, before in zip(replies, given, strict=True)]
-    scores = engine.score_many(pairs)
-    return Texts(texts, np.array([-score.mean_logprob for score in scores]))
 
 
 def distinct_trigrams(text: str) -> float:
@@ -73,66 +94,95 @@ def distinct_trigrams(text: str) -> float:
 
 
 class Comparison:
-    """Prompts, the unsteered answers and the judge, once for all rows."""
+    """Prompts, the unsteered answers and the judge, once for all cells."""
 
-    def __init__(self, engine: Engine, use: str) -> None:
+    def __init__(
+        self, engine: Engine, prompts: Sequence[str], emotions: Sequence[str], n_tokens: int
+    ) -> None:
         self.engine = engine
-        self.prompts = list(sources.prompts(use))
+        self.emotions = list(emotions)
+        self.prompts = list(prompts)
+        self.n_tokens = n_tokens
         self.judge = MiniLMJudge()
-        self.plain = answer(engine, self.prompts, [Steering()] * len(self.prompts))
-        self.plain_scores = self.judge.scores(self.plain.texts, JUDGED)
+        self.plain = self.answer(self.prompts, [Steering()] * len(self.prompts))
+        self.plain_scores = self.judge.scores(self.plain.texts, self.emotions)
 
-    def judge_cell(self, vectors: dict[str, ControlVector], layers: range, dose: float) -> dict[str, float]:
+    def answer(self, prompts: list[str], moods: list[Steering]) -> Answers:
+        """Answer each prompt under its mood, and score the answers unsteered."""
+        replies = self.engine.generate_many(
+            prompts, steering=moods, max_tokens=self.n_tokens, sampler=GREEDY
+        )
+        scores = self.engine.score_many(
+            [
+                ([token.id for token in reply.tokens], self.engine.prompt_tokens(prompt))
+                for reply, prompt in zip(replies, prompts, strict=True)
+            ]
+        )
+        return Answers(
+            [reply.text for reply in replies], np.array([-score.mean_logprob for score in scores])
+        )
+
+    def cell(
+        self, recipe: str, vectors: dict[str, ControlVector], layers: str, dose: float
+    ) -> Cell:
         """Answer all prompts in all moods at one dose."""
         n_layer = self.engine.model.n_layer
-        moods, prompts = [], []
-        for emotion in JUDGED:
-            unit = Steering({vectors[emotion]: 1.0}, layers=layers)
-            moods += [unit * (dose / unit.dose(n_layer))] * len(self.prompts)
-            prompts += self.prompts
-        steered = answer(self.engine, prompts, moods)
-        scores = self.judge.scores(steered.texts, JUDGED)
-        own = np.repeat(np.arange(len(JUDGED)), len(self.prompts))
-        row = np.arange(len(own))
-        plain = np.tile(self.plain_scores, (len(JUDGED), 1))
-        moved = scores[row, own] > plain[row, own]
-        first = scores.argmax(axis=1) == own
-        ratio = np.exp(steered.nll - np.tile(self.plain.nll, len(JUDGED)))
-        coherent = np.array([distinct_trigrams(text) > 0.6 for text in steered.texts]) & (ratio < 6)
-        similar = self.judge.similarity(steered.texts, self.plain.texts * len(JUDGED))
-        return {
-            "n": len(own),
-            "moved": int(moved.sum()),
-            "own_first": int(first.sum()),
-            "coherent": int(coherent.sum()),
-            "both": int((moved & coherent).sum()),
-            "similarity": float(np.mean(similar)),
-        }
+        steered = replace(Recipe("range", "vignettes"), layers=RANGES[layers]).layer_range(n_layer)
+        moods, strengths = [], []
+        for emotion in self.emotions:
+            unit = Steering({vectors[emotion]: 1.0}, layers=steered)
+            strengths.append(dose / unit.dose(n_layer))
+            moods += [unit * strengths[-1]] * len(self.prompts)
+        n = len(self.emotions)
+        found = self.answer(self.prompts * n, moods)
+        scores = self.judge.scores(found.texts, self.emotions)
+        own = np.repeat(np.arange(n), len(self.prompts))
+        every = np.arange(len(own))
+        moved = scores[every, own] > np.tile(self.plain_scores, (n, 1))[every, own]
+        ratio = np.exp(found.nll - np.tile(self.plain.nll, n))
+        distinct = np.array([distinct_trigrams(text) for text in found.texts])
+        coherent = (distinct > MIN_DISTINCT) & (ratio < MAX_RATIO)
+        return Cell(
+            recipe=recipe,
+            layers=layers,
+            dose=dose,
+            strength=float(np.mean(strengths)),
+            n=len(own),
+            moved=int(moved.sum()),
+            own_first=int((scores.argmax(axis=1) == own).sum()),
+            coherent=int(coherent.sum()),
+            both=int((moved & coherent).sum()),
+            similarity=float(self.judge.similarity(found.texts, self.plain.texts * n).mean()),
+        )
 
 
 def candidates() -> dict[str, Recipe]:
     """The bundled recipes and variations of them."""
-    stories = Recipe(
-        "stories", "stories", story_prompts="paper", n_stories=8, max_tokens=128, pooling="mean", baseline="emotions"
-    )
-    vignettes = Recipe("vignettes", "vignettes", pooling="mean")
-    return {
+    stories = Recipe("stories", "stories", n_stories=8, max_tokens=128)
+    vignettes = Recipe("vignettes", "vignettes")
+    found = {
         "paper-generation": Recipe.load("paper-generation"),
         "paper-comprehension": Recipe.load("paper-comprehension"),
         "contrast": Recipe.load("contrast"),
         "anthropic": Recipe.load("anthropic"),
         "stories": stories,
-        "stories, denoised": replace(stories, denoise=0.5),
         "vignettes": vignettes,
-        "vignettes, denoised": replace(vignettes, denoise=0.5),
+        "vignettes from token 10": replace(vignettes, skip=10),
+        "the same, denoised": replace(vignettes, skip=10, denoise=0.5),
     }
+    return {name: replace(recipe, name=name) for name, recipe in found.items()}
 
 
-def random_set(like: VectorSet) -> dict[str, ControlVector]:
-    """Random directions of the same length at each layer."""
-    rng = np.random.default_rng(0)
+def load_set(folder: Path) -> dict[str, ControlVector]:
+    """Return the vectors of a folder by emotion; empty if there are none."""
+    return {path.stem: ControlVector.load(path) for path in sorted(folder.glob("*.gguf"))}
+
+
+def random_like(vectors: dict[str, ControlVector]) -> dict[str, ControlVector]:
+    """Return a random direction of the same length at each layer for each emotion."""
     out = {}
-    for name, vector in like.vectors.items():
+    for name, vector in vectors.items():
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
         rows = {}
         for layer, row in vector.directions.items():
             random = rng.standard_normal(row.shape)
@@ -141,47 +191,71 @@ def random_set(like: VectorSet) -> dict[str, ControlVector]:
     return out
 
 
+def vectors_of(source: str, name: str, folder: Path) -> dict[str, ControlVector]:
+    """Return a recipe's vectors, at all layers: kept ones, or extracted now."""
+    if name == RANDOM:
+        return random_like(vectors_of(source, "vignettes from token 10", folder))
+    if not load_set(folder / name):
+        recipe = replace(candidates()[name], layers=(0.0, 1.0))
+        with EngineBackend.open(source, recipe) as backend:
+            found = extract(backend, list(EMOTIONS), recipe=recipe, fallback_to_vignettes=True)
+        found.save(folder / name)
+    return load_set(folder / name)
+
+
+def kept_cells(path: Path) -> list[Cell]:
+    """Return the cells of an earlier run."""
+    return [Cell(**cell) for cell in json.loads(path.read_text())] if path.exists() else []
+
+
 def main() -> None:
     """Compare, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--use", default="selection", choices=("selection", "evaluation"))
-    parser.add_argument("--recipes", nargs="+", default=list(candidates()))
+    parser.add_argument("--source", help="model to extract on; by default the steered one")
+    parser.add_argument("--recipes", nargs="+", default=[*candidates(), RANDOM])
     parser.add_argument("--layers", nargs="+", default=list(RANGES))
     parser.add_argument("--doses", nargs="+", type=float, default=list(DOSES))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recipes")
+    parser.add_argument("--emotions", nargs="+", default=list(JUDGED))
+    parser.add_argument("--prompts", type=int, default=8, help="how many of the selection prompts")
+    parser.add_argument("--tokens", type=int, default=40, help="tokens of an answer")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--output", type=Path, default=None, help="folder of results")
     options = parser.parse_args()
-    rows: list[Row] = []
-    cells = []
-    print("| recipe | layers | dose | moved | own emotion first | coherent | moved and coherent | of | similarity |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    with Engine(options.model, n_seq_max=16, n_ctx=16 * 320) as engine:
-        comparison = Comparison(engine, options.use)
-        backend = EngineBackend(engine)
-        sets: dict[str, dict[str, ControlVector]] = {}
+    folder = options.output or RESULTS / "recipes" / Path(options.model).stem
+    kept = folder / (
+        f"{'-'.join(options.emotions)}-{options.prompts}-prompts-{options.tokens}-tokens.json"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = kept_cells(kept)
+    prompts = sources.prompts("selection")[: options.prompts]
+    n_texts = len(prompts) * len(options.emotions)
+    with Engine(
+        options.model,
+        n_seq_max=min(n_texts, 48),
+        n_ctx=max(min(n_texts, 48) * (60 + options.tokens), 4096),
+        n_outputs_max=128,
+        n_threads=options.threads,
+    ) as engine:
+        comparison = Comparison(engine, prompts, options.emotions, options.tokens)
+        print(HEADER)
         for name in options.recipes:
-            found = extract(backend, list(EMOTIONS), recipe=candidates()[name], fallback_to_vignettes=True)
-            sets[name] = dict(found.vectors)
-        sets["random"] = random_set(found)
-        for name, vectors in sets.items():
-            for label in options.layers:
-                shares = RANGES[label]
-                layers = replace(Recipe("x", "vignettes"), layers=shares).layer_range(engine.model.n_layer)
-                best: Row | None = None
+            vectors = vectors_of(options.source or options.model, name, folder)
+            for layers in options.layers:
+                row = []
                 for dose in options.doses:
-                    cell = comparison.judge_cell(vectors, layers, dose)
-                    row = Row(name, label, dose, **cell)
-                    cells.append(asdict(row))
-                    if best is None or row.both > best.both:
-                        best = row
-                rows.append(best)
-                print(
-                    f"| {best.recipe} | {best.layers} | {best.dose:.2f} | {best.moved} | {best.own_first} | "
-                    f"{best.coherent} | **{best.both}** | {best.n} | {best.similarity:.2f} |",
-                    flush=True,
-                )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n")
+                    done = [
+                        c for c in cells if (c.recipe, c.layers, c.dose) == (name, layers, dose)
+                    ]
+                    if not done:
+                        done = [comparison.cell(name, vectors, layers, dose)]
+                        cells += done
+                        kept.parent.mkdir(parents=True, exist_ok=True)
+                        kept.write_text(
+                            json.dumps([asdict(cell) for cell in cells], indent=1) + "\n"
+                        )
+                    row += done
+                print(max(row, key=lambda cell: (cell.both, cell.own_first)).row, flush=True)
 
 
 if __name__ == "__main__":
