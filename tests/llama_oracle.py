@@ -108,6 +108,21 @@ class LlamaOracle:
             rows.append(np.array(np.ctypeslib.as_array(found, (self.n_vocab,)), np.float32))
         return np.stack(rows)
 
+    def greedy(
+        self, tokens: Sequence[int], n_tokens: int, steer: Mapping[int, Array] | None = None
+    ) -> list[int]:
+        """Return the most likely continuation of ``tokens``, ``n_tokens`` long, token by token."""
+        self._set_control_vector(steer or {})
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        found: list[int] = []
+        begin, pending = 0, list(tokens)
+        while len(found) < n_tokens:
+            self._decode(pending, begin, [i == len(pending) - 1 for i in range(len(pending))])
+            row = llama_cpp.llama_get_logits_ith(self._context, -1)
+            found.append(int(np.ctypeslib.as_array(row, (self.n_vocab,)).argmax()))
+            begin, pending = begin + len(pending), found[-1:]
+        return found
+
     def _decode(self, tokens: Sequence[int], begin: int, outputs: Sequence[bool]) -> None:
         n_tokens = len(tokens)
         batch = llama_cpp.llama_batch_init(n_tokens, 0, 1)

@@ -1,0 +1,73 @@
+"""What `run` says of strengths and mixes beyond their calibrated windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pyemo import Model
+from pyemo.cli import main
+from pyemo.cli.moods import MoodBuilder, window_remark
+from pyemo.cli.options import MoodOptions
+from pyemo.vector_metadata import Calibration
+
+CALIBRATION = Calibration("ab" * 32, "m", "greedy", 48, (0.2, 0.4), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("strength", "words"),
+    [
+        (0.5, "is above its window 0.2 to 0.4 on this model file; the text may loop"),
+        (0.1, "is below its window 0.2 to 0.4 on this model file; the text may not move"),
+        (-0.3, "turns the vector round"),
+    ],
+)
+def test_a_strength_outside_its_window_is_said(strength: float, words: str) -> None:
+    assert words in window_remark("angry", strength, CALIBRATION)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.2, 0.3, 0.4])
+def test_nothing_is_said_within_the_window_or_when_off(strength: float) -> None:
+    assert window_remark("angry", strength, CALIBRATION) == ""
+    assert window_remark("angry", 9.0, None) == ""
+
+
+def notes(model: Path, *vectors: str, **changed: str) -> list[str]:
+    """Return what a mood of these vectors says."""
+    options = {"operator": "add", "schedule": "constant", "scope": "both", "layers": None}
+    builder = MoodBuilder(
+        MoodOptions(vectors, None, allow_other_weights=False, **(options | changed))  # type: ignore[arg-type]
+    )
+    terms = builder.terms(Model.load(model), builder.specs)
+    return [line for term in terms for line in term.notes]
+
+
+def test_the_doses_of_a_mix_are_added_and_compared(model: Path, vectors: Path) -> None:
+    one = f"{vectors}/calibrated.gguf"
+    (said,) = notes(model, f"{one}=0.3", f"{one}=-0.25")[-1:]
+    assert "the mix is at 1.38" in said
+    assert "calibrated 0.75 + calibrated 0.62" in said
+    assert not any("the mix" in line for line in notes(model, f"{one}=0.2", f"{one}=0.2"))
+    # one alone, or one beside a vector without a window, is a matter of its own window
+    assert not any("the mix" in line for line in notes(model, f"{one}=0.5"))
+    assert not any(
+        "the mix" in line for line in notes(model, f"{one}=0.5", f"{vectors}/warm.gguf=1")
+    )
+
+
+@pytest.mark.parametrize(
+    "changed", [{"scope": "reply"}, {"layers": "1:2"}, {"operator": "add_keep_norm"}]
+)
+def test_a_window_says_nothing_of_other_ways_to_steer(
+    model: Path, vectors: Path, changed: dict[str, str]
+) -> None:
+    assert notes(model, f"{vectors}/calibrated.gguf=9", **changed) == []
+
+
+def test_run_prints_it_on_stderr(model: Path, vectors: Path) -> None:
+    arguments = ["run", "-n", "2", "-m", str(model), "-c", f"{vectors}/calibrated.gguf=0.6", "the"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0
+    assert "strength 0.6 is above its window" in result.stderr

@@ -1,0 +1,94 @@
+"""The recommended strengths hold on other prompts than they were chosen with.
+
+    python -m pytest -m quality -s tests/quality/test_windows.py
+
+prints the tables of docs/calibration.md. Each emotion that has a window is tried at its recommended
+strength on prompts for evaluation, each answered greedily and with the default sampler; a strength
+has four verdicts, for each sampler at 48 and at 256 tokens. ``WINDOWS_EMOTIONS=angry,sad`` and
+``WINDOWS_PROMPTS=8`` make it shorter; the page says what was run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pyemo import ControlVector, Engine, SamplerParams
+from pyemo.batches import GREEDY, n_ctx_for
+from pyemo.calibration import LENGTHS
+from pyemo.catalog import list_vectors
+from pyemo.emotions import EMOTIONS
+from pyemo.extract import sources
+from pyemo.judges import MiniLMJudge
+from pyemo.proportion import Proportion
+from pyemo.regimes import Regime
+from pyemo.trials import Trial, Trials
+
+pytestmark = pytest.mark.quality
+
+CHOSEN = tuple(filter(None, os.environ.get("WINDOWS_EMOTIONS", "").split(","))) or tuple(EMOTIONS)
+PROMPTS = sources.prompts("evaluation")[: int(os.environ.get("WINDOWS_PROMPTS", "16"))]
+SAMPLERS = {"greedy": GREEDY, "default sampler": SamplerParams()}
+
+
+@pytest.fixture(scope="module")
+def judge() -> MiniLMJudge:
+    return MiniLMJudge()
+
+
+def windows(name: str) -> dict[str, ControlVector]:
+    """Return emotion -> bundled vector, of those that have a window on the catalog's file."""
+    with Engine(name, n_ctx=256) as engine:
+        loaded = {
+            emotion: ControlVector.load(emotion, engine.model) for emotion in list_vectors(name)
+        }
+        return {
+            emotion: vector
+            for emotion, vector in loaded.items()
+            if vector.calibration_for(engine.model.file_sha256) is not None
+        }
+
+
+def test_at_least_15_of_20_emotions_have_a_window_on_smollm2() -> None:
+    found = windows("smollm2-135m-instruct")
+    print("\n" + ", ".join(found))
+    assert len(found) >= 15
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_recommended_strengths_are_surgical_on_other_prompts(name: str, judge: MiniLMJudge) -> None:
+    verdicts: list[bool] = []
+    with Engine(name, n_seq_max=8, n_ctx=n_ctx_for([[0] * 64], LENGTHS[-1], 8)) as engine:
+        for label, sampler in SAMPLERS.items():
+            trials = Trials(
+                engine,
+                PROMPTS,
+                samplers=(sampler,),
+                max_tokens=LENGTHS[-1],
+                judge=judge,
+                n_rows=8,
+                emotions=CHOSEN,
+            )
+            for emotion in CHOSEN:
+                vector = ControlVector.load(emotion, engine.model)
+                calibration = vector.calibration_for(engine.model.file_sha256)
+                if calibration is None:
+                    continue
+                (found,) = trials.run([(vector, calibration.strength)], lengths=LENGTHS)
+                for trial in found:
+                    verdicts.append(trial.report.regime is Regime.SURGICAL)
+                    print(row(name, emotion, label, trial), flush=True)
+    share = Proportion(sum(verdicts), len(verdicts))
+    print(f"{name}: surgical {share}")
+    assert share.value >= 0.9
+
+
+def row(name: str, emotion: str, sampler: str, trial: Trial) -> str:
+    """Return the line of a Markdown table."""
+    report = trial.report
+    return (
+        f"| {name} | {emotion} | {trial.strength:g} | {sampler} | {trial.n_tokens} | "
+        f"{report.regime.value} | {report.coherent_share:.0%} | {report.ratio.value:.2f} | "
+        f"{trial.effect:+.3f} | {trial.noise:+.3f} |"
+    )
