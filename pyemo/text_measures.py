@@ -37,13 +37,17 @@ class TextMeasures:
         n_tokens: its length.
         n_words: its words.
         distinct_tokens: worst share of different token trigrams (:func:`distinct_ngrams`), 0 to 1.
+        vocabulary: worst share of different tokens, 0 to 1.
         distinct_words: the same of word bigrams of the whole text.
         repeated_words: how often its most frequent word trigram comes.
         loop_share: share of the worst window inside its longest loop (:func:`longest_loop`, 2
             cycles or more), 0 to 1.
         compression: :func:`compression_ratio` of the whole text.
+        worst_compression: the highest of a window's part of the text.
         surprise: mean negative log-probability per token under the unsteered model, nats.
         worst_surprise: highest mean surprise of a window, nats.
+        root_surprise: highest mean of the square root of surprise of a window, nats to the 1/2: the
+            surprise of many tokens counts for more than the same sum on a few.
         late_surprise: mean surprise of the text's second half, nats.
         new_scripts: share of letters in scripts that neither prompt nor twin has, 0 to 1.
         entropy: mean entropy of the distributions the tokens were drawn from, nats; nan if unknown.
@@ -52,12 +56,15 @@ class TextMeasures:
     n_tokens: int
     n_words: int
     distinct_tokens: float
+    vocabulary: float
     distinct_words: float
     repeated_words: int
     loop_share: float
     compression: float
+    worst_compression: float
     surprise: float
     worst_surprise: float
+    root_surprise: float
     late_surprise: float
     new_scripts: float
     entropy: float = math.nan
@@ -95,6 +102,7 @@ def measure_text(
         raise InputError(
             "log-probabilities that are not finite; score the text with the unsteered model"
         )
+    surprise = np.maximum(surprise, 0.0)  # float32 may round a probability above 1
     ids = np.asarray(tokens, np.int64)
     windows = [slice(begin, begin + WINDOW) for begin in window_begins(n)]
     written = words(text)
@@ -102,18 +110,27 @@ def measure_text(
         n_tokens=n,
         n_words=len(written),
         distinct_tokens=min(distinct_ngrams(ids[window].tolist(), 3) for window in windows),
+        vocabulary=min(distinct_ngrams(ids[window].tolist(), 1) for window in windows),
         distinct_words=distinct_ngrams(written, 2),
         repeated_words=most_repeated_ngram(written, 3),
         loop_share=max(longest_loop(ids[window]).length / len(ids[window]) for window in windows),
         compression=compression_ratio(text),
+        worst_compression=max(compression_ratio(part(text, window, n)) for window in windows),
         surprise=float(surprise.mean()),
         worst_surprise=max(float(surprise[window].mean()) for window in windows),
+        root_surprise=max(float(np.sqrt(surprise[window]).mean()) for window in windows),
         late_surprise=float(surprise[n // 2 :].mean()),
         new_scripts=new_script_share(text, *known),
         entropy=math.nan
         if entropies is None
         else float(np.mean(np.asarray(entropies, np.float64))),
     )
+
+
+def part(text: str, window: slice, n_tokens: int) -> str:
+    """Return the characters of a window of tokens, as if all tokens were equally long."""
+    stop = min(window.stop, n_tokens)
+    return text[window.start * len(text) // n_tokens : stop * len(text) // n_tokens]
 
 
 def window_begins(n_tokens: int) -> list[int]:

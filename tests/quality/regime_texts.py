@@ -50,12 +50,17 @@ class Plan:
     n_short: int
     n_long: int
     n_strong: int  # further short texts, sampled and strong: few of the others explode
+    more: tuple[int, int] = (0, 0)  # and again, short and long, when readers had found too few
 
 
 PLANS = {
-    "smollm2-135m-instruct": Plan({"all": 0.03, "middle": 0.07, "upper": 0.055}, 312, 48, 72),
-    "gemma-3-270m": Plan({"all": 0.022, "middle": 0.045, "upper": 0.035}, 264, 48, 96),
-    "qwen2.5-coder-0.5b-instruct": Plan({"all": 0.035, "middle": 0.07, "upper": 0.06}, 168, 16, 96),
+    "smollm2-135m-instruct": Plan(
+        {"all": 0.03, "middle": 0.07, "upper": 0.055}, 312, 48, 72, (48, 16)
+    ),
+    "gemma-3-270m": Plan({"all": 0.022, "middle": 0.045, "upper": 0.035}, 264, 48, 96, (24, 8)),
+    "qwen2.5-coder-0.5b-instruct": Plan(
+        {"all": 0.035, "middle": 0.07, "upper": 0.06}, 168, 16, 96, (24, 0)
+    ),
 }
 
 
@@ -107,12 +112,22 @@ def tasks(model: str, plan: Plan, rng: random.Random) -> Iterator[Record]:
             yield task | {"twin": twin_key(task)}
 
 
-def strong_tasks(model: str, plan: Plan, rng: random.Random) -> list[Record]:
-    """Return further short texts, with the default sampler and strengths past the scale."""
-    drawn = tasks(model, replace(plan, n_short=10 * plan.n_strong, n_long=0), rng)
-    strong = [task for task in drawn if task["sampler"] == "default"]
-    past = [task for task in strong if 1 < task["strength"] / plan.scale[task["layers"]] < 3]
-    return past[: plan.n_strong]
+def strong_tasks(
+    model: str, plan: Plan, rng: random.Random, n_short: int, n_long: int, low: float, high: float
+) -> list[Record]:
+    """Return further texts, with the default sampler and low to high times the scale."""
+    drawn = list(tasks(model, replace(plan, n_short=10 * n_short, n_long=10 * n_long), rng))
+    strong = [
+        task
+        for task in drawn
+        if task["sampler"] == "default"
+        and low < task["strength"] / plan.scale[task["layers"]] < high
+    ]
+    return [
+        task
+        for length, n in zip(LENGTHS, (n_short, n_long), strict=True)
+        for task in [task for task in strong if task["length"] == length][:n]
+    ]
 
 
 def twin_key(task: Record) -> str:
@@ -162,7 +177,8 @@ def pool(model: str, file: str, vectors: Path, out: Path, seconds: float) -> Non
     rng.shuffle(todo)
     parts = in_parts(todo)
     rng.shuffle(parts)
-    parts += in_parts(strong_tasks(model, plan, rng))
+    parts += in_parts(strong_tasks(model, plan, rng, plan.n_strong, 0, 1, 3))
+    parts += in_parts(strong_tasks(model, plan, rng, *plan.more, 1.7, 4))
     done = {record["part"] for record in read_lines(out)} if out.exists() else set()
     until = time.monotonic() + seconds
     with Engine(file, n_ctx=3072, n_seq_max=24, n_threads=1) as engine:
@@ -187,21 +203,28 @@ def in_parts(todo: Sequence[Record]) -> list[list[Record]]:
     return parts
 
 
-def score(model: str, file: str, drawn: Path, out: Path) -> None:
-    """Write a model's drawn texts and their twins with the unsteered log-probabilities."""
+def score(model: str, file: str, drawn: Path, out: Path, seconds: float) -> None:
+    """Write a model's twins and drawn texts with the unsteered log-probabilities; resumes."""
     records = [record for record in read_lines(drawn) if record["model"] == model]
+    done = {(r["twin"], r.get("id")) for r in read_lines(out)} if out.exists() else set()
     unsteered = {"emotion": "", "strength": 0.0, "length": max(LENGTHS), "is_twin": True}
     asked = ("model", "sampler", "prompt", "twin")
     twins = {r["twin"]: {key: r[key] for key in asked} | unsteered for r in records}
+    todo = in_parts([twin for key, twin in twins.items() if (key, None) not in done])
+    todo += in_parts([record for record in records if (record["twin"], record["id"]) not in done])
+    until = time.monotonic() + seconds
     with Engine(file, n_ctx=3072, n_seq_max=24, n_threads=1, n_outputs_max=64) as engine:
-        for part in in_parts(list(twins.values())):
-            records += with_text(part, write(engine, part, [Steering()] * len(part)))
-        for i, record in enumerate(records):
-            prompt = engine.prompt_tokens(record["prompt"])
-            found = engine.score(record["tokens"], given=prompt)
-            record["logprobs"] = [round(float(p), 2) for p in found.logprobs]
-            print(f"{model}: scored {i + 1} of {len(records)}", end="\r", flush=True)
-    write_lines(out, records)
+        for number, part in enumerate(todo):
+            if time.monotonic() > until:
+                break
+            if part[0]["is_twin"]:
+                part = with_text(part, write(engine, part, [Steering()] * len(part)))
+            pairs = [(record["tokens"], engine.prompt_tokens(record["prompt"])) for record in part]
+            for record, found in zip(part, engine.score_many(pairs), strict=True):
+                record["logprobs"] = [round(float(p), 2) for p in found.logprobs]
+            with out.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(record) + "\n" for record in part)
+            print(f"{model}: scored part {number} of {len(todo)}", flush=True)
 
 
 def mood_of(task: Record, known: dict[str, ControlVector], n_layer: int) -> Steering:
@@ -214,7 +237,7 @@ def mood_of(task: Record, known: dict[str, ControlVector], n_layer: int) -> Stee
 
 def read_lines(path: Path) -> list[Record]:
     """Return the records of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def proposed(record: Record) -> str:
@@ -278,12 +301,14 @@ def main() -> None:
     add.add_argument("drawn", type=Path)
     add.add_argument("out", type=Path)
     add.add_argument("--file", help="another quantization of the model")
+    add.add_argument("--seconds", type=float, default=math.inf, help="stop after; may be resumed")
     given = parser.parse_args()
     if given.command == "pool":
         file = given.file or given.model
         pool(given.model, file, given.vectors, given.out, given.seconds)
     elif given.command == "score":
-        score(given.model, given.file or given.model, given.drawn, given.out)
+        file = given.file or given.model
+        score(given.model, file, given.drawn, given.out, given.seconds)
     else:
         draw(given.pools, given.drawn, given.blind, given.n_short, given.n_long)
 
