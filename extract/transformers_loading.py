@@ -111,15 +111,15 @@ def pick_device(device: str) -> torch.device:
     Raises:
         InputError: it is not there.
     """
-    torch = _torch()
+    loaded = _torch()
     there = ["cpu"]
-    if torch.backends.mps.is_available():
+    if loaded.backends.mps.is_available():
         there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + there
+    if loaded.cuda.is_available():
+        there = [f"cuda:{i}" for i in range(loaded.cuda.device_count())] + there
     name = there[0] if device == "auto" else device
     if name in there or (name == "cuda" and there[0].startswith("cuda")):
-        chosen: torch.device = torch.device(name)
+        chosen: torch.device = loaded.device(name)
         return chosen
     raise InputError(
         f"device {device!r} is not there; this machine has {', '.join(there)} (auto takes the "
