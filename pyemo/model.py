@@ -17,6 +17,9 @@ from pyemo.local_files import file_sha256
 from pyemo.prompts import Message, as_messages, render_chat
 from pyemo.tokens import token_ids, whole
 
+LLAMA_CPP_PYTHON: str = _core.llama_cpp_python
+"""Version of llama-cpp-python that the extension was built against, and runs on."""
+
 _logger = logging.getLogger("pyemo.llama")
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import pyemo
-from pyemo import _core
 from pyemo.cli import output
 from pyemo.cli.guarding import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
@@ -22,7 +21,7 @@ from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, stee
 from pyemo.cli.options import EngineOptions, MoodOptions
 from pyemo.engine import Engine
 from pyemo.gauges import Gauge
-from pyemo.model import Model
+from pyemo.model import LLAMA_CPP_PYTHON, Model
 from pyemo.replies import Reply
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import OFF
@@ -136,7 +135,7 @@ class Job:
             },
             "versions": {
                 "pyemo": pyemo.__version__,
-                "llama-cpp-python": _core.llama_cpp_python,
+                "llama-cpp-python": LLAMA_CPP_PYTHON,
                 "python": platform.python_version(),
             },
         }
