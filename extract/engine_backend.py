@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pyemo.emotions import EMOTIONS
 from pyemo.engine import Engine
 from pyemo.errors import ContextFullError
+from pyemo.extract import sources
 from pyemo.extract.backend import Passage, SourceModel, Written
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.stories import story_prompts
@@ -75,6 +76,7 @@ class EngineBackend:
                 loaded.prompt_tokens(prompt.text) for prompt in story_prompts(recipe, EMOTIONS)
             )
             longest = max(map(len, prompts)) + _LONGER_NAMES + recipe.max_tokens + 1
+            longest = max(longest, *(len(loaded.tokenize(text)) + 1 for text in _read_texts()))
             n_ctx = max(n_ctx, parallel * _CELLS * -(-longest // _CELLS))
         with Engine(
             loaded, n_ctx=n_ctx, n_seq_max=parallel, n_threads=n_threads, kv_unified=not apart
@@ -217,6 +219,13 @@ class EngineBackend:
             count, rows = sequence.reading()
             states = rows if count else None
         return Written(tokens, text, ended, states)
+
+
+def _read_texts() -> Iterator[str]:
+    """Yield the texts that are read whatever the recipe: neutral ones, and all vignettes."""
+    yield from sources.neutral_texts()
+    for emotion in EMOTIONS:
+        yield from (vignette.text for vignette in sources.vignettes(emotion))
 
 
 def _shared(passages: Sequence[Passage]) -> int:

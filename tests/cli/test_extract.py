@@ -20,7 +20,7 @@ STORIES = """
 name = "few"
 source = "stories"
 n_stories = 3
-max_tokens = 64
+max_tokens = 320
 baseline = "neutral"
 """
 JEALOUS = """
