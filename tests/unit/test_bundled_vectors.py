@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,11 @@ from pyemo.emotions import EMOTIONS
 from pyemo.extract.recipe import Recipe
 from pyemo.model import Model
 from pyemo.vector_fit import FitKind
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 FOLDER = Path(pyemo.models.__file__).parent / "vectors"
 MODELS = ("gemma-3-270m", "smollm2-135m-instruct")
