@@ -6,6 +6,7 @@ Owns the search and its conclusion. Texts are made and measured by ``trials``, r
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -177,8 +178,6 @@ class Calibrator:
 
     def _describe(self) -> dict[str, Any]:
         """Return what the evidence says of how it was measured."""
-        import llama_cpp
-
         import pyemo
 
         trials, engine = self._trials, self._trials.engine
@@ -193,7 +192,10 @@ class Calibrator:
                 "n_ctx": engine.n_ctx,
                 "kv_type": engine.kv_type,
             },
-            "versions": {"pyemo": pyemo.__version__, "llama-cpp-python": llama_cpp.__version__},
+            "versions": {
+                "pyemo": pyemo.__version__,
+                "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
+            },
         }
 
 
