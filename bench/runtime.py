@@ -163,17 +163,18 @@ def beside_llama_cpp_python(single: Single) -> Iterator[Ratio]:
         )
 
 
-def many_sequences(single: Single, n_tokens: int) -> Iterator[Ratio]:
+def many_sequences(single: Single, n_tokens: int, *, kv_unified: bool) -> Iterator[Ratio]:
     """16 sequences with 16 mixes against one sequence: total tokens per second.
 
     Both begin ``n_tokens`` into their texts, so that the cost of a long past is seen.
     """
     n, n_measured = 16, 32
-    n_ctx = max(N_CTX, n * (n_tokens + 2 * n_measured))
+    # A sequence's own cells come in multiples of 256.
+    n_ctx = max(N_CTX, n * -(-(n_tokens + 2 * n_measured) // 256) * 256)
     settings = {"n_ctx": n_ctx, "n_batch": N_UBATCH, "n_threads": N_THREADS}
     text = [single.tokens[i % len(single.tokens)] for i in range(n_tokens)]
     with (
-        Engine(single.model, n_seq_max=n, **settings) as together,
+        Engine(single.model, n_seq_max=n, kv_unified=kv_unified, **settings) as together,
         Engine(single.model, **settings) as alone,
     ):
         moods = [Steering({random_vector(single.model, seed): 0.5}) for seed in range(n)]
@@ -190,7 +191,7 @@ def many_sequences(single: Single, n_tokens: int) -> Iterator[Ratio]:
             return again
 
         yield paired(
-            "16 sequences with 16 mixes / one, total",
+            f"16 sequences with 16 mixes, cells {'shared' if kv_unified else 'apart'} / one, total",
             run(many),
             run(one),
             work=n * n_measured,
@@ -205,8 +206,10 @@ PARTS: dict[str, Callable[[Single], Iterator[Ratio]]] = {
     "steering": steering_cost,
     "streaming": streaming_cost,
     "peer": beside_llama_cpp_python,
-    "many": lambda single: many_sequences(single, 32),
-    "many-512": lambda single: many_sequences(single, 512),
+    "many": lambda single: many_sequences(single, 32, kv_unified=True),
+    "many-apart": lambda single: many_sequences(single, 32, kv_unified=False),
+    "many-512": lambda single: many_sequences(single, 512, kv_unified=True),
+    "many-512-apart": lambda single: many_sequences(single, 512, kv_unified=False),
 }
 
 
@@ -225,7 +228,8 @@ def main() -> None:
         for part in options.parts:
             with ExitStack() as stack:
                 single = Single(resolve_model(name).path, name, options.pairs, stack)
-                write(options.output, list(PARTS[part](single)))
+                for ratio in PARTS[part](single):
+                    write(options.output, [ratio])
 
 
 if __name__ == "__main__":
