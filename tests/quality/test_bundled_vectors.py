@@ -2,7 +2,7 @@
 
     python -m pytest -m quality -s tests/quality/test_bundled_vectors.py
 
-prints the tables of docs/vectors.md. Six emotions, eight prompts that chose no strength, the
+prints the tables. Six emotions, eight prompts that chose no strength, the
 strength each vector recommends for its model file, greedy.
 """
 
