@@ -29,7 +29,6 @@ __all__ = [
     "Weights",
     "classify_strength",
     "classify_text",
-    "failure_scores",
     "measure_text",
     "proxy_rule",
     "proxy_rule_strength",
@@ -56,36 +55,30 @@ class Regime(enum.Enum):
 
 # --- the regime of a text ---
 
-TYPICAL_SURPRISE = 1.4
-"""Mean surprise of an unsteered text, nats per token, where a text comes without its twin."""
-
 
 class Weights(NamedTuple):
     """One failure's linear score of a text, above 0 where the failure is likelier than coherence.
 
     Attributes:
         bias: the score where all measures are 0.
-        loop_share, vocabulary, root_surprise: per unit of the measure.
+        loop_share, vocabulary, unlikely_tokens: per unit of the measure.
         log_compression: per unit of the natural logarithm of ``worst_compression``.
-        excess_surprise: per nat of ``surprise`` above the twin's.
     """
 
     bias: float
     loop_share: float
     vocabulary: float
     log_compression: float
-    root_surprise: float
-    excess_surprise: float
+    unlikely_tokens: float
 
-    def score(self, measures: TextMeasures, twin_surprise: float) -> float:
-        """Return the score of a text."""
+    def score(self, measures: TextMeasures) -> float:
+        """Return the score of a text: log-odds against coherence."""
         return (
             self.bias
             + self.loop_share * measures.loop_share
             + self.vocabulary * measures.vocabulary
             + self.log_compression * math.log(max(measures.worst_compression, 0.1))
-            + self.root_surprise * measures.root_surprise
-            + self.excess_surprise * (measures.surprise - twin_surprise)
+            + self.unlikely_tokens * measures.unlikely_tokens
         )
 
 
@@ -94,38 +87,28 @@ class Weights(NamedTuple):
 # sampler, for texts of 48 and of 256 tokens, over SmolLM2-135M, Gemma-3-270M and
 # Qwen2.5-Coder-0.5B.
 COLLAPSE_WEIGHTS = Weights(
-    bias=1.03,
-    loop_share=5.69,
-    vocabulary=-8.4,
-    log_compression=4.17,
-    root_surprise=-0.66,
-    excess_surprise=0.33,
+    bias=2.2,
+    loop_share=5.48,
+    vocabulary=-10.55,
+    log_compression=3.23,
+    unlikely_tokens=-0.94,
 )
 EXPLOSION_WEIGHTS = Weights(
-    bias=-1.02,
-    loop_share=-0.81,
-    vocabulary=-11.79,
-    log_compression=-3.05,
-    root_surprise=5.58,
-    excess_surprise=0.15,
+    bias=3.24,
+    loop_share=0.09,
+    vocabulary=-11.99,
+    log_compression=-1.37,
+    unlikely_tokens=12.88,
 )
 
 
-def failure_scores(measures: TextMeasures, twin: TextMeasures | None = None) -> tuple[float, float]:
-    """Return the scores of repetitive collapse and of explosion: log-odds against coherence."""
-    surprise = TYPICAL_SURPRISE if twin is None else twin.surprise
-    return COLLAPSE_WEIGHTS.score(measures, surprise), EXPLOSION_WEIGHTS.score(measures, surprise)
+def classify_text(measures: TextMeasures) -> TextRegime:
+    """Return the regime of a text: the failure with the higher score, coherent if none is above 0.
 
-
-def classify_text(measures: TextMeasures, twin: TextMeasures | None = None) -> TextRegime:
-    """Return the regime of a text: the failure with the higher score, coherent if both are below 0.
-
-    Args:
-        measures: of the text.
-        twin: of the unsteered text to the same prompt with the same sampler: what it surprises the
-            model by is not held against the text. None for :data:`TYPICAL_SURPRISE`.
+    The unsteered twin is not asked: its surprise tells no more of these classes (docs/regimes.md),
+    and a text that fails as its twin does is :func:`classify_strength`'s concern.
     """
-    collapse, explosion = failure_scores(measures, twin)
+    collapse, explosion = COLLAPSE_WEIGHTS.score(measures), EXPLOSION_WEIGHTS.score(measures)
     if max(collapse, explosion) <= 0:
         return TextRegime.COHERENT
     return TextRegime.REPETITIVE_COLLAPSE if collapse >= explosion else TextRegime.EXPLOSIVE
@@ -251,8 +234,8 @@ def classify_strength(
         raise InputError(
             f"{len(texts)} texts and {len(twins)} twins; pass one or more of each, paired"
         )
-    regimes = [_regime(text, twin) for text, twin in zip(texts, twins, strict=True)]
-    of_twins = [_regime(twin, None) for twin in twins]
+    regimes = [_regime(text) for text in texts]
+    of_twins = [_regime(twin) for twin in twins]
     failing = [
         regime
         for regime, of_twin in zip(regimes, of_twins, strict=True)
@@ -279,8 +262,8 @@ def classify_strength(
     )
 
 
-def _regime(text: TextMeasures | None, twin: TextMeasures | None) -> TextRegime:
-    return TextRegime.EXPLOSIVE if text is None else classify_text(text, twin)
+def _regime(text: TextMeasures | None) -> TextRegime:
+    return TextRegime.EXPLOSIVE if text is None else classify_text(text)
 
 
 def _majority(failing: Sequence[TextRegime]) -> Regime | None:

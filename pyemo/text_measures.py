@@ -23,6 +23,8 @@ WINDOW = 48
 """Tokens a measure looks at at a time, so that texts of 48 and of 256 tokens compare."""
 STRIDE = 16
 """Tokens from one window to the next."""
+UNLIKELY_SURPRISE = 4.0
+"""Nats above which a token is unlikely: a probability below 2%."""
 MIN_TOKENS = 2
 """A text of fewer tokens has nothing to measure."""
 
@@ -46,8 +48,8 @@ class TextMeasures:
         worst_compression: the highest of a window's part of the text.
         surprise: mean negative log-probability per token under the unsteered model, nats.
         worst_surprise: highest mean surprise of a window, nats.
-        root_surprise: highest mean of the square root of surprise of a window, nats to the 1/2: the
-            surprise of many tokens counts for more than the same sum on a few.
+        unlikely_tokens: highest share of a window's tokens that surprise by more than
+            :data:`UNLIKELY_SURPRISE`, 0 to 1.
         late_surprise: mean surprise of the text's second half, nats.
         new_scripts: share of letters in scripts that neither prompt nor twin has, 0 to 1.
         entropy: mean entropy of the distributions the tokens were drawn from, nats; nan if unknown.
@@ -64,7 +66,7 @@ class TextMeasures:
     worst_compression: float
     surprise: float
     worst_surprise: float
-    root_surprise: float
+    unlikely_tokens: float
     late_surprise: float
     new_scripts: float
     entropy: float = math.nan
@@ -118,7 +120,9 @@ def measure_text(
         worst_compression=max(compression_ratio(part(text, window, n)) for window in windows),
         surprise=float(surprise.mean()),
         worst_surprise=max(float(surprise[window].mean()) for window in windows),
-        root_surprise=max(float(np.sqrt(surprise[window]).mean()) for window in windows),
+        unlikely_tokens=max(
+            float((surprise[window] > UNLIKELY_SURPRISE).mean()) for window in windows
+        ),
         late_surprise=float(surprise[n // 2 :].mean()),
         new_scripts=new_script_share(text, *known),
         entropy=math.nan

@@ -318,7 +318,7 @@ class Trials:
                 cut.text,
                 len(cut.tokens),
                 cut.ended,
-                TextRegime.EXPLOSIVE if measured is None else classify_text(measured, twin),
+                TextRegime.EXPLOSIVE if measured is None else classify_text(measured),
                 _ratio(measured, twin),
                 measured.distinct_tokens if measured else 0.0,
                 None if effect is None else float(effect[i]),

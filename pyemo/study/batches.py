@@ -72,10 +72,8 @@ class Batch:
     @cached_property
     def regimes(self) -> list[TextRegime]:
         """Each text's regime; a text too short to measure is explosive."""
-        others = [None] * len(self.texts) if self.twin is None else self.twin.measures
         return [
-            TextRegime.EXPLOSIVE if text is None else classify_text(text, other)
-            for text, other in zip(self.measures, others, strict=True)
+            TextRegime.EXPLOSIVE if text is None else classify_text(text) for text in self.measures
         ]
 
     @property

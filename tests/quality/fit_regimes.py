@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from regime_labels import (
     ORDER,
-    READERS,
     LabelledText,
     Rule,
     accuracy_interval,
@@ -39,7 +38,7 @@ Pair = tuple[Weights, Weights]
 def features(text: LabelledText) -> list[float]:
     """Return what :class:`pyemo.regimes.Weights` weighs, in its order, without the bias."""
     units = (Weights(0, *row) for row in np.eye(len(Weights._fields) - 1))
-    return [unit.score(text.measures, text.twin.surprise) for unit in units]
+    return [unit.score(text.measures) for unit in units]
 
 
 def fit(texts: Sequence[LabelledText]) -> Pair:
@@ -75,7 +74,7 @@ def rule_of(pair: Pair) -> Rule:
     """Return ``classify_text`` with other weights."""
 
     def rule(text: LabelledText) -> TextRegime:
-        scores = [0.0, *(weights.score(text.measures, text.twin.surprise) for weights in pair)]
+        scores = [0.0, *(weights.score(text.measures) for weights in pair)]
         return ORDER[int(np.argmax(scores))]
 
     return rule
@@ -83,11 +82,6 @@ def rule_of(pair: Pair) -> Rule:
 
 def packaged_rule(text: LabelledText) -> TextRegime:
     """The rule as it is shipped."""
-    return classify_text(text.measures, text.twin)
-
-
-def rule_without_twin(text: LabelledText) -> TextRegime:
-    """The rule as it is shipped, where no twin is known."""
     return classify_text(text.measures)
 
 
@@ -144,7 +138,7 @@ def table(counts: NDArray[Any]) -> str:
 def main() -> None:
     """Print weights and tables."""
     texts = labelled_texts()
-    one, other = ([text.labels[i] for text in texts] for i in range(len(READERS)))
+    one, other = ([text.labels[i] for text in texts] for i in (0, 1))
     print(f"{len(texts)} texts; kappa {kappa(one, other):.3f}; agreement ", end="")
     print(f"{np.mean([a is b for a, b in zip(one, other, strict=True)]):.3f}, balanced ", end="")
     print(f"{readers_agreement(texts):.3f}\n{table(confusion(one, other))}\n")
@@ -152,22 +146,20 @@ def main() -> None:
         pair = fit(train)
         print(f"## {name}: {len(train)} to fit, {len(test)} held out")
         print(*pair, sep="\n")
-        one, other = ([text.labels[i] for text in test] for i in range(len(READERS)))
+        one, other = ([text.labels[i] for text in test] for i in (0, 1))
         print(f"readers {readers_agreement(test):.3f}, kappa {kappa(one, other):.3f}")
         print("fitted    ", shown(judged(test, rule_of(pair))))
-        for reader in range(len(READERS)):
-            truth = [text.labels[reader] for text in test]
+        for i in (0, 1):
+            truth = [text.labels[i] for text in test]
             found = [rule_of(pair)(text) for text in test]
-            print(f"  by {READERS[reader]}", shown(accuracy_interval(truth, found)))
+            print(f"  by reading {i + 1}", shown(accuracy_interval(truth, found)))
         print("ratio only", shown(judged(test, fitted_ratio_rule(train))))
         print("proxy     ", shown(judged(test, proxy)))
         counts = confusion([t.gold for t in test], [rule_of(pair)(t) for t in test])
         print(f"{table(counts)}\n")
     print("## as shipped, on the held-out emotions")
     test = splits(texts)["emotions"][1]
-    print(
-        shown(judged(test, packaged_rule)), "without a twin", shown(judged(test, rule_without_twin))
-    )
+    print(shown(judged(test, packaged_rule)))
     for length in (48, 256):
         for sampler in ("greedy", "default"):
             part = [t for t in texts if (t.length, t.sampler) == (length, sampler)]

@@ -20,7 +20,7 @@ from pyemo.bootstrap import Interval, bootstrap_interval
 from pyemo.regimes import TextMeasures, TextRegime, measure_text
 
 DATA = Path(__file__).parent / "data" / "regimes"
-READERS = ("reader_a", "reader_b")
+READERS = ("reader_a", "reader_b", "reader_c")
 LABELS = {
     "coherent": TextRegime.COHERENT,
     "repetitive": TextRegime.REPETITIVE_COLLAPSE,
@@ -35,7 +35,11 @@ HELD_OUT_EMOTIONS = ("afraid", "blissful", "brooding", "enthusiastic", "grateful
 
 @dataclass(frozen=True)
 class LabelledText:
-    """One text with its measures, those of its twin, and what readers called it."""
+    """One text with its measures, those of its twin, and what readers called it.
+
+    ``labels`` are the readings in the order of READERS, two or three; ``gold`` is what most say,
+    and the last reading where no two agree.
+    """
 
     id: str
     model: str
@@ -59,7 +63,7 @@ class LabelledText:
 def lines(name: str) -> list[dict[str, Any]]:
     """Return the records of one stored file."""
     text = (DATA / name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def labels(reader: str) -> dict[str, TextRegime]:
@@ -85,16 +89,20 @@ def cut(twin: dict[str, Any], n_tokens: int) -> dict[str, Any]:
     return twin | rows | {"text": text}
 
 
+def majority(given: Sequence[TextRegime]) -> TextRegime:
+    """Return what most readers say; the last of them decides where none has more than one vote."""
+    return max(reversed(given), key=given.count)
+
+
 @functools.cache
 def labelled_texts() -> tuple[LabelledText, ...]:
     """Return all texts, sorted by id."""
     by_reader = [labels(reader) for reader in READERS]
-    adjudicated = labels("adjudicated")
     twins = {record["twin"]: record for record in lines("twins.jsonl")}
     found = []
     for record in lines("texts.jsonl"):
         twin = cut(twins[record["twin"]], record["length"])
-        given = tuple(reader[record["id"]] for reader in by_reader)
+        given = tuple(reader[record["id"]] for reader in by_reader if record["id"] in reader)
         found.append(
             LabelledText(
                 **{key: record[key] for key in ("id", "model", "emotion", "strength", "sampler")},
@@ -102,7 +110,7 @@ def labelled_texts() -> tuple[LabelledText, ...]:
                 measures=measures_of(record, (record["prompt"], twin["text"])),
                 twin=measures_of(twin),
                 labels=given,
-                gold=given[0] if len(set(given)) == 1 else adjudicated[record["id"]],
+                gold=majority(given),
             )
         )
     return tuple(found)
@@ -146,7 +154,7 @@ def kappa(one: Sequence[TextRegime], other: Sequence[TextRegime]) -> float:
 
 
 def readers_agreement(texts: Sequence[LabelledText]) -> float:
-    """Return the mean balanced accuracy of one reader measured by the other, both ways round."""
+    """Return the mean balanced accuracy of a first reading by the second, both ways round."""
     one, other = ([text.labels[i] for text in texts] for i in (0, 1))
     counts = confusion(one, other)
     return (balanced_accuracy(counts) + balanced_accuracy(counts.T)) / 2
