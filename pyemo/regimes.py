@@ -56,13 +56,21 @@ class Regime(enum.Enum):
 # --- the regime of a text ---
 
 
+SHORT = 40
+"""Tokens below which a text's vocabulary is rich by its length alone."""
+MAX_NEW_SCRIPTS = 0.3
+"""Share of letters in new scripts above which more of them say no more."""
+
+
 class Weights(NamedTuple):
     """One failure's linear score of a text, above 0 where the failure is likelier than coherence.
 
     Attributes:
         bias: the score where all measures are 0.
-        loop_share, vocabulary, unlikely_tokens: per unit of the measure.
+        loop_share, vocabulary, unlikely_tokens, novel_surprise: per unit of the measure.
         log_compression: per unit of the natural logarithm of ``worst_compression``.
+        new_scripts: per unit of the measure, up to :data:`MAX_NEW_SCRIPTS`.
+        short: for a text of fewer than :data:`SHORT` tokens.
     """
 
     bias: float
@@ -70,6 +78,9 @@ class Weights(NamedTuple):
     vocabulary: float
     log_compression: float
     unlikely_tokens: float
+    novel_surprise: float
+    new_scripts: float
+    short: float
 
     def score(self, measures: TextMeasures) -> float:
         """Return the score of a text: log-odds against coherence."""
@@ -79,26 +90,35 @@ class Weights(NamedTuple):
             + self.vocabulary * measures.vocabulary
             + self.log_compression * math.log(max(measures.worst_compression, 0.1))
             + self.unlikely_tokens * measures.unlikely_tokens
+            + self.novel_surprise * measures.novel_surprise
+            + self.new_scripts * min(measures.new_scripts, MAX_NEW_SCRIPTS)
+            + self.short * (measures.n_tokens < SHORT)
         )
 
 
 # Multinomial logistic regression on texts that were read (docs/regimes.md;
-# tests/quality/fit_regimes.py fits it again). They hold for greedy decoding and for the default
+# tests/fit_regimes.py fits it again). They hold for greedy decoding and for the default
 # sampler, for texts of 48 and of 256 tokens, over SmolLM2-135M, Gemma-3-270M and
 # Qwen2.5-Coder-0.5B.
 COLLAPSE_WEIGHTS = Weights(
-    bias=2.2,
-    loop_share=5.48,
-    vocabulary=-10.55,
-    log_compression=3.23,
-    unlikely_tokens=-0.94,
+    bias=-1.41,
+    loop_share=6.3,
+    vocabulary=-8.51,
+    log_compression=3.9,
+    unlikely_tokens=-2.41,
+    novel_surprise=1.52,
+    new_scripts=-9.47,
+    short=-2.14,
 )
 EXPLOSION_WEIGHTS = Weights(
-    bias=3.24,
-    loop_share=0.09,
-    vocabulary=-11.99,
-    log_compression=-1.37,
-    unlikely_tokens=12.88,
+    bias=0.94,
+    loop_share=-1.57,
+    vocabulary=-11.44,
+    log_compression=-1.63,
+    unlikely_tokens=9.46,
+    novel_surprise=1.75,
+    new_scripts=11.43,
+    short=-3.22,
 )
 
 

@@ -50,6 +50,8 @@ class TextMeasures:
         worst_surprise: highest mean surprise of a window, nats.
         unlikely_tokens: highest share of a window's tokens that surprise by more than
             :data:`UNLIKELY_SURPRISE`, 0 to 1.
+        novel_surprise: mean square root of the surprise of tokens that make a token bigram not yet
+            seen in the text, nats to the 1/2: what a broken text's loops do not hide.
         late_surprise: mean surprise of the text's second half, nats.
         new_scripts: share of letters in scripts that neither prompt nor twin has, 0 to 1.
         entropy: mean entropy of the distributions the tokens were drawn from, nats; nan if unknown.
@@ -67,6 +69,7 @@ class TextMeasures:
     surprise: float
     worst_surprise: float
     unlikely_tokens: float
+    novel_surprise: float
     late_surprise: float
     new_scripts: float
     entropy: float = math.nan
@@ -123,12 +126,24 @@ def measure_text(
         unlikely_tokens=max(
             float((surprise[window] > UNLIKELY_SURPRISE).mean()) for window in windows
         ),
+        novel_surprise=float(np.sqrt(surprise[is_novel(ids.tolist())]).mean()),
         late_surprise=float(surprise[n // 2 :].mean()),
         new_scripts=new_script_share(text, *known),
         entropy=math.nan
         if entropies is None
         else float(np.mean(np.asarray(entropies, np.float64))),
     )
+
+
+def is_novel(tokens: Sequence[int]) -> list[bool]:
+    """Return for each token whether it and the one before it have not come together before."""
+    seen: set[tuple[int, ...]] = set()
+    novel = []
+    for i in range(len(tokens)):
+        pair = tuple(tokens[max(0, i - 1) : i + 1])
+        novel.append(pair not in seen)
+        seen.add(pair)
+    return novel
 
 
 def part(text: str, window: slice, n_tokens: int) -> str:

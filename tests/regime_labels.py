@@ -1,7 +1,7 @@
 """The labelled texts of the regimes, and how well readers and rules agree on them.
 
-Owns the stored texts (``data/regimes``), their splits, Cohen's kappa and balanced accuracy. The
-rule under test is the package's; how its thresholds were chosen is in ``fit_regimes``.
+Owns the stored texts (``quality/data/regimes``), their splits, Cohen's kappa and balanced
+accuracy. The rule under test is the package's; ``fit_regimes`` says how it was fitted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyemo.bootstrap import Interval, bootstrap_interval
 from pyemo.regimes import TextMeasures, TextRegime, measure_text
 
-DATA = Path(__file__).parent / "data" / "regimes"
+DATA = Path(__file__).parent / "quality" / "data" / "regimes"
 READERS = ("reader_a", "reader_b", "reader_c")
 LABELS = {
     "coherent": TextRegime.COHERENT,
@@ -37,8 +37,8 @@ HELD_OUT_EMOTIONS = ("afraid", "blissful", "brooding", "enthusiastic", "grateful
 class LabelledText:
     """One text with its measures, those of its twin, and what readers called it.
 
-    ``labels`` are the readings in the order of READERS, two or three; ``gold`` is what most say,
-    and the last reading where no two agree.
+    ``labels`` are the readings in the order of READERS; ``gold`` is what most say, and the last
+    reading where no two agree. Texts that only the last reader read are to fit by, not to test.
     """
 
     id: str
@@ -53,6 +53,11 @@ class LabelledText:
     twin: TextMeasures
     labels: tuple[TextRegime, ...]
     gold: TextRegime
+
+    @property
+    def is_test_text(self) -> bool:
+        """True if several readers read it, each without the others' labels."""
+        return len(self.labels) == len(READERS)
 
     @property
     def is_held_out_emotion(self) -> bool:

@@ -1,6 +1,6 @@
 """How the weights of ``pyemo.regimes.classify_text`` were fitted, and what the rules reach.
 
-    python tests/quality/fit_regimes.py
+    python tests/fit_regimes.py
 
 Prints the weights of the training texts (every emotion that is not held out) and the tables of
 docs/regimes.md. Held-out emotions, and each model in turn, are looked at only to report.
@@ -8,6 +8,7 @@ docs/regimes.md. Held-out emotions, and each model in turn, are looked at only t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,11 +110,16 @@ def splits(
     texts: Sequence[LabelledText],
 ) -> dict[str, tuple[list[LabelledText], list[LabelledText]]]:
     """Return name -> (training texts, test texts): held-out emotions, then each model held out."""
-    train = [text for text in texts if not text.is_held_out_emotion]
-    found = {"emotions": (train, [text for text in texts if text.is_held_out_emotion])}
+    test = [text for text in texts if text.is_test_text]
+    found = {
+        "emotions": (
+            [text for text in texts if not text.is_held_out_emotion],
+            [text for text in test if text.is_held_out_emotion],
+        )
+    }
     for model in sorted({text.model for text in texts}):
         others = [text for text in texts if text.model != model]
-        found[model] = (others, [text for text in texts if text.model == model])
+        found[model] = (others, [text for text in test if text.model == model])
     return found
 
 
@@ -137,19 +143,21 @@ def table(counts: NDArray[Any]) -> str:
 
 def main() -> None:
     """Print weights and tables."""
-    texts = labelled_texts()
+    every = labelled_texts()
+    texts = [text for text in every if text.is_test_text]
+    print(len(every), Counter(text.gold.value for text in every))
     one, other = ([text.labels[i] for text in texts] for i in (0, 1))
     print(f"{len(texts)} texts; kappa {kappa(one, other):.3f}; agreement ", end="")
     print(f"{np.mean([a is b for a, b in zip(one, other, strict=True)]):.3f}, balanced ", end="")
     print(f"{readers_agreement(texts):.3f}\n{table(confusion(one, other))}\n")
-    for name, (train, test) in splits(texts).items():
+    for name, (train, test) in splits(every).items():
         pair = fit(train)
         print(f"## {name}: {len(train)} to fit, {len(test)} held out")
         print(*pair, sep="\n")
         one, other = ([text.labels[i] for text in test] for i in (0, 1))
         print(f"readers {readers_agreement(test):.3f}, kappa {kappa(one, other):.3f}")
         print("fitted    ", shown(judged(test, rule_of(pair))))
-        for i in (0, 1):
+        for i in (0, 1):  # the first two readings, which are independent of the rule
             truth = [text.labels[i] for text in test]
             found = [rule_of(pair)(text) for text in test]
             print(f"  by reading {i + 1}", shown(accuracy_interval(truth, found)))
@@ -158,7 +166,7 @@ def main() -> None:
         counts = confusion([t.gold for t in test], [rule_of(pair)(t) for t in test])
         print(f"{table(counts)}\n")
     print("## as shipped, on the held-out emotions")
-    test = splits(texts)["emotions"][1]
+    test = splits(every)["emotions"][1]
     print(shown(judged(test, packaged_rule)))
     for length in (48, 256):
         for sampler in ("greedy", "default"):
