@@ -84,7 +84,8 @@ class Calibrator:
         judge: says whether the text moved; without it a window would have no lower end.
         prompts: None for pyemo's own, those for selection (:func:`pyemo.extract.sources.prompts`).
         lengths: of texts, ascending; the first searches, the others confirm.
-        samplers: prompt i is answered with sampler i, round and round.
+        samplers: prompt i is answered with sampler i, round and round, to search; with each of
+            them, to confirm.
         on_trial: called with each trial when it is done.
     Raises:
         see :class:`pyemo.trials.Trials`.
@@ -109,16 +110,19 @@ class Calibrator:
             prompts = bundled_prompts("selection")
         if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
             raise InputError(f"lengths {list(lengths)!r} are not ascending whole numbers from 1")
-        self._trials = Trials(
-            engine,
-            prompts,
-            samplers=samplers,
-            alternate=True,
-            max_tokens=lengths[-1],
-            judge=judge,
-            n_rows=n_rows,
-            raw=raw,
-            emotions=emotions,
+        self._trials, self._full = (
+            Trials(
+                engine,
+                prompts,
+                samplers=samplers,
+                alternate=is_quick,
+                max_tokens=lengths[-1],
+                judge=judge,
+                n_rows=n_rows,
+                raw=raw,
+                emotions=emotions,
+            )
+            for is_quick in (True, False)
         )
         self._lengths = tuple(lengths)
         self._judge = judge
@@ -133,12 +137,13 @@ class Calibrator:
     def calibrate(self, vector: ControlVector) -> CalibrationResult:
         """Return the surgical window of ``vector``, its best strength, and what they rest on.
 
-        With the shortest texts the upper end is sought in growing steps from where it is expected
-        (by dose, or where the last vector's was) and then by bisection; likewise the lower end,
-        where the text begins to move more than under random directions. Then longer texts bring
-        the upper end down until they are surgical too. Recommended is, of the strengths tried, the
-        one with the most judged emotion that is at least a step below the upper end, where there
-        is one: other prompts break a little earlier or later.
+        With the shortest texts, one for each prompt, the strongest coherent strength is sought in
+        growing steps from where it is expected (by dose, or where the last vector's was) and then
+        by bisection; likewise the weakest that moves the text more than random directions do. Here
+        one failing text is not held against a strength: of eight it is more than a tenth. From a
+        step below the strongest downwards, a strength is then confirmed: surgical at every length,
+        with every prompt answered by every sampler. That is the window's upper end. Recommended is
+        the strength in the window, of those tried, with the most judged emotion.
 
         Raises:
             InputError: the vector names no emotion that the judge knows.
@@ -149,7 +154,9 @@ class Calibrator:
             dose = vector.dose(1.0)
             start = START_DOSE / dose if dose > 0 else strength_at(0)
             self._expected = vector.layers, round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
-        search = _Search(self._trials, self._lengths, vector, self._expected[1], self._on_trial)
+        search = _Search(
+            self._trials, self._full, self._lengths, vector, self._expected[1], self._on_trial
+        )
         result = search.run(self._describe())
         if search.coherent_end is not None:
             self._expected = vector.layers, search.coherent_end
@@ -265,12 +272,14 @@ class _Search:
     def __init__(
         self,
         trials: Trials,
+        full: Trials,
         lengths: tuple[int, ...],
         vector: ControlVector,
         start: int,
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
         self._trials = trials
+        self._full = full
         self._lengths = lengths
         self._vector = vector
         self._start = start
@@ -291,26 +300,18 @@ class _Search:
         # Downwards, the last step that still moves the text; steps there are counted from the top.
         n_below = _last_true(lambda below: self._moves(top - max(0, below)), STEPS_PER_DOUBLING)
         low = top - max(0, n_below or 0)
-        confirmed = next((s for s in range(top, low - 1, -1) if self._confirms(s)), None)
+        below = range(max(low, top - 1), low - 1, -1)
+        confirmed = next((step for step in below if self._confirms(step)), None)
         if confirmed is None:
             return self._none(
-                f"texts of {self._lengths[0]} tokens are surgical from {strength_at(low):g} to "
-                f"{strength_at(top):g}, but longer ones are not"
+                f"short texts are surgical from {strength_at(low):g} to {strength_at(top):g}, but "
+                "longer ones, or more of them, are not"
             )
-        best = self._best(low, confirmed)
+        inside = [step for step in self._short if low <= step <= confirmed and self._moves(step)]
+        best = max(inside, key=lambda step: self._short[step].effect or 0.0)
         return CalibrationResult(
             self._vector.name, self._calibration(low, confirmed, best, how), "", self._all()
         )
-
-    def _best(self, low: int, high: int) -> int:
-        """Return the step with most emotion, a step below the upper end where there is one.
-
-        Only steps that were tried count, so the one below the end is tried now.
-        """
-        if high > low:
-            self._try(high - 1)
-        inside = [step for step in self._short if low <= step < high and self._moves(step)]
-        return max(inside, key=lambda step: self._short[step].effect or 0.0, default=high)
 
     # --- trying ---
 
@@ -323,22 +324,24 @@ class _Search:
         return self._short[step]
 
     def _is_coherent(self, step: int) -> bool:
-        return self._try(step).report.is_coherent
+        report = self._try(step).report
+        n_failing = round((1 - report.coherent_share) * report.n_texts)
+        return report.is_coherent or n_failing <= 1
 
     def _moves(self, step: int) -> bool:
-        return self._try(step).report.regime is Regime.SURGICAL
+        effect = self._try(step).report.effect
+        return self._is_coherent(step) and effect is not None and effect.low > 0
 
     def _confirms(self, step: int) -> bool:
-        """Return whether the step is surgical at every length."""
+        """Return whether the step is surgical at every length with every sampler."""
         if not self._moves(step):
             return False
-        if step not in self._long and len(self._lengths) > 1:
+        if step not in self._long:
             pair = (self._vector, strength_at(step))
-            longest, others = self._lengths[-1], self._lengths[1:]
-            self._long[step] = self._trials.run([pair], max_tokens=longest, lengths=others)[0]
+            self._long[step] = self._full.run([pair], lengths=self._lengths)[0]
             for trial in self._long[step]:
                 self._tell(trial)
-        return all(trial.report.regime is Regime.SURGICAL for trial in self._long.get(step, []))
+        return all(trial.report.regime is Regime.SURGICAL for trial in self._long[step])
 
     def _tell(self, trial: Trial) -> None:
         if self._on_trial is not None:
