@@ -1,12 +1,13 @@
 """What the guard keeps coherent, and what it costs.
 
-    python bench/guard.py --model smollm2-135m-instruct --strength 0.06 --tokens 256
-    python bench/guard.py --part cost --model smollm2-135m-instruct
+    python bench/guard.py --strength 0.06 --tokens 256
+    python bench/guard.py --part cost
 
-``texts`` writes replies at a strength far too high (the file's windows are not looked at): unsteered,
-unguarded, guarded with the KV cache refreshed or kept, and guarded under a random direction. Shares
-are of texts as coherent as their unsteered twins (:func:`pyemo.regimes.classify_text`). ``cost``
-compares decoding with a guard that never acts to decoding without one, in pairs.
+The first writes replies at a strength far too high (the file's windows are not looked at):
+unsteered, unguarded, guarded with the KV cache refreshed or kept, and guarded under a random
+direction. Shares are of texts as coherent as their unsteered twins
+(:func:`pyemo.regimes.classify_text`). The second compares decoding with a guard that never acts to
+decoding without one, in pairs.
 """
 
 from __future__ import annotations
