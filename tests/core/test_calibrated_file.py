@@ -53,6 +53,18 @@ def test_a_calibrated_file_gives_the_same_text_in_llama_cpp(
     check(model, path)
 
 
+def test_a_bundled_calibrated_file_gives_the_same_text_in_llama_cpp(smollm2: Path) -> None:
+    from pyemo.catalog import list_vectors, vector_path
+
+    model = Model.load(smollm2)
+    paths = [vector_path(name, "smollm2-135m-instruct") for name in list_vectors(model.name)]
+    calibrated = [
+        path for path in paths if ControlVector.load(path).calibration_for(model.file_sha256)
+    ]
+    assert calibrated, "no bundled vector is calibrated on the file it is for"
+    check(model, calibrated[0])
+
+
 def check(model: Model, path: Path) -> None:
     """Compare pyemo's text at the file's own strength with llama.cpp's at the same number."""
     vector = ControlVector.load(path, model)
