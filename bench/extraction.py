@@ -34,6 +34,7 @@ from pyemo.extract.transformers_backend import TransformersBackend
 from pyemo.model import Model
 from pyemo.quantize import requantize
 
+CLASSES = (*EMOTIONS, "neutral")
 MODEL = "smollm2-135m-instruct"
 MAX_TOKENS = 256
 N_SLICES = 20
@@ -83,9 +84,7 @@ def story_prompts(backend: Backend, n: int) -> list[list[int]]:
     templates = sources.story_templates()
     return [
         backend.prompt_tokens(
-            templates[i // len(EMOTIONS) % len(templates)].format(
-                emotion=EMOTIONS[i % len(EMOTIONS)]
-            )
+            templates[i // len(CLASSES) % len(templates)].format(emotion=CLASSES[i % len(CLASSES)])
         )
         for i in range(n)
     ]
