@@ -67,13 +67,16 @@ def legend(figure: Figure, axis: Axes) -> None:
     )
 
 
-def svg(figure: Figure) -> str:
-    """Return a figure as SVG for a page: the same figure gives the same text."""
+def svg(figure: Figure, name: str) -> str:
+    """Return a figure as SVG for a page: the same figure and name give the same text.
+
+    Names keep what is inside one figure apart from what is inside another.
+    """
     import matplotlib
 
     out = io.StringIO()
     with matplotlib.rc_context(
-        {"svg.hashsalt": "pyemo", "svg.fonttype": "none", "font.family": "sans-serif"}
+        {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}
     ):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()

@@ -45,7 +45,8 @@ class Table:
     def to_csv(self) -> str:
         """Return it as CSV: numbers with all their digits, a missing value empty."""
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
+        # Every text in quotes: a model's may hold any character, a lone carriage return too.
+        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(self.columns)
         writer.writerows(["" if value is None else value for value in row] for row in self.rows)
         return out.getvalue()

@@ -102,7 +102,7 @@ class Report:
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         source = (files("pyemo.study") / "report.html.j2").read_text(encoding="utf-8")
         figures.assign_colors([model.name for model in self.models])
-        drawn = {f.name: figures.svg(f.figure()) if f.figure else "" for f in self.findings}
+        drawn = {f.name: figures.svg(f.figure(), f.name) if f.figure else "" for f in self.findings}
         return environment.from_string(source).render(
             title="Emotion vectors on small quantized models",
             findings=self.findings,
