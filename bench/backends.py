@@ -2,9 +2,12 @@
 
     python bench/backends.py [--models ...] [--output bench/results/backends]
 
-transformers computes the dequantized file in float32, so it has the very weights of the engine. What is left
-is the engine's rounding: activations in 8 bits before each product with quantized weights, and keys and values
-in float16. The engine therefore also computes the same weights from an F32 file with F32 keys and values.
+transformers computes the dequantized file in float32, so it has the very weights of the engine.
+What is left
+is the engine's rounding: activations in 8 bits before each product with quantized weights, and
+keys and values
+in float16. The engine therefore also computes the same weights from an F32 file with F32 keys and
+values.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct"
 STORY_EMOTIONS = ("happy", "sad", "calm", "angry", "afraid", "loving")
 N_VIGNETTES, N_STORIES, STORY_TOKENS = 2, 2, 48
 HEADER = (
-    "| model | engine | texts | layers | mean cosine | least | emotion, layer of the least | below 0.99 |\n"
+    "| model | engine | texts | layers | mean cosine | least | emotion, layer of the least | "
+    "below 0.99 |\n"
     "|---|---|---|---|---|---|---|---|"
 )
 
@@ -121,7 +125,8 @@ def compare(model: str, cache: Cache, n_threads: int) -> list[dict[str, object]]
 def line(row: dict[str, object]) -> str:
     """Return a row in Markdown."""
     return (
-        f"| {row['model']} | {row['engine']} | {row['texts']} | {row['n_layers']} | {row['mean']:.5f} "
+        f"| {row['model']} | {row['engine']} | {row['texts']} | {row['n_layers']} | "
+        f"{row['mean']:.5f} "
         f"| {row['least']:.5f} | {row['least_at']} | {row['n_below']} of {row['n']} |"
     )
 

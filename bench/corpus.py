@@ -1,6 +1,7 @@
 """The texts of the extraction benchmarks, and the directions that come of them.
 
-The same tokens are read by everything that is compared: built-in vignettes, and stories that the engine
+The same tokens are read by everything that is compared: built-in vignettes, and stories that the
+engine
 wrote once, teacher-forced ever after.
 """
 
@@ -50,7 +51,10 @@ class Texts:
 
 
 class Cache:
-    """Keeps what was computed in a folder, so that a run that was cut off goes on; None keeps nothing."""
+    """Keeps what was computed in a folder, so that a run that was cut off goes on.
+
+    None keeps nothing.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

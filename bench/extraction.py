@@ -1,13 +1,15 @@
-"""Speed and memory of an extraction: the engine back end beside transformers at its best, on the same work.
+"""Speed and memory of an extraction.
+
+The engine back end beside transformers at its best, on the same work.
 
     python bench/extraction.py [--output bench/results/extraction]
 
-The work is that of 21 classes x 10 stories x 256 tokens, written and pooled: 210 equal texts, so a batch of it
-stands for the whole. Each side is a process of its own and writes one batch of texts to their full length (ends
-are not taken). They take turns: a slice is 13 tokens of every text, and the same slice of two sides, computed one
-right after the other in random order, is a pair. The first slice has the prompts in it. Afterwards the sides read
-given vignettes, 7 a slice, likewise in turns.
-"""
+The work is that of 21 classes x 10 stories x 256 tokens, written and pooled: 210 equal texts, so
+a batch of it stands for the whole. Each side is a process of its own and writes one batch of
+texts to their full length (ends are not taken). They take turns: a slice is 13 tokens of every
+text, and the same slice of two sides, computed one right after the other in random order, is a
+pair. The first slice has the prompts in it. Afterwards the sides read given vignettes, 7 a slice,
+likewise in turns."""
 
 from __future__ import annotations
 
@@ -318,7 +320,8 @@ def report(
     ]
     for name, found in written.items():
         lines.append(
-            f"| {name} | {found['batch']} | {found['tokens_per_s']:.0f} | {N_WHOLE / found['tokens_per_s']:.0f} "
+            f"| {name} | {found['batch']} | {found['tokens_per_s']:.0f} | "
+            f"{N_WHOLE / found['tokens_per_s']:.0f} "
             f"| {found['peak_mb']:.0f} | {found['peak_mb'] / peak:.2f} |"
         )
     if tried:

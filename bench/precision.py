@@ -2,15 +2,20 @@
 
     python bench/precision.py [--model smollm2-135m-instruct] [--output bench/results/precision]
 
-One set of weights: the model's file, dequantized to F32. transformers computes them in float32, the reference;
-llama.cpp's quantizer makes every other format from the F32 file, and the engine reads the same texts, token by
+One set of weights: the model's file, dequantized to F32. transformers computes them in float32,
+the reference;
+llama.cpp's quantizer makes every other format from the F32 file, and the engine reads the same
+texts, token by
 token, from each. Against the reference, with 95% bootstrap intervals over texts:
 
-    cosine      of each emotion's direction (stories; class mean less mean over classes), median over layers and
+    cosine      of each emotion's direction (stories; class mean less mean over classes), median
+    over layers and
                 emotions, and the least
     Spearman    of the dissimilarities (1 - cosine) between the 20 directions, median over layers
-    accuracy    on held-out vignettes, nearest centroid of the training vignettes (centred, cosine), at the layer
-                that is best inside the training half of the reference; the interval is that of the difference
+    accuracy    on held-out vignettes, nearest centroid of the training vignettes (centred,
+    cosine), at the layer
+                that is best inside the training half of the reference; the interval is that of the
+                difference
 """
 
 from __future__ import annotations
@@ -41,7 +46,8 @@ SHIPPED = "as shipped"
 N_STORIES, STORY_TOKENS = 3, 64
 N_BOOTSTRAP = 200
 HEADER = (
-    "| format | tensor types, share of the weights | MB | cosine, median | least | Spearman | accuracy "
+    "| format | tensor types, share of the weights | MB | cosine, median | least | Spearman | "
+    "accuracy "
     "| less the reference's |\n|---|---|---|---|---|---|---|---|"
 )
 
@@ -91,8 +97,10 @@ class Rung:
             f"{name} {share:.0%}" for name, share in self.tensor_types.items() if share >= 0.005
         )
         return (
-            f"| {self.format} | {types} | {self.megabytes:.0f} | {self.cosine.text('.4f')} | {self.least_cosine:.4f} "
-            f"| {self.spearman.text()} | {self.accuracy:.3f} | {self.accuracy_difference.text('+.3f')} |"
+            f"| {self.format} | {types} | {self.megabytes:.0f} | {self.cosine.text('.4f')} | "
+            f"{self.least_cosine:.4f} "
+            f"| {self.spearman.text()} | {self.accuracy:.3f} | "
+            f"{self.accuracy_difference.text('+.3f')} |"
         )
 
 
@@ -155,7 +163,10 @@ class Ladder:
     def _spearman(
         a: dict[str, npt.NDArray[np.float64]], b: dict[str, npt.NDArray[np.float64]]
     ) -> float:
-        """Return the rank correlation of the dissimilarities between directions, median over layers."""
+        """Return the rank correlation of the dissimilarities between directions.
+
+        Median over layers.
+        """
         upper = np.triu_indices(len(a), 1)
         ranks = []
         for side in (a, b):
@@ -167,7 +178,7 @@ class Ladder:
         return float(np.median((x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))))
 
     def _best_layer(self) -> int:
-        """Return the layer with the best leave-one-out accuracy on the reference's training half."""
+        """Return the layer with the best leave-one-out accuracy on the training half."""
         states, labels = self.reference.train, self.labels[1]
         hits = np.zeros(states.shape[1])
         for i in range(len(labels)):
@@ -253,7 +264,8 @@ def main() -> None:
         f"{len(part.passages)} {part.name} ({part.n_tokens} tokens)" for part in texts
     )
     facts = [
-        f"{options.model}: {n_texts}; accuracy at layer {ladder.layer}, reference {ladder.hits.mean():.3f}, "
+        f"{options.model}: {n_texts}; accuracy at layer {ladder.layer}, reference "
+        f"{ladder.hits.mean():.3f}, "
         f"chance {1 / len(EMOTIONS):.3f}; transformers float32 reads {speed:.0f} tokens a second",
         "",
         HEADER,
