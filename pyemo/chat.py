@@ -200,6 +200,8 @@ class Chat:
 
     def reset(self) -> None:
         """Forget all turns; system message, mood and gauges stay."""
+        if self._running is not None:
+            self._running[2].close()
         self._running = self._layout = None
         self._turns.clear()
         self._sequence.rollback(self._sequence.n_tokens)

@@ -172,7 +172,7 @@ class GuardedReply:
         self.events: list[GuardEvent] = []
         self.factor = 1.0
         self.model_fails = False
-        self._mood = sequence.steering
+        self._mood = self._applied = sequence.steering
         # Without a mood there is no strength to lower: what goes wrong is only said.
         self._n_held = guard.window if self._mood else 0
         self._max_tokens = max_tokens
@@ -221,8 +221,9 @@ class GuardedReply:
             if self._held:
                 self.sequence.rollback(len(self._held))
                 self._held.clear()
-            if self.sequence.steering is not self._mood:
-                self.sequence.steering = self._mood
+            # A mood that somebody else has set in the meantime stays.
+            if self.sequence.steering is self._applied is not self._mood:
+                self.sequence.steering = self._applied = self._mood
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -296,7 +297,8 @@ class GuardedReply:
     def _set_factor(self, factor: float) -> None:
         self.factor = factor
         self._good_since = len(self._drawn)
-        self.sequence.steering = self._mood if factor == 1.0 else self._mood * factor
+        self._applied = self._mood if factor == 1.0 else self._mood * factor
+        self.sequence.steering = self._applied
 
     # --- watching ---
 

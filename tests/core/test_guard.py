@@ -8,7 +8,7 @@ import pytest
 from engines import random_vector
 
 import pyemo.guard as guard_module
-from pyemo import Engine, SamplerParams, Steering
+from pyemo import Chat, Engine, SamplerParams, Steering
 from pyemo.errors import InputError
 from pyemo.guard import REPEATED_TOKENS, Guard, GuardedReply, repeats
 from pyemo.sequence import OFF
@@ -163,6 +163,22 @@ def test_a_reply_leaves_its_sequence_the_mood_it_had(
     with engine.sequence(PROMPT, steering=mood, sampler=SAMPLED) as sequence:
         list(Guard().reply(sequence, max_tokens=30))
         assert sequence.steering is mood
+
+
+@pytest.mark.parametrize("n_shown", [4, 40])
+def test_a_mood_that_is_set_after_a_reply_is_not_overwritten(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, never: None, n_shown: int
+) -> None:
+    monkeypatch.setattr(guard_module, "repeats", trouble_after(16, 1))
+    mood = Steering({random_vector(engine.model): 0.5})
+    with Chat(engine, steering=mood, sampler=SAMPLED, max_tokens=40, guard=Guard()) as chat:
+        reply = chat.say(PROMPT)
+        for _, _token in zip(range(n_shown), reply, strict=False):
+            pass
+        other = mood * 0.1
+        chat.steering = other
+        next(chat.say(PROMPT))
+        assert chat.steering is other
 
 
 def test_closing_early_takes_back_what_was_not_shown(engine: Engine) -> None:
