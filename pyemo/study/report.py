@@ -7,7 +7,6 @@ and where it was made.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,6 +16,7 @@ from pyemo.errors import InputError
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Value, Verdict
 from pyemo.study.steering_check import Case
+from pyemo.study.store import write_whole
 
 PAGE = "report.html"
 
@@ -84,7 +84,7 @@ class Report:
         try:
             target.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
-                _replace(target / name, text)
+                write_whole(target / name, text.encode())
         except OSError as error:
             raise InputError(
                 f"the report cannot be written to {target}: {error.strerror or error}; name "
@@ -135,15 +135,3 @@ def shown(value: Value) -> str:
 
 def _is_number(value: Value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

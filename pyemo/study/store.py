@@ -94,21 +94,10 @@ class Store:
         Raises:
             InputError: the disk refuses (full, read-only); earlier results are untouched.
         """
-        data = _write(result)
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
+            write_whole(path, _write(result))
         except OSError as error:
             raise InputError(
                 f"a result cannot be kept in {self._folder}: {error.strerror or error}; free some "
@@ -118,6 +107,26 @@ class Store:
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.npz"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or as it was before; its folder exists.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def digest(value: object, arrays: Arrays = {}) -> str:  # noqa: B006 (never changed)
