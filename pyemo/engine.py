@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
 from dataclasses import replace
@@ -105,6 +106,8 @@ class Engine:
         finally:
             forward_log()
         self.moods = NativeMoods(self.model)
+        # What takes several native calls; the native engine has a lock of its own for each.
+        self.turns = threading.RLock()
         self.n_outputs_max = n_outputs_max
         self.kv_type: KVType = kv_type
 

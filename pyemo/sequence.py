@@ -188,12 +188,13 @@ class Sequence:
     def steering(self, steering: Steering) -> None:
         if not isinstance(steering, Steering):
             raise InputError(f"not a Steering: {steering!r}; write Steering({{vector: 0.02}})")
-        n = self.n_tokens
-        begin = max(n - self.n_pending, self._kept)
-        self._native.set_spans(
-            self.id, self._engine.moods.spans(steering, self._segments, begin, n)
-        )
-        self._steering = steering
+        with self._engine.turns:
+            n = self.n_tokens
+            begin = max(n - self.n_pending, self._kept)
+            self._native.set_spans(
+                self.id, self._engine.moods.spans(steering, self._segments, begin, n)
+            )
+            self._steering = steering
 
     @property
     def sampler(self) -> SamplerParams:
@@ -238,9 +239,10 @@ class Sequence:
         ids = token_ids(tokens)
         if not ids:
             return
-        n = self.n_tokens
-        self._native.append(self.id, ids)
-        self._begin_segment(n, is_reply)
+        with self._engine.turns:
+            n = self.n_tokens
+            self._native.append(self.id, ids)
+            self._begin_segment(n, is_reply)
 
     def _begin_segment(self, n: int, is_reply: bool) -> None:
         if not self._segments or self._segments[-1][1] != is_reply:
@@ -334,18 +336,20 @@ class Sequence:
         n = self.n_tokens - whole("n_tokens", n_tokens)
         if n_tokens < 0 or n < 0:
             raise InputError(f"cannot take {n_tokens} tokens off a sequence of {n + n_tokens}")
-        n_decoded = self.n_tokens - self.n_pending
-        self._native.rollback(self.id, n)
-        self._segments = [segment for segment in self._segments if segment[0] < n]
-        self._kept = min(n, max(self._kept, n_decoded))
-        # What comes next may be a prompt where a reply was, or the other way round.
-        self._apply_mood()
+        with self._engine.turns:
+            n_decoded = self.n_tokens - self.n_pending
+            self._native.rollback(self.id, n)
+            self._segments = [segment for segment in self._segments if segment[0] < n]
+            self._kept = min(n, max(self._kept, n_decoded))
+            # What comes next may be a prompt where a reply was, or the other way round.
+            self._apply_mood()
 
     def refresh(self) -> None:
         """Compute the KV cache again under the mood of now; costs one prefill at the next step."""
-        spans = self._engine.moods.spans(self._steering, self._segments, 0, self.n_tokens)
-        self._native.refresh(self.id, spans)
-        self._kept = 0
+        with self._engine.turns:
+            spans = self._engine.moods.spans(self._steering, self._segments, 0, self.n_tokens)
+            self._native.refresh(self.id, spans)
+            self._kept = 0
 
     # --- reading while it runs ---
 
@@ -414,14 +418,16 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
     engine = sequences[0].engine
     if any(sequence.engine is not engine for sequence in sequences):
         raise InputError("the sequences belong to several engines; step those of one at a time")
-    for sequence in sequences:
-        sequence._update_schedule()
-    if engine.threads.is_live:
-        engine.follow_load(within_reply=True)
-    results = engine.native.step([sequence.id for sequence in sequences], whole("n_top", n_top))
-    for sequence in sequences:
-        if not sequence._segments or not sequence._segments[-1][1]:
-            sequence._begin_segment(sequence.n_tokens - 1, is_reply=True)
+    n_top = whole("n_top", n_top)
+    with engine.turns:
+        for sequence in sequences:
+            sequence._update_schedule()
+        if engine.threads.is_live:
+            engine.follow_load(within_reply=True)
+        results = engine.native.step([sequence.id for sequence in sequences], n_top)
+        for sequence in sequences:
+            if not sequence._segments or not sequence._segments[-1][1]:
+                sequence._begin_segment(sequence.n_tokens - 1, is_reply=True)
     return results
 
 
