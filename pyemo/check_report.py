@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import asdict
 from typing import Any
 
-from pyemo.edge import DeviceReport, Reading
+from pyemo.check_readings import DeviceReport, Reading
 
 VERSION = 1
 """Of the JSON; docs/check.schema.json describes it."""

@@ -11,7 +11,7 @@ from pyemo.cli import output
 from pyemo.cli.options import EngineOptions, debug_option, engine_options, json_option
 
 if TYPE_CHECKING:
-    from pyemo.edge import DeviceReport, Reading
+    from pyemo.check_readings import DeviceReport, Reading
 
 EXIT_FAILED = 1
 REGIMES = ("inert", "surgical", "repetitive collapse", "explosive")

@@ -12,8 +12,9 @@ import pytest
 import xmlschema
 from click.testing import CliRunner, Result
 
-from pyemo import Engine, edge
+from pyemo import Engine, check_process, edge
 from pyemo.budget import Budget
+from pyemo.check_process import ProcessRun
 from pyemo.check_report import to_json, to_junit
 from pyemo.cli import main
 from pyemo.edge import CheckPlan, DeviceReport, Reading, is_met
@@ -148,7 +149,7 @@ def test_a_reference_recorded_with_two_threads_passes_with_one(
 ) -> None:
     with Engine(model, n_ctx=128, n_threads=2) as engine:
         record(engine, ["the happy story"], n_tokens=4).save(tmp_path / "r.json")
-    monkeypatch.setattr(edge, "run_once", lambda _command: (0.1, None))
+    monkeypatch.setattr(check_process, "run_once", lambda _command: ProcessRun(0.1, None))
     plan = CheckPlan(str(model), n_threads=1, n_long=8, reference=str(tmp_path / "r.json"))
     found = edge.check(plan)
     assert reading(found, "top1").is_met is True
@@ -171,7 +172,7 @@ def test_a_reference_recorded_with_two_threads_passes_with_one(
 def test_bad_input_is_refused_before_anything_runs(
     model: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge, "run_once", lambda _command: pytest.fail("something ran"))
+    monkeypatch.setattr(check_process, "run_once", lambda _command: pytest.fail("something ran"))
     result = run("-m", str(model), *arguments)
     assert result.exit_code == 1
     assert message in result.stderr
@@ -189,4 +190,4 @@ def test_a_run_that_fails_says_why() -> None:
     import sys
 
     with pytest.raises(PyemoError, match="`pyemo run` failed: it broke"):
-        edge.run_once([sys.executable, "-c", "import sys; sys.exit('Error: it broke')"])
+        check_process.run_once([sys.executable, "-c", "import sys; sys.exit('Error: it broke')"])
