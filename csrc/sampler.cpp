@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <unordered_set>
 
@@ -87,6 +88,27 @@ PYEMO_WIDE void exp_sums(const float * x, int n, float max, double * sum, double
     }
 }
 
+constexpr int block = 64;
+
+// The largest value of each block of 64; the last one may be shorter.
+PYEMO_WIDE void block_maxima(const float * x, int n, float * out) {
+    for (int begin = 0; begin < n; begin += block, ++out) {
+        const int end = std::min(n, begin + block);
+        float best[lanes];
+        std::fill(best, best + lanes, -INFINITY);
+        int i = begin;
+        for (; i + lanes <= end; i += lanes) {
+            for (int k = 0; k < lanes; ++k) {
+                best[k] = x[i + k] > best[k] ? x[i + k] : best[k];
+            }
+        }
+        for (; i < end; ++i) {
+            best[0] = x[i] > best[0] ? x[i] : best[0];
+        }
+        *out = *std::max_element(best, best + lanes);
+    }
+}
+
 // SplitMix64 (Steele, Lea, Flood 2014) as a counter-based generator: uniform in [0, 1).
 double uniform(uint64_t seed, uint64_t position) {
     uint64_t z = seed * 0xD1342543DE82EF95ull + (position + 1) * 0x9E3779B97F4A7C15ull;
@@ -116,19 +138,22 @@ llama_token Sampler::sample(const float * logits, const std::vector<llama_token>
 }
 
 llama_token Sampler::sample_chain(const float * logits, const std::vector<llama_token> & tokens) {
-    candidates_.resize(n_vocab_);
-    for (llama_token i = 0; i < n_vocab_; ++i) {
-        candidates_[i] = {i, logits[i], 0.0f};
-    }
-    llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, false};
+    std::unordered_set<llama_token> penalised;
     if (params_.repeat_penalty != 1.0f) {
-        // Keskar et al. 2019 (arXiv 1909.05858), with llama.cpp's correction for negative logits.
         const size_t n = std::min(tokens.size(), size_t(params_.repeat_last_n));
-        for (llama_token token : std::unordered_set<llama_token>(tokens.end() - n, tokens.end())) {
-            float & logit = candidates_[token].logit;
+        penalised.insert(tokens.end() - n, tokens.end());
+    }
+    // A penalty of 1 or more only lowers: who is among the first k afterwards was among the first k + penalised before.
+    const bool lowers = params_.repeat_penalty >= 1.0f;
+    find_candidates(logits, lowers && params_.top_k > 0 ? size_t(params_.top_k) + penalised.size() : size_t(n_vocab_));
+    for (llama_token_data & candidate : candidates_) {
+        // Keskar et al. 2019 (arXiv 1909.05858), with llama.cpp's correction for negative logits.
+        if (!penalised.empty() && penalised.count(candidate.id) != 0) {
+            float & logit = candidate.logit;
             logit = logit <= 0.0f ? logit * params_.repeat_penalty : logit / params_.repeat_penalty;
         }
     }
+    llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, false};
     const auto by_logit = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
     if (!chain_) {
         return std::max_element(array.data, array.data + array.size, by_logit)->id;
@@ -148,6 +173,34 @@ llama_token Sampler::sample_chain(const float * logits, const std::vector<llama_
         }
     }
     return array.data[array.size - 1].id;  // rounding left a crumb
+}
+
+// The k largest logits are none below the k-th largest of the maxima of disjoint blocks. Listing and partly sorting
+// all of a vocabulary for each token would cost as much as a tenth of a small model's decode.
+void Sampler::find_candidates(const float * logits, size_t k) {
+    candidates_.clear();
+    maxima_.resize(size_t(n_vocab_ + block - 1) / block);
+    if (k <= maxima_.size()) {
+        block_maxima(logits, n_vocab_, maxima_.data());
+        ordered_ = maxima_;
+        std::nth_element(ordered_.begin(), ordered_.begin() + (k - 1), ordered_.end(), std::greater<float>());
+        const float least = ordered_[k - 1];
+        for (size_t b = 0; b < maxima_.size(); ++b) {
+            if (!(maxima_[b] >= least)) {
+                continue;
+            }
+            const llama_token end = std::min<llama_token>(n_vocab_, llama_token(b + 1) * block);
+            for (llama_token i = llama_token(b) * block; i < end; ++i) {
+                if (logits[i] >= least) candidates_.push_back({i, logits[i], 0.0f});
+            }
+        }
+    }
+    if (candidates_.size() < k) {  // many are asked for, or logits are not numbers
+        candidates_.resize(n_vocab_);
+        for (llama_token i = 0; i < n_vocab_; ++i) {
+            candidates_[i] = {i, logits[i], 0.0f};
+        }
+    }
 }
 
 int argmax(const float * logits, int n_vocab) {

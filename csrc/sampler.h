@@ -37,6 +37,8 @@ public:
 
 private:
     llama_token sample_chain(const float * logits, const std::vector<llama_token> & tokens);
+    // Fills candidates_ with logits among which the k largest are, in the vocabulary's order.
+    void find_candidates(const float * logits, size_t k);
 
     struct Deleter {
         void operator()(llama_sampler * s) const { llama_sampler_free(s); }
@@ -45,6 +47,7 @@ private:
     int n_vocab_;
     std::unique_ptr<llama_sampler, Deleter> chain_;
     std::vector<llama_token_data> candidates_;
+    std::vector<float> maxima_, ordered_;
 };
 
 int argmax(const float * logits, int n_vocab);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -107,6 +107,28 @@ def test_drawn_token_is_that_of_numpy(sequence: Sequence, params: SamplerParams)
         draw(logits, SamplerParams(**{**vars(params), "seed": seed}), TOKENS) for seed in seeds
     ]
     assert [drawn(sequence, params, seed) for seed in seeds] == expected
+
+
+@pytest.fixture(scope="module")
+def real_engine() -> Iterator[Engine]:
+    """A vocabulary of 49,152 tokens: the first k are found without listing all of them."""
+    with Engine("smollm2-135m-instruct", n_ctx=256, n_threads=1) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("top_k", [1, 40, 700, 768, 769, 5000])
+@pytest.mark.parametrize("repeat_penalty", [1.0, 1.3, 0.8])
+def test_the_first_k_of_a_large_vocabulary_are_those_of_numpy(
+    real_engine: Engine, top_k: int, repeat_penalty: float
+) -> None:
+    params = SamplerParams(3.0, top_k, 1.0, 0.0, repeat_penalty=repeat_penalty)
+    with real_engine.sequence(TOKENS) as sequence:
+        logits = sequence.logits()
+        seeds = range(12)
+        expected = [
+            draw(logits, SamplerParams(**{**vars(params), "seed": seed}), TOKENS) for seed in seeds
+        ]
+        assert [drawn(sequence, params, seed) for seed in seeds] == expected
 
 
 @every_sampler
