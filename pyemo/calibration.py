@@ -42,11 +42,11 @@ SAMPLERS = (GREEDY, SamplerParams())
 """What a window holds for: greedy, and the default sampler."""
 LENGTHS = (48, 256)
 """... and texts of these lengths; the first searches, the second confirms."""
-STEPS_PER_DOUBLING = 4
-"""Strengths that are tried are 0.01 * 2 ** (k / 4): a window's ends are known to within 19%."""
+STEPS_PER_DOUBLING = 2
+"""Strengths that are tried are 0.01 * 2 ** (k / 2): a window's ends are known to within 41%."""
 START_DOSE = 0.08
 """Dose at which the search begins; of about the right size for every model so far."""
-MAX_STRIDE = 16
+MAX_STRIDE = 8
 """Steps from there that are tried at most: four doublings, up or down."""
 
 N_ROWS = 8
@@ -126,7 +126,7 @@ class Calibrator:
         )
         self._lengths = tuple(lengths)
         self._judge = judge
-        self._expected: tuple[tuple[int, ...], int] | None = None
+        self._expected: tuple[tuple[int, ...], int, int] | None = None  # layers, end, steps below
         self._on_trial = on_trial
 
     @property
@@ -140,10 +140,10 @@ class Calibrator:
         With the shortest texts, one for each prompt, the strongest coherent strength is sought in
         growing steps from where it is expected (by dose, or where the last vector's was) and then
         by bisection; likewise the weakest that moves the text more than random directions do. Here
-        one failing text is not held against a strength: of eight it is more than a tenth. From a
-        step below the strongest downwards, a strength is then confirmed: surgical at every length,
-        with every prompt answered by every sampler. That is the window's upper end. Recommended is
-        the strength in the window, of those tried, with the most judged emotion.
+        one failing text is not held against a strength: of eight it is more than a tenth. From the
+        strongest without a failing text downwards, a strength is then confirmed: surgical at every
+        length, with every prompt answered by every sampler. That is the window's upper end.
+        Recommended is the strength in the window, of those tried, with the most judged emotion.
 
         Raises:
             InputError: the vector names no emotion that the judge knows.
@@ -153,13 +153,14 @@ class Calibrator:
         if self._expected is None or self._expected[0] != vector.layers:
             dose = vector.dose(1.0)
             start = START_DOSE / dose if dose > 0 else strength_at(0)
-            self._expected = vector.layers, round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
+            end = round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
+            self._expected = vector.layers, end, STEPS_PER_DOUBLING
         search = _Search(
-            self._trials, self._full, self._lengths, vector, self._expected[1], self._on_trial
+            self._trials, self._full, self._lengths, vector, self._expected[1:], self._on_trial
         )
         result = search.run(self._describe())
-        if search.coherent_end is not None:
-            self._expected = vector.layers, search.coherent_end
+        if search.found is not None:
+            self._expected = vector.layers, *search.found
         return result
 
     def check(self, vector: ControlVector) -> None:
@@ -266,7 +267,8 @@ class _Search:
     """One vector's search over the ladder of strengths; steps are its rungs.
 
     Args:
-        start: the step where the upper end is expected; a wrong guess costs trials, no more.
+        expected: the step where the upper end is expected, and how many steps below it the lower
+            one is; a wrong guess costs trials, no more.
     """
 
     def __init__(
@@ -275,33 +277,36 @@ class _Search:
         full: Trials,
         lengths: tuple[int, ...],
         vector: ControlVector,
-        start: int,
+        expected: tuple[int, int],
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
         self._trials = trials
         self._full = full
         self._lengths = lengths
         self._vector = vector
-        self._start = start
+        self._expected = expected
         self._on_trial = on_trial
         self._short: dict[int, Trial] = {}
         self._long: dict[int, list[Trial]] = {}
-        self.coherent_end: int | None = None
+        self.found: tuple[int, int] | None = None  # as ``expected``, for the next vector
 
     def run(self, how: dict[str, Any]) -> CalibrationResult:
-        high = self.coherent_end = _last_true(self._is_coherent, self._start)
+        start, below_it = self._expected
+        high = _last_true(self._is_coherent, start)
         if high is None:
             return self._none("even the weakest strength tried breaks the text")
+        self.found = high, below_it
         top = next((step for step in (high, high - 1) if self._moves(step)), None)
         if top is None:
             return self._none(
                 "no strength that leaves the text coherent moves it more than a random direction"
             )
         # Downwards, the last step that still moves the text; steps there are counted from the top.
-        n_below = _last_true(lambda below: self._moves(top - max(0, below)), STEPS_PER_DOUBLING)
+        n_below = _last_true(lambda below: self._moves(top - max(0, below)), below_it)
         low = top - max(0, n_below or 0)
-        below = range(max(low, top - 1), low - 1, -1)
-        confirmed = next((step for step in below if self._confirms(step)), None)
+        self.found = high, top - low
+        first = top if self._try(top).report.is_coherent else max(low, top - 1)
+        confirmed = next((n for n in range(first, low - 1, -1) if self._confirms(n)), None)
         if confirmed is None:
             return self._none(
                 f"short texts are surgical from {strength_at(low):g} to {strength_at(top):g}, but "
