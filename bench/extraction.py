@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, default=0, help="of transformers; 0 looks for the best"
     )
-    parser.add_argument("--parallel", type=int, default=32, help="texts side by side in the engine")
+    parser.add_argument("--parallel", type=int, default=16, help="texts side by side in the engine")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "extraction"
@@ -329,14 +329,14 @@ def report(
     print("\n".join(lines))
     output.parent.mkdir(parents=True, exist_ok=True)
     head = [f"{key}: {value}  " for key, value in facts.items()]
-    output.with_suffix(".md").write_text("\n".join([*head, "", *lines]) + "\n")
+    Path(f"{output}.md").write_text("\n".join([*head, "", *lines]) + "\n")
     values = {
         "machine": facts,
         "ratios": [asdict(r) for r in ratios],
         "written": written,
         "tried": tried,
     }
-    output.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
+    Path(f"{output}.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -59,13 +59,14 @@ class EngineBackend:
         model: str | os.PathLike[str] | Model,
         recipe: Recipe,
         *,
-        parallel: int = 32,
+        parallel: int = 16,
         n_threads: Threads = None,
     ) -> Iterator[EngineBackend]:
         """Open an engine that fits ``recipe``, and close it at the end of the ``with`` block.
 
         Args:
-            parallel: texts computed side by side; more are faster, and take more memory.
+            parallel: texts computed side by side; more take more memory, and on two cores 32 are
+                no faster than 16.
         Raises:
             as :class:`Engine`.
         """

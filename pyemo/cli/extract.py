@@ -134,7 +134,7 @@ class BackendOptions:
 @click.option(
     "--parallel",
     type=int,
-    default=32,
+    default=16,
     show_default=True,
     metavar="N",
     help="Texts computed side by side; fewer take less memory.",
