@@ -1,21 +1,18 @@
 """The precision ladder: what an emotion direction loses when the same weights are rounded further.
 
-    python bench/precision.py [--model smollm2-135m-instruct] [--output bench/results/precision]
+    python bench/precision.py [--model MODEL] [--cache FOLDER] [--output bench/results/precision]
 
-One set of weights: the model's file, dequantized to F32. transformers computes them in float32,
-the reference;
-llama.cpp's quantizer makes every other format from the F32 file, and the engine reads the same
-texts, token by
-token, from each. Against the reference, with 95% bootstrap intervals over texts:
+One set of weights: the model's file, dequantized to F32. transformers computes them in float32, the
+reference; llama.cpp's quantizer makes every other format from the F32 file, and the engine reads
+the same texts, token by token, from each. Against the reference, with 95% bootstrap intervals over
+texts:
 
-    cosine      of each emotion's direction (stories; class mean less mean over classes), median
-    over layers and
-                emotions, and the least
+    cosine      of each emotion's direction (stories; class mean less mean over classes): median
+                over layers and emotions, and the least
     Spearman    of the dissimilarities (1 - cosine) between the 20 directions, median over layers
     accuracy    on held-out vignettes, nearest centroid of the training vignettes (centred,
-    cosine), at the layer
-                that is best inside the training half of the reference; the interval is that of the
-                difference
+                cosine), at the layer that is best inside the training half of the reference; the
+                interval is that of the difference
 """
 
 from __future__ import annotations
@@ -281,9 +278,10 @@ def main() -> None:
                 paths[name] = (
                     f32.path if name == "F32" else requantize(f32.path, name, target=path).path
                 )
-            rungs.append(
-                ladder.rung(name, paths[name], *read_file(paths[name], texts, options.threads))
+            found = cache.arrays(
+                f"{options.model}-{name}", lambda path=paths[name]: read_file(path, texts, threads)
             )
+            rungs.append(ladder.rung(name, paths[name], *reading(found)))
             print(rungs[-1].row(), flush=True)
             if name not in ("F32", SHIPPED):
                 paths[name].unlink()
