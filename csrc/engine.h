@@ -168,9 +168,13 @@ private:
     const float * logits_of(const Sequence & s) const;
     void rewind(int seq, int n_decoded);
     void prove_hook();
-    // Runs jobs in groups that fit the free sequences and the context.
+    // Throws unless each job fits; returns the cells in use.
+    template <typename Job>
+    int check_jobs(const std::vector<Job> & jobs) const;
+    // Runs checked jobs in groups that fit the free sequences, the context and one decode.
     template <typename Job, typename Start, typename Finish>
-    void run_jobs(const std::vector<Job> & jobs, bool skip_head, Start start, Finish finish);
+    void run_jobs(const std::vector<const Job *> & jobs, int n_used, bool skip_head, Start start, Finish finish);
+    void share_beginnings(const std::vector<int> & seqs);
     static bool on_abort_check(void * self);
 
     std::shared_ptr<Model> model_;

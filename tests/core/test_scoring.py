@@ -113,6 +113,25 @@ def test_many_texts_at_once_score_as_each_alone(engine: Engine, model: TinyModel
         np.testing.assert_allclose(together.logprobs, alone.logprobs, atol=2e-5)
 
 
+@every_architecture
+def test_texts_after_the_same_prompt_score_as_each_alone(engine: Engine, model: TinyModel) -> None:
+    """Prompts are mixed, some texts are steered: only unsteered ones may share a beginning."""
+    rng = np.random.default_rng(0)
+    prompts = [model.random_tokens(n, seed=n) for n in (20, 21, 1)]
+    vector = random_vector(model, seed=3)
+    jobs = [(rng.integers(3, 200, n).tolist(), prompts[i % 3]) for i, n in enumerate((9, 4, 7) * 4)]
+    moods = [Steering({vector: 0.5}) if i % 4 == 3 else Steering() for i in range(len(jobs))]
+    alone = [
+        engine.score(text, given=given, steering=mood)
+        for (text, given), mood in zip(jobs, moods, strict=True)
+    ]
+    together = engine.score_many(jobs, steering=moods)
+    for one, many in zip(alone, together, strict=True):
+        assert many.logprobs.shape == one.logprobs.shape
+        np.testing.assert_allclose(many.logprobs, one.logprobs, atol=2e-3)
+    assert engine.native.n_free_sequences == engine.n_seq_max
+
+
 @pytest.mark.parametrize("architecture", ["llama"])
 def test_score_says_the_chunk_and_kv_type_it_was_computed_with(
     new_engine: Callable[..., Engine], model: TinyModel
