@@ -1,11 +1,11 @@
 """What the guard keeps coherent, and what it costs.
 
-    python bench/guard.py --strength 0.06 --tokens 256
+    python bench/guard.py [--model MODEL] [--guards unguarded refreshed kept]
     python bench/guard.py --part cost
 
-The first writes replies at a strength far too high (the file's windows are not looked at):
-unsteered, unguarded, guarded with the KV cache refreshed or kept, and guarded under a random
-direction. Shares are of texts as coherent as their unsteered twins
+The first writes replies at three times the upper end of each vector's window, which the guard does
+not know: unsteered, unguarded, guarded with the KV cache refreshed or kept, and guarded under a
+random direction. Shares are of texts as coherent as their unsteered twins
 (:func:`pyemo.regimes.classify_text`). The second compares decoding with a guard that never acts to
 decoding without one, in pairs.
 """
@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pyemo import ControlVector, Engine, SamplerParams, Steering
 from pyemo.emotions import EMOTIONS
@@ -35,93 +37,119 @@ SAMPLERS = {"greedy": SamplerParams(temperature=0), "default": SamplerParams(see
 class Writer:
     """Replies with their regimes, unsteered ones remembered."""
 
-    def __init__(self, engine: Engine, n_tokens: int) -> None:
+    def __init__(self, engine: Engine, asked: Sequence[str], n_tokens: int) -> None:
         self.engine = engine
+        self.asked = list(asked)
         self.n_tokens = n_tokens
-        self._twins: dict[tuple[str, str], dict[str, Any]] = {}
+        self._twins: dict[str, list[dict[str, Any]]] = {}
 
-    def twin(self, prompt: str, sampler: str) -> dict[str, Any]:
-        if (prompt, sampler) not in self._twins:
-            self._twins[prompt, sampler] = self._measured(
-                self.engine.generate(prompt, sampler=SAMPLERS[sampler], max_tokens=self.n_tokens),
-                prompt,
-                "",
-                None,
-            )
-        return self._twins[prompt, sampler]
+    def twins(self, sampler: str) -> list[dict[str, Any]]:
+        """Return the unsteered reply to each prompt."""
+        if sampler not in self._twins:
+            self._twins[sampler] = self._measured(self._replies(sampler, Steering(), None))
+        return self._twins[sampler]
 
-    def write(
-        self, prompt: str, sampler: str, mood: Steering, guard: Guard | None
-    ) -> dict[str, Any]:
-        twin = self.twin(prompt, sampler)
+    def write(self, sampler: str, mood: Steering, guard: Guard | None) -> list[dict[str, Any]]:
+        """Return the reply to each prompt."""
+        return self._measured(self._replies(sampler, mood, guard), self.twins(sampler))
+
+    def _replies(self, sampler: str, mood: Steering, guard: Guard | None) -> list[Any]:
         settings: dict[str, Any] = {
             "steering": mood,
             "sampler": SAMPLERS[sampler],
             "max_tokens": self.n_tokens,
         }
-        reply: Any = (
-            self.engine.generate(prompt, **settings)
-            if guard is None
-            else guard.generate(self.engine, prompt, **settings)
-        )
-        return self._measured(reply, prompt, twin["text"], twin["measures"])
+        if guard is None:
+            return self.engine.generate_many(self.asked, **settings)
+        replies = []
+        for prompt in self.asked:
+            reply = guard.generate(self.engine, prompt, **settings)
+            list(reply)
+            replies.append(reply)
+        return replies
 
     def _measured(
-        self, reply: Any, prompt: str, known: str, twin: TextMeasures | None
-    ) -> dict[str, Any]:
-        list(reply)
-        drawn = reply.tokens[:-1] if reply.stop_reason == "end" else reply.tokens
-        ids = [token.id for token in drawn]
-        measures = None
-        if len(ids) >= MIN_TOKENS:
-            score = self.engine.score(ids, given=self.engine.prompt_tokens(prompt))
-            measures = measure_text(ids, reply.text, score.logprobs, known=(prompt, known))
-        regime = TextRegime.EXPLOSIVE if measures is None else classify_text(measures)
-        events = getattr(reply, "events", [])
-        return {
-            "text": reply.text,
-            "measures": measures,
-            "regime": regime,
-            "n_back": sum(event.trouble is not None for event in events),
-            "factor": getattr(reply, "factor", 1.0),
-        }
+        self, replies: list[Any], twins: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        ids = [
+            [t.id for t in (reply.tokens[:-1] if reply.stop_reason == "end" else reply.tokens)]
+            for reply in replies
+        ]
+        long = [i for i, drawn in enumerate(ids) if len(drawn) >= MIN_TOKENS]
+        scores = self.engine.score_many(
+            [(ids[i], self.engine.prompt_tokens(self.asked[i])) for i in long]
+        )
+        measures: dict[int, TextMeasures] = {}
+        for i, score in zip(long, scores, strict=True):
+            known = (self.asked[i], "" if twins is None else twins[i]["text"])
+            measures[i] = measure_text(ids[i], replies[i].text, score.logprobs, known=known)
+        return [
+            {
+                "text": reply.text,
+                "regime": classify_text(measures[i]) if i in measures else TextRegime.EXPLOSIVE,
+                "n_back": sum(e.trouble is not None for e in getattr(reply, "events", [])),
+                "factor": getattr(reply, "factor", 1.0),
+            }
+            for i, reply in enumerate(replies)
+        ]
+
+
+def strengths(engine: Engine, chosen: Sequence[str], given: argparse.Namespace) -> dict[str, float]:
+    """Return the strength of each emotion: as asked, or a multiple of its window's upper end.
+
+    An emotion without a window takes the median of the others'.
+    """
+    if given.strength is not None:
+        return dict.fromkeys(chosen, given.strength)
+    ends = {}
+    for name in chosen:
+        found = ControlVector.load(name, engine.model).calibration_for(engine.model.file_sha256)
+        if found is not None:
+            ends[name] = found.window[1]
+    if not ends:
+        raise SystemExit("no vector has a window here; say --strength")
+    middle = float(np.median(list(ends.values())))
+    return {name: given.times * ends.get(name, middle) for name in chosen}
 
 
 def texts(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
+    """Write and judge the texts of all emotions."""
     judge = MiniLMJudge()
-    writer = Writer(engine, given.tokens)
-    asked = prompts("evaluation")[: given.prompts]
+    writer = Writer(engine, prompts("evaluation")[: given.prompts], given.tokens)
     chosen = list(EMOTIONS)[:: max(1, len(EMOTIONS) // given.emotions)][: given.emotions]
     guards = {
         "unguarded": None,
-        "guarded, refreshed": Guard(mode=given.mode),
-        "guarded, kept": Guard(mode=given.mode, refreshes=False),
+        "refreshed": Guard(mode=given.mode),
+        "kept": Guard(mode=given.mode, refreshes=False),
     }
     rows: list[dict[str, Any]] = []
+    at = strengths(engine, chosen, given)
     for k, name in enumerate(chosen):
         vector = ControlVector.load(name, engine.model)
-        moods = {"vector": Steering({vector: given.strength})}
+        moods = {"vector": Steering({vector: at[name]})}
         control = ControlVector(turned(vector.directions, k), metadata=vector.metadata)
-        moods["random"] = Steering({control: given.strength})
+        moods["random"] = Steering({control: at[name]})
         for sampler in given.samplers:
+            twins = writer.twins(sampler)
             for direction, mood in moods.items():
-                for label, guard in guards.items():
-                    if direction == "random" and label != "guarded, refreshed":
+                for label in given.guards:
+                    if direction == "random" and label == "unguarded":
                         continue
-                    found = [writer.write(p, sampler, mood, guard) for p in asked]
-                    twins = [writer.twin(p, sampler) for p in asked]
+                    found = writer.write(sampler, mood, guards[label])
                     moved = nearer(
                         judge, [f["text"] for f in found], [t["text"] for t in twins], name
                     )
-                    for prompt, f, t, m in zip(asked, found, twins, moved, strict=True):
+                    for prompt, f, t, m in zip(writer.asked, found, twins, moved, strict=True):
                         rows.append(
                             {
                                 "emotion": name,
+                                "strength": at[name],
                                 "sampler": sampler,
                                 "direction": direction,
                                 "guard": label,
                                 "prompt": prompt,
                                 "text": f["text"],
+                                "unsteered": t["text"],
                                 "regime": f["regime"].value,
                                 "coherent": f["regime"] in (TextRegime.COHERENT, t["regime"]),
                                 "unsteered_coherent": t["regime"] is TextRegime.COHERENT,
@@ -130,7 +158,7 @@ def texts(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
                                 "factor": f["factor"],
                             }
                         )
-        print(name, flush=True)
+        print(name, f"{at[name]:.4g}", flush=True)
     return {"settings": vars(given), "table": table(rows), "rows": rows}
 
 
@@ -198,7 +226,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=("texts", "cost"), default="texts")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--strength", type=float, default=0.06)
+    parser.add_argument("--strength", type=float, help="of all, instead of a multiple")
+    parser.add_argument("--times", type=float, default=3.0, help="the window's upper end")
+    parser.add_argument(
+        "--guards",
+        nargs="+",
+        default=["unguarded", "refreshed"],
+        choices=("unguarded", "refreshed", "kept"),
+    )
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--emotions", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=4)
@@ -209,7 +244,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     began = time.perf_counter()
-    with Engine(given.model, n_ctx=1024, n_threads=given.threads, n_seq_max=2) as engine:
+    with Engine(given.model, n_ctx=4096, n_threads=given.threads, n_seq_max=8) as engine:
         result = {"texts": texts, "cost": cost}[given.part](engine, given)
     result["seconds"] = round(time.perf_counter() - began)
     for row in result.get("table", result.get("ratios", [])):
