@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from corpus import Cache, Texts, cosines, directions, stories, vignettes
-from harness import machine
+from harness import beside, machine
 
 from pyemo import Engine
 from pyemo.extract.backend import Backend
@@ -152,11 +152,11 @@ def write(output: Path, rows: list[dict[str, object]]) -> None:
     """Write what there is so far, as JSON and Markdown."""
     facts = machine()
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(
+    beside(output, ".json").write_text(
         json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n"
     )
     lines = [*(f"{key}: {value}  " for key, value in facts.items()), "", HEADER, *map(line, rows)]
-    output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    beside(output, ".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import json
 import os
 import platform
 import random
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,10 +44,35 @@ class Ratio:
         )
 
 
+@dataclass(frozen=True)
+class Value:
+    """One thing measured by itself, such as a peak of memory: median, least and most of ``n``."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+    unit: str
+    n: int
+    conditions: str
+
+    def row(self) -> str:
+        """Return the line of a Markdown table."""
+        middle, low, high = (
+            f"{number:.3g}" if number < 100 else f"{number:.0f}"
+            for number in (self.median, self.low, self.high)
+        )
+        return (
+            f"| {self.name} | {self.conditions} | **{middle}** {self.unit} "
+            f"| {low} to {high} | {self.n} |"
+        )
+
+
 HEADER = (
     "| a / b | conditions | a, tokens/s | b, tokens/s | ratio | 95% interval | pairs |\n"
     "|---|---|---|---|---|---|---|"
 )
+VALUE_HEADER = "| what | conditions | median | least to most | runs |\n|---|---|---|---|---|"
 
 
 def paired(
@@ -95,6 +123,26 @@ def paired(
     return ratio
 
 
+# It ends with its parent, however that ends.
+_BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that takes one core as long as the block runs."""
+    with subprocess.Popen([sys.executable, "-c", _BUSY]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 def machine() -> dict[str, str]:
     """Return what the numbers were measured on."""
     import llama_cpp
@@ -117,20 +165,53 @@ def machine() -> dict[str, str]:
     }
 
 
-def write(path: Path, ratios: list[Ratio]) -> None:
+def value_of(
+    name: str, measured: Sequence[float], unit: str, *, conditions: str, decimals: int = 3
+) -> Value:
+    """Return what was measured several times, and print it."""
+    middle, low, high = np.median(measured), min(measured), max(measured)
+    rounded = (round(float(number), decimals) for number in (middle, low, high))
+    value = Value(name, *rounded, unit, len(measured), conditions)
+    print(value.row(), flush=True)
+    return value
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return ``path`` with the suffix after its whole name, which may have dots of its own."""
+    name = path.name
+    for known in (".json", ".md", ".png"):
+        name = name.removesuffix(known)
+    return path.with_name(name + suffix)
+
+
+def stored(path: Path) -> tuple[list[Ratio], list[Value]]:
+    """Return the results that are beside ``path``."""
+    source = beside(path, ".json")
+    known = json.loads(source.read_text()) if source.exists() else {}
+    return (
+        [Ratio(**old) for old in known.get("ratios", [])],
+        [Value(**old) for old in known.get("values", [])],
+    )
+
+
+def write(path: Path, ratios: Sequence[Ratio] = (), values: Sequence[Value] = ()) -> None:
     """Write the results as JSON and Markdown beside each other.
 
-    A ratio takes the place of an older one of the same name and conditions; the others stay, so
+    A result takes the place of an older one of the same name and conditions; the others stay, so
     that a long benchmark can be run in parts.
     """
     facts = machine()
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = path.with_suffix(".json")
-    known = json.loads(stored.read_text())["ratios"] if stored.exists() else []
-    kept = {(old["name"], old["conditions"]): Ratio(**old) for old in known}
-    kept |= {(ratio.name, ratio.conditions): ratio for ratio in ratios}
-    content = {"machine": facts, "ratios": [asdict(ratio) for ratio in kept.values()]}
-    stored.write_text(json.dumps(content, indent=1) + "\n")
+    old_ratios, old_values = stored(path)
+    all_ratios = {(each.name, each.conditions): each for each in [*old_ratios, *ratios]}
+    all_values = {(each.name, each.conditions): each for each in [*old_values, *values]}
+    content: dict[str, object] = {"machine": facts}
     lines = [f"{key}: {value}  " for key, value in facts.items()]
-    table = [HEADER, *(ratio.row() for ratio in kept.values())]
-    path.with_suffix(".md").write_text("\n".join([*lines, "", *table]) + "\n")
+    if all_ratios:
+        content["ratios"] = [asdict(each) for each in all_ratios.values()]
+        lines += ["", HEADER, *(each.row() for each in all_ratios.values())]
+    if all_values:
+        content["values"] = [asdict(each) for each in all_values.values()]
+        lines += ["", VALUE_HEADER, *(each.row() for each in all_values.values())]
+    beside(path, ".json").write_text(json.dumps(content, indent=1) + "\n")
+    beside(path, ".md").write_text("\n".join(lines) + "\n")
