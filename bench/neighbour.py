@@ -1,129 +1,142 @@
-"""Decoding beside a busy neighbour: `--threads live` against fixed numbers of threads.
+"""Decoding beside a busy neighbour: `--threads auto` and `live` against fixed numbers of threads.
 
     python bench/neighbour.py [--models smollm2-135m-instruct ...] [--output FILE]
 
-The neighbour is one process that never waits. Needs two cores and nothing else on them.
+The neighbour is one process that never waits. Needs two cores and nothing else on them, since what
+else runs is followed too. "auto" follows at the beginning of a reply, "live" within it.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
-from harness import HEADER, Ratio, paired, write
+from harness import HEADER, VALUE_HEADER, Ratio, neighbour, paired, value_of, write
 
 from pyemo import Engine, Model, SamplerParams
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 PROMPT = "Write a letter to a friend about the weather in the town where you grew up."
-N_CTX, N_TOKENS = 256, 32
+N_CTX = 256
 SETTLE_S = 2.0
-N_CHANGES = 5
+LONGEST_S = 10.0
+"""When waiting for the number of threads to follow ends; a row that says this much means never."""
 
 
-@contextmanager
-def neighbour() -> Iterator[None]:
-    """A process that takes one core as long as the block runs."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
-        try:
-            yield
-        finally:
-            process.kill()
+class Bench:
+    """One model in an engine for each way to choose the number of threads."""
 
+    def __init__(self, name: str, n_pairs: int, n_tokens: int, stack: ExitStack) -> None:
+        self.name, self.n_pairs, self.n_tokens = name, n_pairs, n_tokens
+        model = Model.load(name)
+        self.engines = {
+            threads: stack.enter_context(Engine(model, n_ctx=N_CTX, n_threads=threads))
+            for threads in ("auto", "live", 1, 2)
+        }
+        self.sequences = {
+            threads: engine.sequence(PROMPT, raw=True, sampler=SamplerParams(temperature=0))
+            for threads, engine in self.engines.items()
+        }
+        self.n_prompt = self.sequences[1].n_tokens
 
-def decoding(engine: Engine, n_tokens: int = N_TOKENS) -> Callable[[], None]:
-    """A run that decodes from the same prompt each time."""
-    sequence = engine.sequence(PROMPT, raw=True, sampler=SamplerParams(temperature=0))
-    sequence.step()
-    n_prompt = sequence.n_tokens
+    def decoding(self, threads: str | int, n_tokens: int) -> Callable[[], None]:
+        """A run that decodes one reply from the same prompt each time."""
+        engine, sequence = self.engines[threads], self.sequences[threads]
 
-    def run() -> None:
-        sequence.rollback(sequence.n_tokens - n_prompt)
-        for _ in range(n_tokens):
+        def run() -> None:
+            sequence.rollback(sequence.n_tokens - self.n_prompt)
+            engine.follow_load()  # as a reply does when it begins; does nothing for a fixed number
+            for _ in range(n_tokens):
+                sequence.step()
+
+        return run
+
+    def pair(self, a: str | int, b: int, where: str, *, is_slow: bool = False) -> Ratio:
+        """Measure one choice against another; fewer, shorter runs where ``b`` is slow."""
+        n, n_b = self.n_tokens, min(8, self.n_tokens) if is_slow else self.n_tokens
+        return paired(
+            f"{_label(a)} / {_label(b)}", self.decoding(a, n), self.decoding(b, n_b),
+            work=n, work_b=n_b, n_pairs=min(5, self.n_pairs) if is_slow else self.n_pairs,
+            conditions=f"{self.name}, n_ctx {N_CTX}, f16 KV, {n} tokens, {where}",
+        )  # fmt: skip
+
+    def settle(self, threads: str) -> None:
+        """Decode until the load of now is known."""
+        run = self.decoding(threads, 4)
+        end = time.perf_counter() + SETTLE_S
+        while time.perf_counter() < end:
+            run()
+
+    def followed_s(self, n_threads: int) -> float:
+        """Return the seconds of decoding until "live" has taken this number of threads."""
+        engine, sequence = self.engines["live"], self.sequences["live"]
+        begin = time.perf_counter()
+        while engine.n_threads != n_threads and time.perf_counter() - begin < LONGEST_S:
+            if sequence.n_tokens > N_CTX - 2:
+                sequence.rollback(sequence.n_tokens - self.n_prompt)
             sequence.step()
-
-    return run
-
-
-def settle(run: Callable[[], None]) -> None:
-    """Run until the load of now is known."""
-    end = time.perf_counter() + SETTLE_S
-    while time.perf_counter() < end:
-        run()
+        return time.perf_counter() - begin
 
 
-def adaption_s(engine: Engine, run: Callable[[], None], n_threads: int) -> float:
-    """Seconds of decoding until the engine has taken this number of threads."""
-    begin = time.perf_counter()
-    while engine.n_threads != n_threads:
-        run()
-        if time.perf_counter() - begin > 20:
-            raise SystemExit(f"not adapted to {n_threads} threads after 20 s")
-    return time.perf_counter() - begin
+def _label(threads: str | int) -> str:
+    return {1: "1 thread", 2: "2 threads"}.get(threads, str(threads))  # type: ignore[call-overload]
 
 
-def measure(name: str, n_pairs: int) -> tuple[list[Ratio], str]:
-    """Return the ratios of one model, and a row on how fast it adapts."""
-    model = Model.load(name)
-    with ExitStack() as stack:
+def speed(bench: Bench, output: Path) -> None:
+    """Each choice against both numbers, without and with the neighbour."""
+    for choice in ("auto", "live"):
+        bench.settle(choice)
+        for fixed in (1, 2):
+            write(output, [bench.pair(choice, fixed, "quiet")])
+    with neighbour():
+        for choice in ("auto", "live"):
+            bench.settle(choice)
+            write(output, [bench.pair(choice, 1, "one busy process")])
+            write(output, [bench.pair(choice, 2, "one busy process", is_slow=True)])
 
-        def engine(n_threads: int | str) -> Engine:
-            opened = Engine(model, n_ctx=N_CTX, n_threads=n_threads)  # type: ignore[arg-type]
-            return stack.enter_context(opened)
 
-        live_engine = engine("live")
-        live, one, two = decoding(live_engine), decoding(engine(1)), decoding(engine(2))
-        few = decoding(live_engine, 4)
-        where = f"{name}, n_ctx {N_CTX}, f16 KV, {N_TOKENS} tokens"
-        settings = {"work": N_TOKENS, "n_pairs": n_pairs}
-        settle(live)
-        ratios = [paired("live / 2 threads", live, two, conditions=f"{where}, quiet", **settings)]
+def following(bench: Bench, output: Path, n_changes: int) -> None:
+    """How long "live" takes to follow when the neighbour comes, and when it goes."""
+    comes, goes = [], []
+    bench.followed_s(2)
+    for _ in range(n_changes):
         with neighbour():
-            busy = f"{where}, one busy process"
-            settle(live)
-            ratios.append(paired("live / 1 thread", live, one, conditions=busy, **settings))
-            ratios.append(
-                paired("1 thread / 2 threads", one, decoding(engine(2), 8), work=N_TOKENS, work_b=8,
-                       n_pairs=5, conditions=busy)
-            )  # fmt: skip
-        spent: dict[int, list[float]] = {1: [], 2: []}
-        adaption_s(live_engine, few, 2)
-        for _ in range(N_CHANGES):
-            with neighbour():
-                spent[1].append(adaption_s(live_engine, few, 1))
-                settle(few)
-            spent[2].append(adaption_s(live_engine, few, 2))
-    row = f"| {name} | {max(spent[1]):.2f} | {max(spent[2]):.2f} | {N_CHANGES} |"
-    print(row, flush=True)
-    return ratios, row
+            comes.append(bench.followed_s(1))
+            bench.settle("live")
+        goes.append(bench.followed_s(2))
+        bench.settle("live")
+    print(VALUE_HEADER)
+    for what, spent in (("comes", comes), ("goes", goes)):
+        name = f"live follows when the neighbour {what}"
+        write(output, values=[value_of(name, spent, "s", conditions=bench.name)])
+
+
+PARTS = ("speed", "following")
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--changes", type=int, default=5)
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "neighbour"
     )
     options = parser.parse_args()
-    print(HEADER)
-    ratios: list[Ratio] = []
-    rows = []
     for name in options.models:
-        found, row = measure(name, options.pairs)
-        ratios += found
-        rows.append(row)
-    write(options.output, ratios)
-    table = options.output.with_suffix(".md")
-    head = "| model | neighbour comes: longest, s | neighbour goes: longest, s | changes |\n"
-    text = table.read_text() + "\n" + head + "|---|---|---|---|\n" + "\n".join(rows) + "\n"
-    table.write_text(text)
+        with ExitStack() as stack:
+            bench = Bench(name, options.pairs, options.tokens, stack)
+            if "speed" in options.parts:
+                print(HEADER)
+                speed(bench, options.output)
+            if "following" in options.parts:
+                following(bench, options.output, options.changes)
 
 
 if __name__ == "__main__":
