@@ -1,242 +1,293 @@
 """Steering beside the peers that can steer: llama-cpp-python's adapter, transformers with hooks.
 
-    python bench/peers.py [--models ...] [--peers adapter transformers] [--output FILE]
+    python bench/peers.py [--models ...] [--parts adapter scoring transformers busy] [--output FILE]
 
-Greedy, all layers steered. The adapter is set again before every token, as a strength that changes
-has it. transformers runs in bfloat16 with the `steering-vectors` library where it is installed
-(pip install steering-vectors), else with the forward hooks it would register.
+Greedy; decoded from the end of one prompt each time; steered on all layers but the first, which no
+adapter reaches.
+
+    adapter       another strength before every token; llama-cpp-python sets its adapter each time
+    scoring       log-probabilities of a text; llama-cpp-python's logits, normalized by NumPy
+    transformers  one strength, beside transformers in bfloat16 with the `steering-vectors` library
+                  where it is installed (pip install steering-vectors), else the forward hooks it
+                  would register; and the peak memory of a process of each
+    busy          one strength beside a process that never waits: `--threads live` beside
+                  llama-cpp-python, unsteered, at its own default number of threads
+
+The plain comparison with llama-cpp-python is in runtime.py, the one of extraction in extraction.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import HEADER, Ratio, paired, write
+from harness import HEADER, VALUE_HEADER, neighbour, paired, value_of, write
+from transformers_peer import LIBRARY, Work
+from transformers_peer import decoding as transformers_decoding
 
-from pyemo import ControlVector, Engine, Model, SamplerParams, Steering
+from pyemo import ControlVector, Engine, Model, Sequence, Steering
+from pyemo.batches import GREEDY
 from pyemo.catalog import resolve_model
+from pyemo.extract.sources import neutral_texts
+from pyemo.vector_metadata import VectorMetadata
 
-MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
+MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 PROMPT = "Write a letter to a friend about the weather in the town where you grew up."
-N_CTX, N_TOKENS, N_THREADS = 512, 32, 2
-PEAK = "print([s for s in open('/proc/self/status') if s.startswith('VmHWM')][0].split()[1])"
+N_CTX, N_SCORED = 512, 256
+STRENGTH = 0.5  # of a direction of length 1 on each layer: text stays text
+N_PEAKS = 3
+
+# A process of pyemo that does the same work once: transformers_peer.py is the other one.
+PYEMO = """
+import sys
+from pathlib import Path
+from pyemo import ControlVector, Engine, Model, SamplerParams, Steering
+with Engine({path!r}, n_ctx={n_ctx}, n_outputs_max=1, n_threads={n_threads}) as engine:
+    vector = ControlVector.load({vector!r})
+    sequence = engine.sequence(
+        {prompt!r}, steering=Steering({{vector: {strength}}}), sampler=SamplerParams(temperature=0)
+    )
+    for _ in range({n_tokens}):
+        sequence.step()
+status = Path("/proc/self/status").read_text().splitlines()
+print([int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")][0])
+"""
 
 
-def random_vector(model: Model) -> ControlVector:
-    """A random direction of length 1 on every layer but the first, which no adapter reaches."""
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return ControlVector({layer: rows[layer] for layer in range(1, model.n_layer)}, name="random")
+@dataclass
+class Bench:
+    """One model, what is decoded with it, and how often."""
+
+    name: str
+    n_pairs: int
+    n_tokens: int
+    n_threads: int
+    output: Path
+
+    def __post_init__(self) -> None:
+        self.path = resolve_model(self.name).path
+        self.model = Model.load(self.path)
+        self.tokens = self.model.tokenize(PROMPT, add_special=True)
+        self.conditions = (
+            f"{self.name}, n_ctx {N_CTX}, f16 KV, {self.n_threads} threads, "
+            f"{len(self.tokens)}+{self.n_tokens} tokens"
+        )
+
+    @cached_property
+    def vector(self) -> ControlVector:
+        """A random direction of length 1 on every layer but the first."""
+        rng = np.random.default_rng(0)
+        rows = rng.standard_normal((self.model.n_layer, self.model.n_embd)).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        layers = range(1, self.model.n_layer)
+        directions = {layer: rows[layer] for layer in layers}
+        metadata = VectorMetadata().with_source(self.model)
+        return ControlVector(directions, name="random", metadata=metadata)
+
+    @cached_property
+    def rows(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Its directions, float32 (n_layer - 1, n_embd)."""
+        return np.stack([self.vector.directions[layer] for layer in self.vector.layers])
+
+    @contextmanager
+    def sequence(self, n_threads: Any = None) -> Iterator[Sequence]:
+        """A steered sequence with the prompt, in an engine of its own."""
+        with (
+            Engine(self.model, n_ctx=N_CTX, n_threads=n_threads or self.n_threads) as engine,
+            engine.sequence(
+                self.tokens, steering=Steering({self.vector: STRENGTH}), sampler=GREEDY
+            ) as sequence,
+        ):
+            yield sequence
+
+    def decoding(self, sequence: Sequence, *, changes: bool = False) -> Callable[[], None]:
+        """A run of pyemo from the end of the prompt; ``changes`` sets a strength at each token."""
+        n_prompt = sequence.n_tokens
+
+        def run() -> None:
+            sequence.rollback(sequence.n_tokens - n_prompt)
+            for i in range(self.n_tokens):
+                if changes:
+                    sequence.steering = Steering({self.vector: STRENGTH + 0.001 * i})
+                sequence.step()
+
+        return run
+
+    def pair(
+        self, what: str, a: Callable[[], object], b: Callable[[], object], *,
+        work: int = 0, conditions: str = "",
+    ) -> None:  # fmt: skip
+        """Measure one ratio, and write it."""
+        ratio = paired(
+            what, a, b, work=work or self.n_tokens, n_pairs=self.n_pairs,
+            conditions=conditions or self.conditions,
+        )  # fmt: skip
+        write(self.output, [ratio])
 
 
-def changing(engine: Engine, vector: ControlVector, tokens: list[int]) -> Callable[[], None]:
-    """pyemo, another strength before every token."""
-    sampler = SamplerParams(temperature=0)
-    sequence = engine.sequence(tokens, steering=Steering({vector: 0.5}), sampler=sampler)
-    sequence.step()
-    n_prompt = sequence.n_tokens
-
-    def run() -> None:
-        sequence.rollback(sequence.n_tokens - n_prompt)
-        for i in range(N_TOKENS):
-            sequence.steering = Steering({vector: 0.5 + 0.001 * i})
-            sequence.step()
-
-    return run
-
-
-def static(engine: Engine, vector: ControlVector, tokens: list[int]) -> Callable[[], None]:
-    """pyemo, one strength."""
-    sampler = SamplerParams(temperature=0)
-    sequence = engine.sequence(tokens, steering=Steering({vector: 0.5}), sampler=sampler)
-    sequence.step()
-    n_prompt = sequence.n_tokens
-
-    def run() -> None:
-        sequence.rollback(sequence.n_tokens - n_prompt)
-        for _ in range(N_TOKENS):
-            sequence.step()
-
-    return run
-
-
-def adapter(path: Path, vector: ControlVector, tokens: list[int]) -> Callable[[], None]:
-    """llama-cpp-python, llama_set_adapter_cvec before every token."""
+def llama_cpp_python(bench: Bench, **settings: Any) -> Any:
+    """Open the file with llama-cpp-python, with the kernels that pyemo uses too."""
     import llama_cpp
 
-    llama = llama_cpp.Llama(
-        str(path), n_ctx=N_CTX, n_threads=N_THREADS, n_threads_batch=N_THREADS, verbose=False
-    )
-    rows = np.stack([vector.directions[layer] for layer in vector.layers])
-    n_embd = rows.shape[1]
+    return llama_cpp.Llama(str(bench.path), n_ctx=N_CTX, flash_attn=True, verbose=False, **settings)
+
+
+def with_adapter(bench: Bench) -> None:
+    """Another strength before every token, beside the adapter that is set each time."""
+    import llama_cpp
+
+    llama = llama_cpp_python(bench, n_threads=bench.n_threads, n_threads_batch=bench.n_threads)
+    n_layers, n_embd = bench.rows.shape
 
     def set_strength(strength: float) -> None:
-        data = np.ascontiguousarray(rows * np.float32(strength))
+        data = np.ascontiguousarray(bench.rows * np.float32(strength))
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        found = llama_cpp.llama_set_adapter_cvec(
-            llama.ctx, pointer, data.size, n_embd, 1, len(rows)
-        )
-        assert found == 0
+        # The data begins with layer 1; the range of layers includes its end.
+        code = llama_cpp.llama_set_adapter_cvec(llama.ctx, pointer, data.size, n_embd, 1, n_layers)
+        if code != 0:
+            raise SystemExit(f"llama_set_adapter_cvec returned {code}")
 
-    def run() -> None:
-        stream = llama.generate(tokens, temp=0.0, repeat_penalty=1.0)
-        for i in range(N_TOKENS):
-            set_strength(0.5 + 0.001 * i)
+    def adapter() -> None:
+        stream = llama.generate(bench.tokens, temp=0.0, repeat_penalty=1.0)
+        for i in range(bench.n_tokens):
+            set_strength(STRENGTH + 0.001 * i)
             llama.detokenize([next(stream)])
 
-    return run
+    with bench.sequence() as sequence:
+        bench.pair(
+            "strength changed each token / llama-cpp-python, adapter set each token",
+            bench.decoding(sequence, changes=True),
+            adapter,
+        )
+    llama.close()
 
 
-def hooked(path: Path, vector: ControlVector, tokens: list[int]) -> Callable[[], None]:
-    """transformers in bfloat16, steered at the same layers."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(N_THREADS)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.bfloat16
-    ).eval()
-    rows = {
-        layer: torch.from_numpy(vector.directions[layer].copy()).to(torch.bfloat16) * 0.5
-        for layer in vector.layers
-    }
-    _steer(model, rows)
-    ids = torch.tensor([tokens])
-
-    def run() -> None:
-        with torch.inference_mode():
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=N_TOKENS + 1,
-                max_new_tokens=N_TOKENS + 1,
-                pad_token_id=0,
-            )
-
-    return run
-
-
-def _steer(model: Any, rows: dict[int, Any]) -> None:
-    """Register what adds the rows to the blocks' outputs."""
-    if importlib.util.find_spec("steering_vectors") is not None:
-        from steering_vectors import SteeringVector
-
-        SteeringVector(rows, "decoder_block").patch_activations(model)
-        return
-
-    def hook(row: Any) -> Any:
-        def add(_module: Any, _inputs: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (output[0] + row, *output[1:])
-            return output + row
-
-        return add
-
-    for layer, row in rows.items():
-        model.model.layers[layer].register_forward_hook(hook(row))
-
-
-def with_adapter(name: str, n_pairs: int) -> list[Ratio]:
-    """Strength changed before every token, and static, beside the adapter that is set again."""
-    path = resolve_model(name).path
-    where = f"{name}, n_ctx {N_CTX}, {N_THREADS} threads, {N_TOKENS} tokens"
-    with Engine(path, n_ctx=N_CTX, n_threads=N_THREADS) as engine:
-        vector = random_vector(engine.model)
-        tokens = engine.model.tokenize(PROMPT, add_special=True)
-        return [
-            paired(
-                "strength changed each token / llama-cpp-python, adapter set each token",
-                changing(engine, vector, tokens),
-                adapter(path, vector, tokens),
-                work=N_TOKENS,
-                n_pairs=n_pairs,
-                conditions=where,
-            )
-        ]
-
-
-def with_transformers(name: str, n_pairs: int) -> list[Ratio]:
-    """Steered decoding beside transformers, which reads the short prompt anew each time."""
-    path = resolve_model(name).path
-    has_library = importlib.util.find_spec("steering_vectors") is not None
-    library = "steering-vectors" if has_library else "hooks"
-    where = f"{name}, n_ctx {N_CTX}, {N_THREADS} threads, {N_TOKENS} tokens"
-    with Engine(path, n_ctx=N_CTX, n_threads=N_THREADS) as engine:
-        vector = random_vector(engine.model)
-        tokens = engine.model.tokenize(PROMPT, add_special=True)
-        return [
-            paired(
-                f"steered / transformers bfloat16, {library}",
-                static(engine, vector, tokens),
-                hooked(path, vector, tokens),
-                work=N_TOKENS,
-                n_pairs=n_pairs,
-                conditions=where,
-            )
-        ]
-
-
-def peak_mb(name: str, peer: str) -> float:
-    """Return the peak memory of a process that does this work once, in MB."""
-    program = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-import peers
-from pyemo.catalog import resolve_model
-path = resolve_model({name!r}).path
-from pyemo import Engine, Model
-if {peer!r} == "pyemo":
-    with Engine(path, n_ctx=peers.N_CTX, n_outputs_max=1, n_threads=peers.N_THREADS) as engine:
-        tokens = engine.model.tokenize(peers.PROMPT, add_special=True)
-        peers.static(engine, peers.random_vector(engine.model), tokens)()
-else:
-    import numpy as np
-    model = Model.load(path)
-    vector, tokens = peers.random_vector(model), model.tokenize(peers.PROMPT, add_special=True)
-    del model
-    peers.{peer}(path, vector, tokens)()
-{PEAK}
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+def scoring(bench: Bench) -> None:
+    """Log-probabilities of one text."""
+    tokens = bench.model.tokenize(" ".join(neutral_texts()), add_special=True)[:N_SCORED]
+    llama = llama_cpp_python(
+        bench, n_threads=bench.n_threads, n_threads_batch=bench.n_threads, logits_all=True
     )
-    return int(done.stdout.split()[-1]) * 1024 / 1e6
+
+    def logits() -> None:
+        llama.reset()
+        llama.eval(tokens)
+        rows = llama.scores[: len(tokens) - 1]
+        top = rows.max(axis=1)
+        total = np.log(np.exp(rows - top[:, None]).sum(axis=1)) + top
+        rows[np.arange(len(rows)), tokens[1:]] - total
+
+    with Engine(bench.model, n_ctx=N_CTX, n_threads=bench.n_threads) as engine:
+        bench.pair(
+            "scored / llama-cpp-python's logits of all tokens, normalized",
+            lambda: engine.score(tokens[1:], given=tokens[:1]),
+            logits,
+            work=len(tokens),
+            conditions=f"{bench.name}, n_ctx {N_CTX}, f16 KV, {bench.n_threads} threads, "
+            f"{len(tokens)} tokens",
+        )
+    llama.close()
+
+
+def with_transformers(bench: Bench) -> None:
+    """One strength beside transformers: speed, then the peak memory of a process of each."""
+    rows = bench.rows * np.float32(STRENGTH)
+    work = Work(bench.tokens, list(bench.vector.layers), rows, bench.n_tokens, bench.n_threads)
+    with tempfile.TemporaryDirectory() as place:
+        folder, saved, vector = (Path(place) / name for name in ("model", "work.npz", "v.gguf"))
+        program = f"from transformers_peer import *; convert({bench.name!r}, Path({str(folder)!r}))"
+        python([*["-c"], program])
+        with bench.sequence() as sequence:
+            bench.pair(
+                f"steered / transformers bfloat16, {LIBRARY}",
+                bench.decoding(sequence),
+                transformers_decoding(folder, work),
+            )
+        work.save(saved)
+        bench.vector.save(vector)
+        filled = PYEMO.format(
+            path=str(bench.path), n_ctx=N_CTX, n_threads=bench.n_threads, vector=str(vector),
+            prompt=bench.tokens, strength=STRENGTH, n_tokens=bench.n_tokens,
+        )  # fmt: skip
+        peer = str(Path(__file__).parent / "transformers_peer.py")
+        print(VALUE_HEADER)
+        for who, arguments in (
+            ("pyemo", ["-c", filled]),
+            ("transformers bfloat16, safetensors", [peer, str(folder), str(saved)]),
+            ("transformers bfloat16, the GGUF file", [peer, str(bench.path), str(saved)]),
+        ):
+            peaks = [int(python(arguments).split()[-1]) / 1e6 for _ in range(N_PEAKS)]
+            name = f"peak memory, {who}"
+            conditions = bench.conditions
+            write(bench.output, values=[value_of(name, peaks, "MB", conditions=conditions)])
+
+
+def beside_a_neighbour(bench: Bench) -> None:
+    """Steered, following the load, beside llama-cpp-python as it comes, with one core taken."""
+    llama = llama_cpp_python(bench)
+
+    def generate() -> None:
+        stream = llama.generate(bench.tokens, temp=0.0, repeat_penalty=1.0)
+        for _ in range(bench.n_tokens):
+            llama.detokenize([next(stream)])
+
+    with bench.sequence("live") as sequence, neighbour():
+        run = bench.decoding(sequence)
+        for _ in range(5):  # until the neighbour has been seen
+            run()
+        bench.pair(
+            f"steered, threads live / llama-cpp-python, its default of {llama.n_threads} threads",
+            run,
+            generate,
+            conditions=f"{bench.name}, n_ctx {N_CTX}, f16 KV, one busy process, "
+            f"{len(bench.tokens)}+{bench.n_tokens} tokens",
+        )
+    llama.close()
+
+
+def python(arguments: list[str]) -> str:
+    """Run Python beside this file; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"a process of {arguments[0]} failed:\n{done.stderr}")
+    return done.stdout
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "adapter": with_adapter,
+    "scoring": scoring,
+    "transformers": with_transformers,
+    "busy": beside_a_neighbour,
+}
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--peers", nargs="+", default=["adapter", "transformers"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "peers")
     options = parser.parse_args()
     print(HEADER)
-    ratios: list[Ratio] = []
-    memory = []
     for name in options.models:
-        if "adapter" in options.peers:
-            ratios += with_adapter(name, options.pairs)
-        if "transformers" in options.peers:
-            ratios += with_transformers(name, options.pairs)
-            for peer in ("pyemo", "hooked"):
-                label = {"pyemo": "pyemo", "hooked": "transformers bfloat16"}[peer]
-                memory.append(f"| {name} | {label} | {peak_mb(name, peer):.0f} |")
-                print(memory[-1], flush=True)
-    write(options.output, ratios)
-    if memory:
-        table = options.output.with_suffix(".md")
-        head = "\n| model | process | peak memory, MB |\n|---|---|---|\n"
-        table.write_text(table.read_text() + head + "\n".join(memory) + "\n")
+        bench = Bench(name, options.pairs, options.tokens, options.threads, options.output)
+        for part in options.parts:
+            PARTS[part](bench)
 
 
 if __name__ == "__main__":
