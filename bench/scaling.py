@@ -1,8 +1,9 @@
-"""How the cost of a token grows: sequences, context, vectors, operators, gauges, hooked layers.
+"""How the cost of a token grows: sequences, context, vectors, operators, gauges, layers, model.
 
     python bench/scaling.py [--models smollm2-135m-instruct ...] [--parts ...] [--output FILE]
 
-Each row is paired with its base in one run; the figure shows all parts. Needs a quiet machine.
+Each row is paired with its base in one run; the figure shows all that was measured, in parts or at
+once. Needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from harness import HEADER, Ratio, paired, write
+from harness import HEADER, Ratio, beside, paired, stored, write
 
-from pyemo import ControlVector, Engine, Gauge, Model, SamplerParams, Sequence, Steering
+from pyemo import ControlVector, Engine, Gauge, Model, Sequence, Steering
+from pyemo.batches import GREEDY
 from pyemo.sequence import step_many
 
-N_TOKENS, N_THREADS, N_PROMPT = 24, 2, 32
+MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
+N_PROMPT = 32
 N_SEQUENCES = (2, 4, 8, 16, 32)
 N_CONTEXT = (128, 512, 1024, 2048)
 N_VECTORS = (2, 5, 10, 20)
 N_GAUGES = (1, 5, 20)
-SETTINGS = f"f16 KV, {N_THREADS} threads, {N_PROMPT}+{N_TOKENS} tokens"
-GREEDY = SamplerParams(temperature=0)
 
 
 def vector_of(model: Model, seed: int) -> ControlVector:
@@ -43,6 +44,8 @@ class Bench:
 
     name: str
     n_pairs: int
+    n_tokens: int
+    n_threads: int
 
     def __post_init__(self) -> None:
         self.model = Model.load(self.name)
@@ -50,10 +53,10 @@ class Bench:
         ids = self.model.tokenize("The museum opens at ten on weekdays. " * 20, add_special=True)
         self.text = ids[:N_PROMPT]
 
-    def engine(self, n: int = 1, n_tokens: int = N_PROMPT) -> Engine:
-        """An engine for ``n`` sequences that begin ``n_tokens`` in."""
-        n_ctx = n * (n_tokens + N_TOKENS + 8)
-        return Engine(self.model, n_ctx=n_ctx, n_seq_max=n, n_threads=N_THREADS)
+    def engine(self, n: int = 1, n_past: int = N_PROMPT) -> Engine:
+        """An engine for ``n`` sequences that begin ``n_past`` tokens in."""
+        n_ctx = n * (n_past + self.n_tokens + 8)
+        return Engine(self.model, n_ctx=n_ctx, n_seq_max=n, n_threads=self.n_threads)
 
     def pair(
         self,
@@ -65,35 +68,36 @@ class Bench:
     ) -> Ratio:
         """Decode with ``n_a`` and ``n_b`` sequences in turns."""
         return paired(
-            what, a, b, work=n_a * N_TOKENS, work_b=n_b * N_TOKENS, n_pairs=self.n_pairs,
-            conditions=f"{self.name}, {SETTINGS}",
+            what, a, b, work=n_a * self.n_tokens, work_b=n_b * self.n_tokens,
+            n_pairs=self.n_pairs,
+            conditions=f"{self.name}, f16 KV, {self.n_threads} threads, "
+            f"{N_PROMPT}+{self.n_tokens} tokens",
         )  # fmt: skip
 
+    def run_of(self, sequences: list[Sequence]) -> Callable[[], None]:
+        """Decode all of them from where they are now, each time."""
+        step_many(sequences)
+        begins = [sequence.n_tokens for sequence in sequences]
 
-def run_of(sequences: list[Sequence]) -> Callable[[], None]:
-    """Decode all of them from where they are now, each time."""
-    step_many(sequences)
-    begins = [sequence.n_tokens for sequence in sequences]
+        def run() -> None:
+            for sequence, begin in zip(sequences, begins, strict=True):
+                sequence.rollback(sequence.n_tokens - begin)
+            for _ in range(self.n_tokens):
+                step_many(sequences)
 
-    def run() -> None:
-        for sequence, begin in zip(sequences, begins, strict=True):
-            sequence.rollback(sequence.n_tokens - begin)
-        for _ in range(N_TOKENS):
-            step_many(sequences)
-
-    return run
+        return run
 
 
 def by_sequences(bench: Bench) -> Iterator[Ratio]:
     """n sequences, one mood each, against one."""
     with ExitStack() as stack:
         one = stack.enter_context(bench.engine()).sequence(bench.text, sampler=GREEDY)
-        base = run_of([one])
+        base = bench.run_of([one])
         for n in N_SEQUENCES:
             with bench.engine(n) as engine:
                 moods = [Steering({vector: 0.02}) for vector in bench.vectors[:n]]
                 many = [engine.sequence(bench.text, steering=m, sampler=GREEDY) for m in moods]
-                yield bench.pair(f"{n} sequences / one, total", run_of(many), base, n)
+                yield bench.pair(f"{n} sequences / one, total", bench.run_of(many), base, n)
 
 
 def by_moods(bench: Bench) -> Iterator[Ratio]:
@@ -103,22 +107,24 @@ def by_moods(bench: Bench) -> Iterator[Ratio]:
         moods = [Steering({vector: 0.02}) for vector in bench.vectors[:n]]
         own = [apart.sequence(bench.text, steering=m, sampler=GREEDY) for m in moods]
         same = [alike.sequence(bench.text, steering=moods[0], sampler=GREEDY) for _ in moods]
-        yield bench.pair("32 sequences, 32 moods / one mood", run_of(own), run_of(same), n, n)
+        yield bench.pair(
+            "32 sequences, 32 moods / one mood", bench.run_of(own), bench.run_of(same), n, n
+        )
 
 
 def by_context(bench: Bench) -> Iterator[Ratio]:
     """A token far into a text against one at its beginning."""
     with ExitStack() as stack:
         short = stack.enter_context(bench.engine()).sequence(bench.text, sampler=GREEDY)
-        base = run_of([short])
+        base = bench.run_of([short])
         for n in N_CONTEXT:
-            if n + N_TOKENS > bench.model.n_ctx_train:
+            if n + bench.n_tokens > bench.model.n_ctx_train:
                 continue
             with bench.engine(1, n) as engine:
                 text = [bench.text[i % N_PROMPT] for i in range(n)]
                 yield bench.pair(
                     f"at {n} tokens / at {N_PROMPT}",
-                    run_of([engine.sequence(text, sampler=GREEDY)]),
+                    bench.run_of([engine.sequence(text, sampler=GREEDY)]),
                     base,
                 )
 
@@ -128,12 +134,12 @@ def one_sequence(
 ) -> Iterator[Ratio]:
     """Each case against ``base``, in two engines of one sequence."""
     with bench.engine() as engine, bench.engine() as plain:
-        reference = run_of([plain.sequence(bench.text, steering=base, sampler=GREEDY)])
+        reference = bench.run_of([plain.sequence(bench.text, steering=base, sampler=GREEDY)])
         for what, mood, gauges in cases:
             with engine.sequence(
                 bench.text, steering=mood, sampler=GREEDY, gauges=gauges
             ) as sequence:
-                yield bench.pair(what, run_of([sequence]), reference)
+                yield bench.pair(what, bench.run_of([sequence]), reference)
 
 
 def by_vectors(bench: Bench) -> Iterator[Ratio]:
@@ -153,7 +159,11 @@ def by_layers(bench: Bench) -> Iterator[Ratio]:
     """n steered layers against none."""
     n_layer = bench.model.n_layer
     cases = [
-        (f"{n} layers steered / none", Steering({bench.vectors[0]: 0.02}, layers=range(n)), [])
+        (
+            f"{_count(n, 'layer')} steered / none",
+            Steering({bench.vectors[0]: 0.02}, layers=range(n)),
+            [],
+        )
         for n in (1, n_layer // 2, n_layer)
     ]
     return one_sequence(bench, cases, Steering())  # type: ignore[arg-type]
@@ -162,10 +172,31 @@ def by_layers(bench: Bench) -> Iterator[Ratio]:
 def by_gauges(bench: Bench) -> Iterator[Ratio]:
     """n gauges, and 20 with a project_out on all layers, against nothing read or steered."""
     gauges = [Gauge(v, bench.model.n_layer // 2, f"g{i}") for i, v in enumerate(bench.vectors[:20])]
-    cases = [(f"{n} gauges / none", Steering(), gauges[:n]) for n in N_GAUGES]
+    cases = [(f"{_count(n, 'gauge')} / none", Steering(), gauges[:n]) for n in N_GAUGES]
     out = Steering({bench.vectors[0]: 1.0}, operator="project_out")
     cases.append(("20 gauges and project_out on all layers / none", out, gauges))
     return one_sequence(bench, cases, Steering())
+
+
+def by_model(bench: Bench) -> Iterator[Ratio]:
+    """This model against the smallest."""
+    if bench.name == MODELS[0]:
+        return
+    small = Bench(MODELS[0], bench.n_pairs, bench.n_tokens, bench.n_threads)
+    with bench.engine() as engine, small.engine() as base:
+        yield bench.pair(
+            f"{_size(bench.model)} / {_size(small.model)}, {small.name}",
+            bench.run_of([engine.sequence(bench.text, sampler=GREEDY)]),
+            small.run_of([base.sequence(small.text, sampler=GREEDY)]),
+        )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _size(model: Model) -> str:
+    return f"{model.path.stat().st_size / 1e6:.0f} MB"
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Ratio]]] = {
@@ -175,6 +206,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Ratio]]] = {
     "vectors": by_vectors,
     "layers": by_layers,
     "gauges": by_gauges,
+    "model": by_model,
 }
 
 
@@ -184,8 +216,9 @@ def figure(ratios: list[Ratio], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator
 
-    names = sorted({ratio.conditions.split(",")[0] for ratio in ratios})
+    names = list(dict.fromkeys(ratio.conditions.split(",")[0] for ratio in ratios))
     fig, axes = plt.subplots(1, len(names), figsize=(7 * len(names), 6), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         own = [r for r in ratios if r.conditions.startswith(f"{name},")]
@@ -195,6 +228,8 @@ def figure(ratios: list[Ratio], path: Path) -> None:
         axis.errorbar(middle, y, xerr=spread, fmt="o", color="black", capsize=2)
         axis.axvline(1.0, color="gray", linewidth=0.8)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(FixedLocator([0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8]))
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_yticks(y, [r.name for r in own], fontsize=8)
         axis.set_xlabel("speed over its base, tokens/s (95% interval)")
         axis.set_title(name)
@@ -206,21 +241,24 @@ def figure(ratios: list[Ratio], path: Path) -> None:
 def main() -> None:
     """Measure, print, write and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["smollm2-135m-instruct", "gemma-3-270m"])
+    parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "scaling"
     )
     options = parser.parse_args()
     print(HEADER)
-    ratios: list[Ratio] = []
     for name in options.models:
-        bench = Bench(name, options.pairs)
+        bench = Bench(name, options.pairs, options.tokens, options.threads)
         for part in options.parts:
-            ratios += PARTS[part](bench)
-    write(options.output, ratios)
-    figure(ratios, options.output.with_suffix(".png"))
+            for ratio in PARTS[part](bench):
+                write(options.output, [ratio])
+    ratios, _ = stored(options.output)
+    if ratios:
+        figure(ratios, beside(options.output, ".png"))
 
 
 if __name__ == "__main__":
