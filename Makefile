@@ -50,10 +50,21 @@ types: $(ALL) ## check types
 
 check: lint types test ## all that has to pass before a commit
 
-# Not part of `check`: it measures, for minutes, and a busy machine spoils the numbers.
-bench: $(ALL) ## measure speed and memory, beside the peers that are installed
-	$(BIN)/python bench/process.py
-	$(BIN)/python bench/runtime.py
+# Not part of `check`: it measures, for hours, and a busy machine spoils the numbers. BENCHES="peers scaling"
+# runs these alone. Speed and memory come first, what is not speed last; the list with times is in
+# docs/benchmarks.md. What was measured before stays in bench/results until it is measured again.
+BENCHES := process runtime peers neighbour scaling sweep extraction guard backends precision recipes
+BENCH_ARGS ?=
+.PHONY: $(BENCHES:%=bench-%)
+.NOTPARALLEL:
+bench: $(BENCHES:%=bench-%) ## measure all that bench/ has, beside the peers that are installed
+
+$(filter-out bench-guard,$(BENCHES:%=bench-%)): bench-%: $(ALL)
+	$(BIN)/python bench/$*.py $(BENCH_ARGS)
+
+bench-guard: $(ALL)
+	$(BIN)/python bench/guard.py --part cost --output bench/results/guard-cost.json
+	$(BIN)/python bench/guard.py --output bench/results/guard.json
 
 # A build of its own that replaces the usual one; the stamps go first, so that the next `make`
 # builds the usual one again even if this is interrupted. The sanitizers' libraries have to be
@@ -66,12 +77,13 @@ sanitize: $(ALL) ## run the core tests on an extension built with sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    $(BIN)/python -m pytest tests/core $(PYTEST_ARGS)
 
-# The bundled vectors are data in git; this makes them anew, with the strengths that suit them, which
-# takes a while.
+# The bundled vectors are data in git; this makes them anew, with the strengths that suit texts of 48
+# tokens (docs/vectors.md), which takes a while.
 VECTOR_MODELS := smollm2-135m-instruct gemma-3-270m
 vectors: $(ALL) ## extract the bundled vectors again
 	for model in $(VECTOR_MODELS); do \
-	    $(BIN)/pyemo extract --all --calibrate --model $$model --output models/vectors/$$model || exit 1; \
+	    $(BIN)/pyemo extract --all --model $$model --output models/vectors/$$model || exit 1; \
+	    $(BIN)/pyemo calibrate models/vectors/$$model --model $$model --lengths 48 --threads 1 || exit 1; \
 	done
 
 docs: $(ALL) ## write docs/cli.md and the README's output anew
