@@ -25,7 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from harness import HEADER, Ratio, machine
+from harness import HEADER, Ratio, beside, machine
 
 from pyemo import Engine, SamplerParams
 from pyemo.emotions import EMOTIONS
@@ -329,14 +329,14 @@ def report(
     print("\n".join(lines))
     output.parent.mkdir(parents=True, exist_ok=True)
     head = [f"{key}: {value}  " for key, value in facts.items()]
-    Path(f"{output}.md").write_text("\n".join([*head, "", *lines]) + "\n")
+    beside(output, ".md").write_text("\n".join([*head, "", *lines]) + "\n")
     values = {
         "machine": facts,
         "ratios": [asdict(r) for r in ratios],
         "written": written,
         "tried": tried,
     }
-    Path(f"{output}.json").write_text(json.dumps(values, indent=1) + "\n")
+    beside(output, ".json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from corpus import Cache, Texts, cosines, directions, stories, vignettes
-from harness import machine
+from harness import beside, machine
 from scipy.stats import rankdata
 
 from pyemo import Engine
@@ -287,14 +287,14 @@ def main() -> None:
                 paths[name].unlink()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     what = {"machine": machine(), "reference": facts[0], "rungs": [asdict(rung) for rung in rungs]}
-    options.output.with_suffix(".json").write_text(json.dumps(what, indent=1) + "\n")
+    options.beside(output, ".json").write_text(json.dumps(what, indent=1) + "\n")
     lines = [
         *(f"{key}: {value}  " for key, value in machine().items()),
         "",
         *facts,
         *(r.row() for r in rungs),
     ]
-    options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    options.beside(output, ".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from harness import machine
+from harness import beside, machine
 
 from pyemo import ControlVector, Engine, Model, Steering
 from pyemo.batches import GREEDY, n_ctx_for
@@ -157,12 +157,12 @@ def main() -> None:
         print(results[-1].row(), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     facts = machine()
-    options.output.with_suffix(".json").write_text(
+    options.beside(output, ".json").write_text(
         json.dumps({"machine": facts, "results": [asdict(r) for r in results]}, indent=1) + "\n"
     )
     lines = [f"{key}: {value}  " for key, value in facts.items()]
     table = [HEADER, *(result.row() for result in results)]
-    options.output.with_suffix(".md").write_text("\n".join([*lines, "", *table]) + "\n")
+    options.beside(output, ".md").write_text("\n".join([*lines, "", *table]) + "\n")
 
 
 if __name__ == "__main__":
