@@ -287,14 +287,14 @@ def main() -> None:
                 paths[name].unlink()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     what = {"machine": machine(), "reference": facts[0], "rungs": [asdict(rung) for rung in rungs]}
-    options.beside(output, ".json").write_text(json.dumps(what, indent=1) + "\n")
+    beside(options.output, ".json").write_text(json.dumps(what, indent=1) + "\n")
     lines = [
         *(f"{key}: {value}  " for key, value in machine().items()),
         "",
         *facts,
         *(r.row() for r in rungs),
     ]
-    options.beside(output, ".md").write_text("\n".join(lines) + "\n")
+    beside(options.output, ".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

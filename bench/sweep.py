@@ -157,12 +157,12 @@ def main() -> None:
         print(results[-1].row(), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     facts = machine()
-    options.beside(output, ".json").write_text(
+    beside(options.output, ".json").write_text(
         json.dumps({"machine": facts, "results": [asdict(r) for r in results]}, indent=1) + "\n"
     )
     lines = [f"{key}: {value}  " for key, value in facts.items()]
     table = [HEADER, *(result.row() for result in results)]
-    options.beside(output, ".md").write_text("\n".join([*lines, "", *table]) + "\n")
+    beside(options.output, ".md").write_text("\n".join([*lines, "", *table]) + "\n")
 
 
 if __name__ == "__main__":
