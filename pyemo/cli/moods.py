@@ -165,7 +165,8 @@ class MoodBuilder:
                 "calibration",
                 (
                     f"{vector.name}: strength {calibration.strength:g}, as calibrated on this "
-                    f"model file (text stays coherent from {low:g} to {high:g})"
+                    f"model file (texts of {calibration.n_tokens} tokens stay coherent from "
+                    f"{low:g} to {high:g}; --guard keeps longer ones so)"
                 ),
             )
         default = DEFAULT_STRENGTHS[operator]

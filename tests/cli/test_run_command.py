@@ -157,6 +157,7 @@ def test_calibrated_strength_is_taken_and_said(model: Path, vectors: Path) -> No
     (term,) = json.loads(result.stdout)["steering"]["terms"]
     assert (term["strength"], term["strength_source"]) == (0.3, "calibration")
     assert "calibrated: strength 0.3, as calibrated" in result.stderr
+    assert "texts of 64 tokens stay coherent from 0.2 to 0.4" in result.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
