@@ -1,6 +1,7 @@
 """Write what pages can say of themselves; run by `make docs`.
 
-docs/cli.md comes from the commands' help, the README's first output from its first program.
+docs/cli.md comes from the commands' help, the README's first output from its first program, the
+table of docs/vectors.md from the bundled files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pyemo.cli import main
 
 CLI_PAGE = Path(__file__).parent / "cli.md"
 README = Path(__file__).parents[1] / "README.md"
+VECTORS_PAGE = Path(__file__).parent / "vectors.md"
+VECTORS = Path(__file__).parents[1] / "models" / "vectors"
 
 _HEAD = """\
 # The commands
@@ -80,6 +83,35 @@ def readme_page() -> str:
     return form.sub(lambda _: block, text, count=1)
 
 
+def windows_table() -> str:
+    """Return the strengths that the bundled vector files carry, as a table."""
+    from pyemo import ControlVector
+    from pyemo.emotions import EMOTIONS
+
+    folders = sorted(VECTORS.iterdir(), reverse=True)
+    lines = ["| emotion | " + " | ".join(folder.name for folder in folders) + " |"]
+    lines.append("|---" * (len(folders) + 1) + "|")
+    for emotion in EMOTIONS:
+        cells = []
+        for folder in folders:
+            metadata = ControlVector.load(folder / f"{emotion}.gguf").metadata
+            found = [
+                f"**{kept.strength:g}** ({kept.window[0]:g} to {kept.window[1]:g})"
+                for kept in metadata.calibrations
+            ]
+            cells.append("; ".join(found) or "none")
+        lines.append(f"| {emotion} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def vectors_page() -> str:
+    """Return docs/vectors.md with the table that the files have now."""
+    text = VECTORS_PAGE.read_text(encoding="utf-8")
+    form = re.compile(r"(<!-- windows -->\n\n).*?(\n<!-- end -->)", flags=re.DOTALL)
+    return form.sub(lambda found: found[1] + windows_table() + found[2], text, count=1)
+
+
 if __name__ == "__main__":
+    VECTORS_PAGE.write_text(vectors_page(), encoding="utf-8")
     CLI_PAGE.write_text(cli_page(), encoding="utf-8")
     README.write_text(readme_page(), encoding="utf-8")
