@@ -159,7 +159,15 @@ def texts(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
                             }
                         )
         print(name, f"{at[name]:.4g}", flush=True)
+        write(given, {"settings": vars(given), "table": table(rows), "rows": rows})
     return {"settings": vars(given), "table": table(rows), "rows": rows}
+
+
+def write(given: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write what there is so far, if a file was named."""
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(json.dumps(result, indent=1, default=str) + "\n")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -249,9 +257,7 @@ def main() -> None:
     result["seconds"] = round(time.perf_counter() - began)
     for row in result.get("table", result.get("ratios", [])):
         print(row if isinstance(row, str) else json.dumps(row))
-    if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    write(given, result)
 
 
 if __name__ == "__main__":
