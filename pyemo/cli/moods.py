@@ -166,7 +166,7 @@ class MoodBuilder:
                 (
                     f"{vector.name}: strength {calibration.strength:g}, as calibrated on this "
                     f"model file (texts of {calibration.n_tokens} tokens stay coherent from "
-                    f"{low:g} to {high:g}; --guard keeps longer ones so)"
+                    f"{low:g} to {high:g})"
                 ),
             )
         default = DEFAULT_STRENGTHS[operator]
