@@ -21,6 +21,7 @@ namespace pyemo {
 namespace {
 
 constexpr int lanes = 16;
+constexpr int block = 64;  // logits whose maximum is looked at first
 
 // Sixteen floats at a time, spelled out: compilers do not vectorise the loop over plain floats.
 typedef float floats __attribute__((vector_size(lanes * sizeof(float))));
@@ -85,27 +86,6 @@ PYEMO_WIDE void exp_sums(const float * x, int n, float max, double * sum, double
     for (int k = 0; k < lanes; ++k) {
         *sum += sums[k];
         *weighted += weights[k];
-    }
-}
-
-constexpr int block = 64;
-
-// The largest value of each block of 64; the last one may be shorter.
-PYEMO_WIDE void block_maxima(const float * x, int n, float * out) {
-    for (int begin = 0; begin < n; begin += block, ++out) {
-        const int end = std::min(n, begin + block);
-        float best[lanes];
-        std::fill(best, best + lanes, -INFINITY);
-        int i = begin;
-        for (; i + lanes <= end; i += lanes) {
-            for (int k = 0; k < lanes; ++k) {
-                best[k] = x[i + k] > best[k] ? x[i + k] : best[k];
-            }
-        }
-        for (; i < end; ++i) {
-            best[0] = x[i] > best[0] ? x[i] : best[0];
-        }
-        *out = *std::max_element(best, best + lanes);
     }
 }
 
@@ -181,7 +161,9 @@ void Sampler::find_candidates(const float * logits, size_t k) {
     candidates_.clear();
     maxima_.resize(size_t(n_vocab_ + block - 1) / block);
     if (k <= maxima_.size()) {
-        block_maxima(logits, n_vocab_, maxima_.data());
+        for (size_t b = 0; b < maxima_.size(); ++b) {
+            maxima_[b] = max_of(logits + b * block, std::min(block, n_vocab_ - int(b) * block));
+        }
         ordered_ = maxima_;
         std::nth_element(ordered_.begin(), ordered_.begin() + (k - 1), ordered_.end(), std::greater<float>());
         const float least = ordered_[k - 1];
