@@ -6,7 +6,6 @@ Owns the search and its conclusion. Texts are made and measured by ``trials``, r
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from pyemo.control_vector import ControlVector
 from pyemo.emotions import EMOTIONS
 from pyemo.engine import Engine
 from pyemo.errors import InputError, VectorError
+from pyemo.model import LLAMA_CPP_PYTHON
 from pyemo.regimes import Regime
 from pyemo.sampling import SamplerParams
 from pyemo.sweeps import SweepResult, sweep
@@ -202,7 +202,7 @@ class Calibrator:
             },
             "versions": {
                 "pyemo": pyemo.__version__,
-                "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
+                "llama-cpp-python": LLAMA_CPP_PYTHON,
             },
         }
 

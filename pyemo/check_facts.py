@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 
 from pyemo.check_readings import Findings
 from pyemo.check_subject import Subject
 from pyemo.engine import Engine
+from pyemo.model import LLAMA_CPP_PYTHON
 from pyemo.quantize import tensor_types
 from pyemo.reference import cpu_name
 from pyemo.threads import available_cores
@@ -46,7 +46,7 @@ def add_facts(findings: Findings, subject: Subject, engine: Engine) -> None:
 def _versions() -> str:
     import pyemo
 
-    llama = importlib.metadata.version("llama-cpp-python")
     return (
-        f"pyemo {pyemo.__version__}, llama-cpp-python {llama}, Python {platform.python_version()}"
+        f"pyemo {pyemo.__version__}, llama-cpp-python {LLAMA_CPP_PYTHON}, "
+        f"Python {platform.python_version()}"
     )

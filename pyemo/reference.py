@@ -8,7 +8,6 @@ knows nothing of budgets.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from pyemo.control_vector import ControlVector
 from pyemo.engine import Engine
 from pyemo.errors import InputError
 from pyemo.local_files import replacing
+from pyemo.model import LLAMA_CPP_PYTHON
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import OFF
 from pyemo.sequence import Sequence as TokenSequence
@@ -242,7 +242,7 @@ def source_of(engine: Engine, vector: ControlVector | None, strength: float) -> 
         n_threads=engine.n_threads,
         cpu=cpu_name(),
         pyemo=pyemo.__version__,
-        llama_cpp_python=importlib.metadata.version("llama-cpp-python"),
+        llama_cpp_python=LLAMA_CPP_PYTHON,
     )
 
 
