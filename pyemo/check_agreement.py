@@ -5,32 +5,28 @@ from __future__ import annotations
 from pyemo import reference as references
 from pyemo.check_readings import Findings
 from pyemo.check_subject import Subject
+from pyemo.engine import Engine
 from pyemo.extract.sources import prompts
 
 
-def add_recording(findings: Findings, subject: Subject, path: str) -> None:
+def add_recording(findings: Findings, subject: Subject, engine: Engine, path: str) -> None:
     """Write this device's predictions to ``path``."""
-    with subject.engine(n_ctx=subject.plan.n_ctx) as engine:
-        recording = references.record(
-            engine,
-            prompts("selection")[:4],
-            vector=subject.vector,
-            strength=subject.strength,
-        )
+    recording = references.record(
+        engine, prompts("selection")[:4], vector=subject.vector, strength=subject.strength
+    )
     recording.save(path)
     findings.remarks.append(f"Recorded {recording.n_tokens} predictions to {path}")
 
 
 def add_agreement(
-    findings: Findings, subject: Subject, recorded: references.Reference
+    findings: Findings, subject: Subject, engine: Engine, recorded: references.Reference
 ) -> references.Agreement:
     """Force the recorded tokens through the model here; return how far its predictions agree.
 
     Raises:
         InputError: recorded on another model, with another vector, or by another version.
     """
-    with subject.engine(n_ctx=subject.plan.n_ctx) as engine:
-        found = references.compare(recorded, engine, vector=subject.vector)
+    found = references.compare(recorded, engine, vector=subject.vector)
     where = f"{found.recorded.cpu}, {found.recorded.n_threads} threads"
     same = "the same file" if found.same_file else "another file of the same weights"
     findings.add(

@@ -97,10 +97,11 @@ def check(plan: CheckPlan, *, on_stage: Callable[[str], None] | None = None) -> 
     agreement = None
     if recorded is not None or plan.record is not None:
         on_stage(STAGES[7])
-    if plan.record is not None:
-        check_agreement.add_recording(findings, subject, plan.record)
-    if recorded is not None:
-        agreement = check_agreement.add_agreement(findings, subject, recorded)
+        with subject.engine(n_ctx=plan.n_ctx) as engine:
+            if plan.record is not None:
+                check_agreement.add_recording(findings, subject, engine, plan.record)
+            if recorded is not None:
+                agreement = check_agreement.add_agreement(findings, subject, engine, recorded)
     return DeviceReport(
         model.name,
         tuple(findings.facts),
