@@ -13,14 +13,13 @@ values.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from corpus import Cache, Texts, cosines, directions, stories, vignettes
-from harness import beside, machine
+from harness import save
 
 from pyemo import Engine
 from pyemo.extract.backend import Backend
@@ -145,18 +144,7 @@ def main() -> None:
     rows = []
     for model in options.models:
         rows += compare(model, Cache(options.cache), options.threads)
-        write(options.output, rows)
-
-
-def write(output: Path, rows: list[dict[str, object]]) -> None:
-    """Write what there is so far, as JSON and Markdown."""
-    facts = machine()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside(output, ".json").write_text(
-        json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n"
-    )
-    lines = [*(f"{key}: {value}  " for key, value in facts.items()), "", HEADER, *map(line, rows)]
-    beside(output, ".md").write_text("\n".join(lines) + "\n")
+        save(options.output, {"rows": rows}, [HEADER, *map(line, rows)])
 
 
 if __name__ == "__main__":

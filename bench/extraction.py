@@ -25,7 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from harness import HEADER, Ratio, beside, machine
+from harness import HEADER, Ratio, median_of, save
 
 from pyemo import Engine, SamplerParams
 from pyemo.emotions import EMOTIONS
@@ -229,14 +229,9 @@ def in_turns(sides: Sequence[Side], slice_: Callable[[Side], None]) -> None:
 def ratio(name: str, side: Side, other: Side, conditions: str) -> Ratio:
     """Return how much faster ``side`` was than ``other``, over pairs of slices."""
     ratios = np.array(side.rates) / np.array(other.rates)
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (10_000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
     return Ratio(
         f"{side.name} / {other.name}, {name}",
-        float(np.median(ratios)),
-        float(low),
-        float(high),
+        *median_of(ratios),
         side.tokens / side.seconds,
         other.tokens / other.seconds,
         len(ratios),
@@ -311,7 +306,6 @@ def report(
     tried: dict[int, float],
 ) -> None:
     """Print the tables, and write them as Markdown and JSON."""
-    facts = machine()
     peak = written["transformers bf16"]["peak_mb"]
     lines = [HEADER, *(each.row() for each in ratios), ""]
     lines += [
@@ -327,16 +321,8 @@ def report(
     if tried:
         lines += ["", f"transformers by batch size, tokens a second: {tried}"]
     print("\n".join(lines))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    head = [f"{key}: {value}  " for key, value in facts.items()]
-    beside(output, ".md").write_text("\n".join([*head, "", *lines]) + "\n")
-    values = {
-        "machine": facts,
-        "ratios": [asdict(r) for r in ratios],
-        "written": written,
-        "tried": tried,
-    }
-    beside(output, ".json").write_text(json.dumps(values, indent=1) + "\n")
+    content = {"ratios": [asdict(r) for r in ratios], "written": written, "tried": tried}
+    save(output, content, lines)
 
 
 if __name__ == "__main__":

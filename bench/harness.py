@@ -9,12 +9,17 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pyemo import Model
 
 
 @dataclass(frozen=True)
@@ -106,14 +111,9 @@ def paired(
         times.append((spent["a"], spent["b"]))
     seconds = np.array(times)
     ratios = (work / seconds[:, 0]) / (work_b / seconds[:, 1])
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (10_000, n_pairs)), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
     ratio = Ratio(
         name,
-        float(np.median(ratios)),
-        float(low),
-        float(high),
+        *median_of(ratios),
         float(np.median(work / seconds[:, 0])),
         float(np.median(work_b / seconds[:, 1])),
         n_pairs,
@@ -121,6 +121,20 @@ def paired(
     )
     print(ratio.row(), flush=True)
     return ratio
+
+
+def median_of(ratios: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the median over pairs, and the ends of its 95% bootstrap interval."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (10_000, len(ratios))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def random_rows(model: Model, seed: int) -> npt.NDArray[np.float32]:
+    """Return a random direction for each layer, float32 (n_layer, n_embd), not of length 1."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
 
 
 # It ends with its parent, however that ends.
@@ -200,18 +214,26 @@ def write(path: Path, ratios: Sequence[Ratio] = (), values: Sequence[Value] = ()
     A result takes the place of an older one of the same name and conditions; the others stay, so
     that a long benchmark can be run in parts.
     """
-    facts = machine()
-    path.parent.mkdir(parents=True, exist_ok=True)
     old_ratios, old_values = stored(path)
     all_ratios = {(each.name, each.conditions): each for each in [*old_ratios, *ratios]}
     all_values = {(each.name, each.conditions): each for each in [*old_values, *values]}
-    content: dict[str, object] = {"machine": facts}
-    lines = [f"{key}: {value}  " for key, value in facts.items()]
+    content: dict[str, object] = {}
+    lines: list[str] = []
     if all_ratios:
         content["ratios"] = [asdict(each) for each in all_ratios.values()]
-        lines += ["", HEADER, *(each.row() for each in all_ratios.values())]
+        lines += [HEADER, *(each.row() for each in all_ratios.values())]
     if all_values:
         content["values"] = [asdict(each) for each in all_values.values()]
-        lines += ["", VALUE_HEADER, *(each.row() for each in all_values.values())]
-    beside(path, ".json").write_text(json.dumps(content, indent=1) + "\n")
-    beside(path, ".md").write_text("\n".join(lines) + "\n")
+        gap = [""] if lines else []
+        lines += [*gap, VALUE_HEADER, *(each.row() for each in all_values.values())]
+    save(path, content, lines)
+
+
+def save(path: Path, content: Mapping[str, object], lines: Sequence[str]) -> None:
+    """Write ``content`` as JSON and ``lines`` as Markdown beside it, each after the machine."""
+    facts = machine()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    everything = {"machine": facts, **content}
+    beside(path, ".json").write_text(json.dumps(everything, indent=1) + "\n")
+    head = [*(f"{key}: {value}  " for key, value in facts.items()), ""]
+    beside(path, ".md").write_text("\n".join([*head, *lines]) + "\n")

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import HEADER, VALUE_HEADER, neighbour, paired, value_of, write
+from harness import HEADER, VALUE_HEADER, neighbour, paired, random_rows, value_of, write
 from transformers_peer import LIBRARY, Work
 from transformers_peer import decoding as transformers_decoding
 
@@ -86,8 +86,7 @@ class Bench:
     @cached_property
     def vector(self) -> ControlVector:
         """A random direction of length 1 on every layer but the first."""
-        rng = np.random.default_rng(0)
-        rows = rng.standard_normal((self.model.n_layer, self.model.n_embd)).astype(np.float32)
+        rows = random_rows(self.model, 0)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         layers = range(1, self.model.n_layer)
         directions = {layer: rows[layer] for layer in layers}

@@ -18,7 +18,6 @@ texts:
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from corpus import Cache, Texts, cosines, directions, stories, vignettes
-from harness import beside, machine
+from harness import save
 from scipy.stats import rankdata
 
 from pyemo import Engine
@@ -285,16 +284,11 @@ def main() -> None:
             print(rungs[-1].row(), flush=True)
             if name not in ("F32", SHIPPED):
                 paths[name].unlink()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    what = {"machine": machine(), "reference": facts[0], "rungs": [asdict(rung) for rung in rungs]}
-    beside(options.output, ".json").write_text(json.dumps(what, indent=1) + "\n")
-    lines = [
-        *(f"{key}: {value}  " for key, value in machine().items()),
-        "",
-        *facts,
-        *(r.row() for r in rungs),
-    ]
-    beside(options.output, ".md").write_text("\n".join(lines) + "\n")
+    save(
+        options.output,
+        {"reference": facts[0], "rungs": [asdict(rung) for rung in rungs]},
+        [*facts, *(rung.row() for rung in rungs)],
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from harness import HEADER, Ratio, paired, write
+from harness import HEADER, Ratio, paired, random_rows, write
 from raw_decode import RawLoop
 
 from pyemo import ControlVector, Engine, Model, Sequence, Steering
@@ -29,8 +29,7 @@ MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct"
 
 def random_vector(model: Model, seed: int) -> ControlVector:
     """A random direction on every layer, 1% of a typical row long, so that text stays text."""
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
+    rows = random_rows(model, seed)
     return ControlVector(
         {layer: row / np.linalg.norm(row) for layer, row in enumerate(rows)}, name=f"random{seed}"
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from harness import HEADER, Ratio, beside, paired, stored, write
+from harness import HEADER, Ratio, beside, paired, random_rows, stored, write
 
 from pyemo import ControlVector, Engine, Gauge, Model, Sequence, Steering
 from pyemo.batches import GREEDY
@@ -31,8 +31,7 @@ N_GAUGES = (1, 5, 20)
 
 def vector_of(model: Model, seed: int) -> ControlVector:
     """A random direction on every layer, with what gauges need to know."""
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
+    rows = random_rows(model, seed)
     raw = ControlVector(dict(enumerate(rows)), name=f"random{seed}")
     n = model.n_layer
     return raw.rescaled([1.0] * n, [0.0] * n, source=model)

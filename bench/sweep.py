@@ -11,14 +11,13 @@ that a drifting machine meets both. Run nothing else beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from harness import beside, machine
+from harness import random_rows, save
 
 from pyemo import ControlVector, Engine, Model, Steering
 from pyemo.batches import GREEDY, n_ctx_for
@@ -63,8 +62,7 @@ def a_vector(model: Model) -> ControlVector:
     try:
         return ControlVector.load("anger", model)
     except ValueError:
-        rng = np.random.default_rng(0)
-        rows = rng.standard_normal((model.n_layer, model.n_embd)).astype(np.float32)
+        rows = random_rows(model, 0)
         return ControlVector({il: 5 * row / np.linalg.norm(row) for il, row in enumerate(rows)})
 
 
@@ -155,14 +153,8 @@ def main() -> None:
             compare(name, options.strengths, options.pieces, options.threads, options.rows)
         )
         print(results[-1].row(), flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    facts = machine()
-    beside(options.output, ".json").write_text(
-        json.dumps({"machine": facts, "results": [asdict(r) for r in results]}, indent=1) + "\n"
-    )
-    lines = [f"{key}: {value}  " for key, value in facts.items()]
     table = [HEADER, *(result.row() for result in results)]
-    beside(options.output, ".md").write_text("\n".join([*lines, "", *table]) + "\n")
+    save(options.output, {"results": [asdict(result) for result in results]}, table)
 
 
 if __name__ == "__main__":
