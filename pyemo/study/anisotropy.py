@@ -119,15 +119,19 @@ def finding(results: Sequence[Anisotropy], separations: Sequence[Separation]) ->
         verdict, reason = Verdict.CANNOT_SAY, "no separation to hold against it"
     elif all(excesses):
         verdict = Verdict.HOLDS
-        reason = "emotions lie further apart than random groups of neutral texts do, on every "
-        "model and by both methods"
+        reason = (
+            "emotions lie further apart than random groups of neutral texts do, on every model and "
+            "by both methods"
+        )
     elif not any(excesses):
         verdict = Verdict.DOES_NOT
         reason = "no set of emotions lies further apart than random groups of neutral texts do"
     else:
         verdict = Verdict.CANNOT_SAY
-        reason = f"{sum(excesses)} of {len(excesses)} sets lie further apart than random groups "
-        "of neutral texts"
+        reason = (
+            f"{sum(excesses)} of {len(excesses)} sets lie further apart than random groups of "
+            "neutral texts"
+        )
     return Finding(
         name="anisotropy",
         title="Anisotropy baseline",

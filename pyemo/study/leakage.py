@@ -141,8 +141,10 @@ def finding(leaks: Sequence[Leak]) -> Finding:
         verdict, reason = Verdict.CANNOT_SAY, "no coherent strength to test on Qwen"
     elif all(m.test is not None and m.test.difference.low > 0 for m in tested):
         verdict = Verdict.HOLDS
-        reason = "Qwen gives foreign scripts more probability under emotions than under random "
-        "directions"
+        reason = (
+            "Qwen gives foreign scripts more probability under emotions than under random "
+            "directions"
+        )
     else:
         verdict = Verdict.DOES_NOT
         reason = (

@@ -92,8 +92,10 @@ def finding(results: Sequence[MethodComparison]) -> Finding:
         )
     elif worse:
         verdict = Verdict.DOES_NOT
-        reason = f"comprehension separates better on {worse} of {len(results)} models, generation "
-        f"on {better}"
+        reason = (
+            f"comprehension separates better on {worse} of {len(results)} models, generation on "
+            f"{better}"
+        )
     else:
         verdict = Verdict.CANNOT_SAY
         reason = f"only {better} of {len(results)} intervals lie below 0"
@@ -178,8 +180,10 @@ def _group_verdict(test: GroupTest) -> Verdict:
 
 
 def _group_words(test: GroupTest) -> str:
-    words = f"Mann-Whitney over models: U = {test.u:g}, p = {test.p:.3f}, n = {test.n[0]} and "
-    f"{test.n[1]}"
+    words = (
+        f"Mann-Whitney over models: U = {test.u:g}, p = {test.p:.3f}, n = {test.n[0]} and "
+        f"{test.n[1]}"
+    )
     if not test.can_reject:
         words += (
             f"; at these sizes p cannot be below {test.smallest_p:.3f}, so this test cannot say"
@@ -189,7 +193,7 @@ def _group_words(test: GroupTest) -> str:
 
 def draw(results: Sequence[MethodComparison]) -> Figure:
     """Return the differences with their intervals."""
-    figure, (axis,) = figures.panels(1, width=6.0, height=1.2 + 0.5 * len(results))
+    figure, (axis,) = figures.panels(1, width=6.0, height=1.4 + 0.5 * len(results))
     for y, r in enumerate(results):
         d = r.difference
         axis.plot([d.low, d.high], [y, y], color=figures.color(r.model), linewidth=3)
@@ -197,7 +201,7 @@ def draw(results: Sequence[MethodComparison]) -> Figure:
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(results)), [r.model for r in results])
     axis.set(
-        xlabel="generation less comprehension (below 0: generation separates better)",
+        xlabel="generation less comprehension\n(below 0: generation separates better)",
         ylim=(-0.6, len(results) - 0.4),
     )
     return figure

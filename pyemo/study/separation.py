@@ -84,8 +84,10 @@ def finding(results: Sequence[Separation]) -> Finding:
         below = [
             f"{r.states.model}, {r.states.method}" for r in results if r.middle.high < PAPER_FLOOR
         ]
-        reason = f"{n_negative} opposite pairs are negative; below {PAPER_FLOOR}: "
-        f"{'; '.join(below) or 'none'}"
+        reason = (
+            f"{n_negative} opposite pairs are negative; below {PAPER_FLOOR}: "
+            f"{'; '.join(below) or 'none'}"
+        )
     else:
         verdict = Verdict.CANNOT_SAY
         reason = f"an interval reaches below {PAPER_FLOOR}"
