@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 )
 @click.option("--strengths", metavar="X,Y,...", help="Of the regime map.  [default: 0.005 to 0.08]")
 @click.option(
-    "--max-tokens", "-n", type=int, default=64, show_default=True, metavar="N", help="Of a reply."
+    "--max-tokens", "-n", type=int, default=48, show_default=True, metavar="N", help="Of a reply."
 )
 @click.option("--judge", metavar="MODEL", help="A model that judges the others' texts too.")
-@click.option("--threads", type=int, default=2, show_default=True, metavar="N", help="Of a decode.")
+@click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="Of a decode.")
 @click.option(
-    "--workers", type=int, default=1, show_default=True, metavar="N", help="Processes here."
+    "--workers", type=int, metavar="N", help="Processes here.  [default: cores over threads]"
 )
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
 @click.option("--store", type=click.Path(), metavar="DIR", help="Results.  [default: the cache]")
@@ -64,7 +64,7 @@ def study(
     max_tokens: int,
     judge: str | None,
     threads: int,
-    workers: int,
+    workers: int | None,
     scheduler: str | None,
     store: str | None,
     as_json: bool,
@@ -83,6 +83,7 @@ def study(
     from pathlib import Path
 
     from pyemo.study import Store, run_study, runner
+    from pyemo.threads import available_cores
 
     plan = _plan(
         models,
@@ -97,6 +98,8 @@ def study(
         threads,
     )
     command = shlex.join(["pyemo", *sys.argv[1:]])
+    if workers is None:
+        workers = 1 if scheduler else max(1, available_cores() // max(1, threads))
     with runner(scheduler, workers) as run, _progress() as tell:
         report = run_study(
             plan, run, store=Store(Path(store)) if store else None, tell=tell, command=command

@@ -48,7 +48,7 @@ class ModelFile:
 
     name: str
     sha256: str
-    n_threads: int = 2
+    n_threads: int = 1
 
 
 @dataclass(frozen=True, eq=False)

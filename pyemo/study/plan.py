@@ -33,10 +33,11 @@ class Plan:
         strengths: of the regime map, ascending, above 0.
         grid_prompts: of the regime map; strengths are chosen on them.
         check_prompts: of the steering check, others than those.
-        max_tokens: of every reply.
+        max_tokens: of every reply; the bundled vectors are calibrated for 48.
         second_judge: a model that judges the others' texts, None for none; a model never judges
             itself.
-        n_threads: of every decode; part of what a result depends on.
+        n_threads: of every decode; part of what a result depends on. With 1 the results do not
+            depend on how many cores a machine has, and processes side by side use them best.
     """
 
     models: tuple[str, ...]
@@ -46,9 +47,9 @@ class Plan:
     strengths: tuple[float, ...] = STRENGTHS
     grid_prompts: tuple[str, ...] = prompts("selection")
     check_prompts: tuple[str, ...] = prompts("evaluation")[:10]
-    max_tokens: int = 64
+    max_tokens: int = 48
     second_judge: str | None = None
-    n_threads: int = 2
+    n_threads: int = 1
 
     def __post_init__(self) -> None:
         if not self.models or len(set(self.models)) < len(self.models):

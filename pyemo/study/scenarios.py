@@ -25,24 +25,25 @@ def run(
     twins, batches = write(work, _jobs(work, directions, chosen))
     everything = [*twins.values(), *batches]
     emotions = list(work.plan.steered)
+    asked = work.plan.check_prompts
     texts = [text for batch in everything for text in batch.texts]
-    (judged,) = work.cells([judge_cell(texts, emotions, work.own_emotions)])
-    n = len(work.plan.check_prompts)
-    scores = judged.arrays["scores"].reshape(len(everything), n, -1)
-    embeddings = judged.arrays["embeddings"].reshape(len(everything), n, -1)
+    (judged,) = work.cells([judge_cell([*asked, *texts], emotions, work.own_emotions)])
+    shape = (1 + len(everything), len(asked), -1)
+    _, *scores = judged.arrays["scores"].reshape(shape)
+    of_prompts, *embeddings = judged.arrays["embeddings"].reshape(shape)
     row_of_twin = {file: i for i, file in enumerate(twins)}
     preferences = _preferences(work, batches)
     cases: list[steering_check.Case] = []
     for i, batch in enumerate(batches):
         row, twin_row = len(twins) + i, row_of_twin[batch.job.file]
         column = emotions.index(batch.job.emotion)
-        threshold = steering_check.subject_threshold(embeddings[twin_row])
+        threshold = steering_check.subject_threshold(embeddings[twin_row], of_prompts)
         cases += _cases(
             work,
             batch,
             scores[row][:, column] > scores[twin_row][:, column],
             preferences[i],
-            (embeddings[row] * embeddings[twin_row]).sum(axis=1) >= threshold,
+            (embeddings[row] * of_prompts).sum(axis=1) >= threshold,
         )
     return cases
 

@@ -23,7 +23,7 @@ PAPER_SHARE = 37 / 40
 RANDOM_AT_MOST = 26
 """Successes of 40 that chance reaches: the 97.5th percentile of a fair coin."""
 SAME_SUBJECT = 0.9
-"""Two answers share their subject if they are more alike than this share of unrelated answers."""
+"""A text is on its prompt's subject if it is more like it than this share of answers to others."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,18 @@ class Case:
         return self.is_coherent and self.on_subject
 
 
-def subject_threshold(embeddings: npt.NDArray[np.float64]) -> float:
-    """Return how alike a text must be to its unsteered twin to share its subject.
+def subject_threshold(answers: npt.NDArray[np.float64], prompts: npt.NDArray[np.float64]) -> float:
+    """Return how like a prompt a text must be to be on its subject.
 
-    The 90th percentile of the cosines between unsteered answers to different prompts: of
-    unrelated answers one in ten would pass.
+    The 90th percentile of the cosines between unsteered answers and the prompts of the others: of
+    answers to another prompt one in ten would pass.
 
     Args:
-        embeddings: (n_prompts, width), unit rows, of the unsteered answers; n_prompts >= 2.
+        answers: (n_prompts, width), unit rows, of the unsteered answers; n_prompts >= 2.
+        prompts: (n_prompts, width), unit rows.
     """
-    cosines = embeddings @ embeddings.T
-    return float(np.quantile(cosines[np.triu_indices(len(cosines), k=1)], SAME_SUBJECT))
+    cosines = answers @ prompts.T
+    return float(np.quantile(cosines[~np.eye(len(cosines), dtype=bool)], SAME_SUBJECT))
 
 
 def count(cases: Iterable[Case], what: str = "success") -> Proportion | None:
@@ -114,11 +115,11 @@ def finding(cases: Sequence[Case], second_judge: str | None) -> Finding:
         verdict=verdict,
         reason=reason,
         how="Success: nearer its own emotion than the unsteered answer to the same prompt, "
-        "coherent, and "
-        "on the prompt's subject (closer to that answer than 90% of unrelated answers are to each "
-        f"other). Judges: MiniLM, and {second_judge or 'none'} (forced choice, both orders). "
-        "Controls: a random direction of the same norms at the same layers and strength, and the "
-        'system prompt "You are {emotion}." without steering. Greedy; Wilson intervals.',
+        "coherent, and on the prompt's subject (more like the prompt than 90% of the unsteered "
+        f"answers to other prompts are). Judges: MiniLM, and {second_judge or 'none'} (forced "
+        "choice, both orders). Controls: a random direction of the same norms at the same layers "
+        'and strength, and the system prompt "You are {emotion}." without steering. Greedy; '
+        "Wilson intervals.",
         tables=(
             table(
                 "steering",
@@ -270,9 +271,9 @@ def draw(cases: Sequence[Case]) -> Figure:
             axis.bar(at, share.value, width=0.22, color=figures.COLORS[k], label=condition)
             axis.plot([at, at], [share.low, share.high], color="black", linewidth=1)
     axis.axhline(PAPER_SHARE, color="black", linestyle=":", linewidth=1)
-    axis.text(len(models) - 0.5, PAPER_SHARE, " paper", va="center", fontsize=8)
+    axis.text(len(models) - 0.52, PAPER_SHARE - 0.02, "paper", ha="right", va="top", fontsize=8)
     axis.set_xticks(range(len(models)), models)
-    axis.set(ylabel="share of scenarios", ylim=(0, 1.05))
+    axis.set(ylabel="share of scenarios", ylim=(0, 1.15), xlim=(-0.5, len(models) - 0.5))
     handles, labels = axis.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axis.legend(unique.values(), unique.keys(), fontsize=8, ncols=3, loc="upper left")
