@@ -125,7 +125,7 @@ def extract(
         backend,
         recipe,
         known,
-        required=asked,
+        required=[*asked, NEUTRAL],
         fallback=fallback_to_vignettes,
         folder=stories_folder,
         tell=tell,

@@ -205,7 +205,7 @@ def measure(
         backend,
         recipe,
         known,
-        required=(),
+        required=(NEUTRAL,),
         fallback=False,
         folder=None,
         tell=progress or (lambda what, done, total: None),

@@ -29,8 +29,8 @@ class RecipeTexts:
     """The texts of a recipe for some emotions, read or written by a back end.
 
     Args:
-        required: emotions that must have MIN_TEXTS usable texts; others are left out where they
-            have not.
+        required: classes that must have MIN_TEXTS usable texts, emotions or "neutral"; others are
+            left out where they have not.
         fallback: read an emotion's vignettes where fewer of its stories are usable.
         folder: where stories are kept; None for pyemo's cache.
         tell: told how far it is.
@@ -55,7 +55,7 @@ class RecipeTexts:
         self._backend = backend
         self._recipe = recipe
         self._emotions = emotions
-        self._required = {*required, NEUTRAL}
+        self._required = set(required)
         self._fallback = fallback
         self._folder = folder
         self._tell = tell

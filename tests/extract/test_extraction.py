@@ -18,7 +18,8 @@ from pyemo.errors import InputError
 from pyemo.extract import EmotionSource, EngineBackend, Recipe, VectorSet, Vignette, extract
 from pyemo.extract.backend import Passage
 from pyemo.extract.recipe import bundled_recipes, provenance_of
-from pyemo.extract.sources import Personas
+from pyemo.extract.sources import Personas, emotion_source
+from pyemo.extract.texts import RecipeTexts
 
 STORIES = [name for name in bundled_recipes() if Recipe.load(name).source == "stories"]
 REFUSAL = "I'm sorry, but I can't assist with that request."
@@ -254,6 +255,20 @@ def test_failed_neutral_stories_have_no_stand_in(tmp_path: Path) -> None:
     backend = PlantedBackend(planted_directions(), replies={"neutral": REFUSAL})
     with pytest.raises(InputError, match="'neutral'"):
         extracted(backend, tmp_path, ["angry"], "paper-generation", fallback_to_vignettes=True)
+
+
+def test_a_class_that_nobody_requires_is_left_out_neutral_too(tmp_path: Path) -> None:
+    texts = RecipeTexts(
+        PlantedBackend(planted_directions(), replies={"neutral": REFUSAL}),
+        Recipe.load("paper-generation"),
+        {"angry": emotion_source("angry")},
+        required=[],
+        fallback=False,
+        folder=tmp_path,
+        tell=lambda _what, _done, _total: None,
+    )
+    assert set(texts.states([1])) == {"angry"}
+    assert texts.left_out == {"neutral"}
 
 
 def test_an_emotion_that_only_the_mean_needs_is_left_out_where_its_stories_fail(
