@@ -1,13 +1,14 @@
 """What the guard keeps coherent, and what it costs.
 
     python bench/guard.py [--model MODEL] [--guards unguarded refreshed kept]
+    python bench/guard.py --first 0 --every 2 --output A.json   # half of it, beside the other half
+    python bench/guard.py --read A.json B.json
     python bench/guard.py --part cost
 
 The first writes replies at three times the upper end of each vector's window, which the guard does
 not know: unsteered, unguarded, guarded with the KV cache refreshed or kept, and guarded under a
-random direction. Shares are of texts as coherent as their unsteered twins
-(:func:`pyemo.regimes.classify_text`). The second compares decoding with a guard that never acts to
-decoding without one, in pairs.
+random direction. Regimes are by :func:`pyemo.regimes.classify_text`. The last compares decoding
+with a guard that never acts to decoding without one, in pairs.
 """
 
 from __future__ import annotations
@@ -61,12 +62,7 @@ class Writer:
         }
         if guard is None:
             return self.engine.generate_many(self.asked, **settings)
-        replies = []
-        for prompt in self.asked:
-            reply = guard.generate(self.engine, prompt, **settings)
-            list(reply)
-            replies.append(reply)
-        return replies
+        return guard.generate_many(self.engine, self.asked, **settings)
 
     def _measured(
         self, replies: list[Any], twins: list[dict[str, Any]] | None = None
@@ -124,18 +120,17 @@ def texts(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
     }
     rows: list[dict[str, Any]] = []
     at = strengths(engine, chosen, given)
-    for k, name in enumerate(chosen):
+    for k, name in list(enumerate(chosen))[given.first :: given.every]:
         vector = ControlVector.load(name, engine.model)
-        moods = {"vector": Steering({vector: at[name]})}
         control = ControlVector(turned(vector.directions, k), metadata=vector.metadata)
-        moods["random"] = Steering({control: at[name]})
+        moods = {"vector": Steering({vector: at[name]}), "random": Steering({control: at[name]})}
         for sampler in given.samplers:
             twins = writer.twins(sampler)
-            for direction, mood in moods.items():
+            for direction in given.directions:
                 for label in given.guards:
                     if direction == "random" and label == "unguarded":
                         continue
-                    found = writer.write(sampler, mood, guards[label])
+                    found = writer.write(sampler, moods[direction], guards[label])
                     moved = nearer(
                         judge, [f["text"] for f in found], [t["text"] for t in twins], name
                     )
@@ -202,12 +197,11 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def cost(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
     from harness import paired
 
-    import pyemo.guard as module
+    from pyemo import watch
 
-    # A detector that looks as it does and never acts.
-    original = module.repeats
-    module.repeats = lambda tokens: original(tokens) and False  # type: ignore[assignment]
-    module.MAX_ENTROPY = module.MAX_SURPRISE = 1e9
+    # A watch that looks as it does and sees nothing.
+    original = watch.trouble
+    watch.trouble = lambda *seen: original(*seen) and None  # type: ignore[assignment]
     mood = Steering({ControlVector.load("angry", engine.model): 0.01})
     settings: dict[str, Any] = {
         "steering": mood,
@@ -232,6 +226,7 @@ def cost(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--read", nargs="+", type=Path, help="print the table of these results")
     parser.add_argument("--part", choices=("texts", "cost"), default="texts")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--strength", type=float, help="of all, instead of a multiple")
@@ -242,8 +237,12 @@ def main() -> None:
         default=["unguarded", "refreshed"],
         choices=("unguarded", "refreshed", "kept"),
     )
+    directions = ["vector", "random"]
+    parser.add_argument("--directions", nargs="+", default=directions, choices=directions)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--emotions", type=int, default=20)
+    parser.add_argument("--every", type=int, default=1, help="of those, from --first on")
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--samplers", nargs="+", default=["greedy", "default"])
     parser.add_argument("--mode", default="fast")
@@ -251,6 +250,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    if given.read:
+        rows = [row for path in given.read for row in json.loads(path.read_text())["rows"]]
+        print(*map(json.dumps, table(rows)), sep="\n")
+        return
     began = time.perf_counter()
     with Engine(given.model, n_ctx=4096, n_threads=given.threads, n_seq_max=8) as engine:
         result = {"texts": texts, "cost": cost}[given.part](engine, given)

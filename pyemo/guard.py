@@ -1,9 +1,9 @@
 """The guard: keeps a running generation out of collapse and explosion.
 
-It watches the last tokens, and when they leave the coherent regime it goes back to the last good
-token, lowers the strength and goes on; it raises the strength again when there is room. Output is
-held back by the detector's window, so that nothing shown is ever taken back. docs/guard.md has the
-measurements behind its numbers.
+It watches the last tokens (``watch``), and when they leave the coherent regime it goes back to the
+last good token, lowers the strength and goes on; it raises the strength again when there is room.
+Output is held back by a window of tokens, so that nothing shown is ever taken back.
+docs/guard.md has the measurements behind its numbers.
 """
 
 from __future__ import annotations
@@ -14,40 +14,35 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, TypeAlias
 
-import numpy as np
-
-from pyemo import _core
+from pyemo import _core, watch
 from pyemo.engine import Engine, Prompt
 from pyemo.errors import InputError
 from pyemo.gauges import Gauge
-from pyemo.replies import StopReason
+from pyemo.replies import StopReason, group_size
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import OFF, make_token, step_many
 from pyemo.sequence import Sequence as TokenSequence
 from pyemo.steering import Steering
 from pyemo.tokens import TextStream, Token
+from pyemo.watch import Trouble
 
 GuardMode: TypeAlias = Literal["fast", "exact"]
 """What is watched: ``fast`` the tokens and their distributions; ``exact`` the unsteered model's own
 score of the last tokens too, which costs a second KV cache and about one more decode of each."""
 
-Trouble: TypeAlias = Literal["repetition", "explosion"]
-
-REPEATED_TOKENS = 12
-"""So many last tokens that stood in the same order before are a repetition."""
-LOOK_BACK = 160
-"""Tokens that are searched for them."""
-MIN_DISTINCT = 0.5
-"""Least share of different token trigrams in the last LOOP_WINDOW tokens."""
-LOOP_WINDOW = 48
-MAX_ENTROPY = 4.5
-"""Mean entropy of the window's distributions, nats, from which on the text is explosive."""
-MAX_SURPRISE = 5.0
-"""Mean surprise of the window under the unsteered model, nats per token, likewise."""
 LOWER = 0.5
+"""What a step back multiplies the strength by."""
+CEILING = 0.6
+"""Share of the last strength that failed above which it is not raised again."""
 RAISE = 1.25
 CALM_TOKENS = 48
-"""Good tokens after which the strength is raised again."""
+"""Good tokens after which the strength is raised by :data:`RAISE`."""
+PENALTY = 1.1
+"""What a step back from a repetition multiplies ``repeat_penalty`` by: less strength alone does not
+leave a loop that the model would write unsteered too."""
+MAX_PENALTY = 1.2
+PENALTY_TOKENS = 128
+"""Tokens that the penalty then looks back on, at least."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +53,13 @@ class GuardEvent:
         token: tokens of the reply that were kept.
         trouble: what was seen; None when the strength was raised.
         factor: share of the mood's strength from there on, 0 to 1.
+        repeat_penalty: the sampler's from there on.
     """
 
     token: int
     trouble: Trouble | None
     factor: float
+    repeat_penalty: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Guard:
 
     Attributes:
         mode: see :data:`GuardMode`.
-        window: tokens that are held back and looked at, 8 to 256.
+        window: tokens that are held back, and so how far a step goes back, 8 to 256.
         max_steps_back: of one reply; after the last one the reply goes on unsteered, 1 to 64.
         refreshes: compute the KV cache anew under the lower strength after a step back, instead of
             keeping what was computed under the one that failed.
@@ -129,6 +126,52 @@ class Guard:
             sequence.close()
             raise
 
+    def generate_many(
+        self,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        *,
+        steering: Steering = OFF,
+        max_tokens: int = 128,
+        sampler: SamplerParams | None = None,
+        stop: Sequence[str] = (),
+        system: str | None = None,
+        raw: bool = False,
+    ) -> list[GuardedReply]:
+        """Return the finished guarded replies to all prompts, decoded side by side in batches.
+
+        Arguments as :meth:`pyemo.Engine.generate_many`'s.
+        """
+        tokens = [engine._prompt_tokens(prompt, system, raw) for prompt in prompts]
+        replies: list[GuardedReply] = []
+        while len(replies) < len(tokens):
+            rest = tokens[len(replies) :]
+            group: list[GuardedReply] = []
+            unsteered = None
+            try:
+                size = group_size(engine, [len(ids) + max_tokens for ids in rest])
+                if self.mode == "exact":
+                    unsteered = _unsteered_engine(engine, size)
+                for ids in rest[:size]:
+                    sequence = engine.sequence(ids, steering=steering, sampler=sampler)
+                    group.append(
+                        GuardedReply(
+                            self, sequence, max_tokens, stop, closes_sequence=True, beside=unsteered
+                        )
+                    )
+                while live := [reply for reply in group if reply.stop_reason is None]:
+                    results = step_many([reply.sequence for reply in live])
+                    for reply, result in zip(live, results, strict=True):
+                        reply._take(result)
+                        reply._show_ready()
+            finally:
+                for reply in group:
+                    reply.close()
+                if unsteered is not None:
+                    unsteered.close()
+            replies += group
+        return replies
+
     def reply(
         self, sequence: TokenSequence, *, max_tokens: int = 128, stop: Sequence[str] = ()
     ) -> GuardedReply:
@@ -159,8 +202,13 @@ class GuardedReply:
         stop: Sequence[str],
         *,
         closes_sequence: bool,
+        beside: Engine | None = None,
     ) -> None:
-        """Use :meth:`Guard.generate` or :meth:`Guard.reply`."""
+        """Use :meth:`Guard.generate` or :meth:`Guard.reply`.
+
+        Args:
+            beside: where the unsteered model follows; None for an engine of its own.
+        """
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise InputError(
                 f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
@@ -173,6 +221,7 @@ class GuardedReply:
         self.factor = 1.0
         self.model_fails = False
         self._mood = self._applied = sequence.steering
+        self._sampler = self._set_sampler = sequence.sampler
         # Without a mood there is no strength to lower: what goes wrong is only said.
         self._n_held = guard.window if self._mood else 0
         self._max_tokens = max_tokens
@@ -182,6 +231,8 @@ class GuardedReply:
         self._held: deque[_core.StepResult] = deque()
         self._drawn: list[_core.StepResult] = []  # all that stand, shown or held
         self._good_since = 0  # tokens drawn when the strength last changed
+        self._ceiling = 1.0  # the strength is not raised above it
+        self._beside = beside
         self._reason: StopReason | None = None  # why no more are drawn
         self._watch: _Unsteered | None = None
 
@@ -208,22 +259,24 @@ class GuardedReply:
         if self.stop_reason is not None:
             raise StopIteration
         try:
-            while self._reason is None and len(self._held) <= self._n_held:
-                self._draw()
+            while not self._is_ready():
+                self._take(step_many([self.sequence])[0])
         except BaseException:
             self.close()
             raise
         return self._show(self._held.popleft())
 
     def close(self) -> None:
-        """Stop here: take back what was held, give the sequence its mood, free what was used."""
+        """Stop here: take back what was held, give mood and sampler back, free what was used."""
         if self.sequence._id is not None:
             if self._held:
                 self.sequence.rollback(len(self._held))
                 self._held.clear()
-            # A mood that somebody else has set in the meantime stays.
+            # What somebody else has set in the meantime stays.
             if self.sequence.steering is self._applied is not self._mood:
                 self.sequence.steering = self._applied = self._mood
+            if self.sequence.sampler is self._set_sampler is not self._sampler:
+                self.sequence.sampler = self._set_sampler = self._sampler
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -232,8 +285,8 @@ class GuardedReply:
 
     # --- drawing ---
 
-    def _draw(self) -> None:
-        result = step_many([self.sequence])[0]
+    def _take(self, result: _core.StepResult) -> None:
+        """Look at a step's result, however it was computed, and act."""
         self._drawn.append(result)
         self._held.append(result)
         if result.is_end:
@@ -246,8 +299,17 @@ class GuardedReply:
         if trouble is not None:
             self._step_back(trouble)
         elif self._is_calm():
-            self._set_factor(min(1.0, self.factor * RAISE or RAISE / 2**self.guard.max_steps_back))
-            self.events.append(GuardEvent(len(self._drawn), None, self.factor))
+            self._set_factor(min(self._ceiling, self.factor * RAISE))
+            self._note(None)
+
+    def _show_ready(self) -> None:
+        """Show what has stood long enough."""
+        while self._is_ready():
+            self._show(self._held.popleft())
+
+    def _is_ready(self) -> bool:
+        waits = self._reason is None and len(self._held) <= self._n_held
+        return self.stop_reason is None and not waits
 
     def _show(self, result: _core.StepResult) -> Token:
         text = self._stream.push(result.piece)
@@ -269,7 +331,7 @@ class GuardedReply:
     def _is_calm(self) -> bool:
         steps = self._n_steps_back
         return (
-            self.factor < 1.0
+            0.0 < self.factor < self._ceiling
             and steps < self.guard.max_steps_back
             and len(self._drawn) - self._good_since >= CALM_TOKENS
         )
@@ -289,10 +351,26 @@ class GuardedReply:
         self._held.clear()
         self._reason = None
         is_last = self._n_steps_back + 1 == self.guard.max_steps_back
+        self._ceiling = CEILING * self.factor
         self._set_factor(0.0 if is_last else self.factor * LOWER)
+        if trouble == "repetition":
+            self._penalize()
         if self.guard.refreshes:
             self.sequence.refresh()
-        self.events.append(GuardEvent(len(self._drawn), trouble, self.factor))
+        self._note(trouble)
+
+    def _note(self, trouble: Trouble | None) -> None:
+        penalty = self.sequence.sampler.repeat_penalty
+        self.events.append(GuardEvent(len(self._drawn), trouble, self.factor, penalty))
+
+    def _penalize(self) -> None:
+        now = self.sequence.sampler
+        if now.repeat_penalty < MAX_PENALTY:
+            self.sequence.sampler = self._set_sampler = replace(
+                now,
+                repeat_penalty=min(MAX_PENALTY, now.repeat_penalty * PENALTY),
+                repeat_last_n=max(now.repeat_last_n, PENALTY_TOKENS),
+            )
 
     def _set_factor(self, factor: float) -> None:
         self.factor = factor
@@ -303,78 +381,58 @@ class GuardedReply:
     # --- watching ---
 
     def _trouble(self) -> Trouble | None:
-        tokens = [result.token for result in self._drawn]
-        if repeats(tokens):
-            return "repetition"
-        window = self.guard.window
-        if len(tokens) < window or len(tokens) % (window // 2):
+        if self._reason is None and len(self._drawn) % watch.STRIDE:
             return None
-        entropies = [result.entropy for result in self._drawn[-window:]]
-        if float(np.mean(entropies)) > MAX_ENTROPY:
-            return "explosion"
-        if self.guard.mode == "exact" and self._surprise(tokens) > MAX_SURPRISE:
-            return "explosion"
-        return None
+        tokens = [result.token for result in self._drawn]
+        entropies = [result.entropy for result in self._drawn[-watch.LONGEST :]]
+        surprises = self._surprises(tokens) if self.guard.mode == "exact" else None
+        return watch.trouble(tokens, entropies, surprises)
 
-    def _surprise(self, tokens: Sequence[int]) -> float:
+    def _surprises(self, tokens: Sequence[int]) -> list[float]:
         if self._watch is None:
-            self._watch = _Unsteered(self.sequence, self._begin)
-        return self._watch.surprise(tokens, self.guard.window)
+            self._watch = _Unsteered(self.sequence, self._begin, self._beside)
+        return self._watch.surprises(tokens)
 
 
 class _Unsteered:
     """The unsteered model beside the steered one: a second context that follows the reply."""
 
-    def __init__(self, sequence: TokenSequence, n_given: int) -> None:
-        engine = sequence.engine
-        self._engine = Engine(
-            engine.model,
-            n_ctx=engine.n_ctx,
-            n_threads=engine.n_threads,
-            n_batch=min(256, engine.n_ctx),
-            n_outputs_max=32,
-        )
+    def __init__(self, sequence: TokenSequence, n_given: int, engine: Engine | None) -> None:
+        self._owns = engine is None
+        self._engine = engine or _unsteered_engine(sequence.engine, 1)
         self._sequence = self._engine.sequence(sequence.tokens[:n_given])
-        self._logprobs: list[float] = []
+        self._surprises: list[float] = []
         self._tokens: list[int] = []
 
-    def surprise(self, tokens: Sequence[int], window: int) -> float:
-        """Return the mean surprise of the last ``window`` tokens, nats per token."""
+    def surprises(self, tokens: Sequence[int]) -> list[float]:
+        """Return the surprise of every token of the reply, nats."""
         n = _common(self._tokens, tokens)
         if n < len(self._tokens):  # the reply went back
             self._sequence.rollback(len(self._tokens) - n)
-            del self._tokens[n:], self._logprobs[n:]
+            del self._tokens[n:], self._surprises[n:]
         new = list(tokens[n:])
-        self._logprobs += self._sequence.score_next(new).tolist()
+        self._surprises += (-self._sequence.score_next(new)).tolist()
         self._tokens += new
-        return -float(np.mean(self._logprobs[-window:]))
+        return self._surprises
 
     def close(self) -> None:
         self._sequence.close()
-        self._engine.close()
+        if self._owns:
+            self._engine.close()
+
+
+def _unsteered_engine(engine: Engine, n_sequences: int) -> Engine:
+    return Engine(
+        engine.model,
+        n_ctx=engine.n_ctx,
+        n_threads=engine.n_threads,
+        n_batch=min(256, engine.n_ctx),
+        n_outputs_max=32,
+        n_seq_max=n_sequences,
+    )
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """Return how many first tokens are the same."""
     n = min(len(a), len(b))
     return next((i for i in range(n) if a[i] != b[i]), n)
-
-
-def repeats(tokens: Sequence[int]) -> bool:
-    """Whether a reply has begun to repeat itself.
-
-    Its last :data:`REPEATED_TOKENS` tokens stood in the same order within the last
-    :data:`LOOK_BACK`, or the last :data:`LOOP_WINDOW` have too few different trigrams.
-    """
-    recent = list(tokens[-LOOK_BACK:])
-    end = recent[-REPEATED_TOKENS:]
-    if len(recent) > REPEATED_TOKENS:
-        last = end[-1]
-        for stop in range(len(recent) - 1, REPEATED_TOKENS - 1, -1):
-            if recent[stop - 1] == last and recent[stop - REPEATED_TOKENS : stop] == end:
-                return True
-    if len(tokens) >= LOOP_WINDOW:
-        window = list(tokens[-LOOP_WINDOW:])
-        grams = set(zip(window, window[1:], window[2:], strict=False))
-        return len(grams) < MIN_DISTINCT * (LOOP_WINDOW - 2)
-    return False

@@ -138,7 +138,7 @@ def generate_many(
     replies: list[Reply] = []
     while len(replies) < len(prompts):
         done = len(replies)
-        size = _group_size(engine, [len(tokens) + max_tokens for tokens in prompts[done:]])
+        size = group_size(engine, [len(tokens) + max_tokens for tokens in prompts[done:]])
         group: list[Reply] = []
         try:
             for i in range(done, done + size):
@@ -152,8 +152,8 @@ def generate_many(
     return replies
 
 
-def _group_size(engine: Engine, lengths: list[int]) -> int:
-    """How many of the next texts fit: free sequences, and cells for all their tokens."""
+def group_size(engine: Engine, lengths: list[int]) -> int:
+    """Return how many of the next texts fit: free sequences, and cells for all their tokens."""
     room = engine.n_ctx
     n_free = engine.native.n_free_sequences
     size = 0

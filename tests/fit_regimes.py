@@ -43,12 +43,21 @@ def features(text: LabelledText) -> list[float]:
 
 
 def fit(texts: Sequence[LabelledText]) -> Pair:
-    """Return the weights of collapse and of explosion, rounded to 2 decimals.
+    """Return the weights of collapse and of explosion, rounded to 2 decimals."""
+    rows = fit_failures(np.array([features(text) for text in texts]), [t.gold for t in texts])
+    return Weights(*rows[0]), Weights(*rows[1])
+
+
+def fit_failures(x: NDArray[np.float64], gold: Sequence[TextRegime]) -> list[list[float]]:
+    """Return bias and weights of collapse, and of explosion, rounded to 2 decimals.
 
     Multinomial logistic regression with coherence as the reference, every class counting the same.
+
+    Args:
+        x: (n_texts, n_measures).
+        gold: (n_texts,), what each text is.
     """
-    x = np.array([features(text) for text in texts])
-    y = np.array([ORDER.index(text.gold) for text in texts])
+    y = np.array([ORDER.index(kind) for kind in gold])
     mean, spread = x.mean(axis=0), x.std(axis=0)
     z = np.column_stack([np.ones(len(x)), (x - mean) / spread])
     share = len(y) / 3 / np.bincount(y, minlength=3)[y]
@@ -67,8 +76,7 @@ def fit(texts: Sequence[LabelledText]) -> Pair:
     fitted = minimize(loss, np.zeros(2 * z.shape[1]), jac=True, method="L-BFGS-B").x.reshape(2, -1)
     slopes = fitted[:, 1:] / spread
     biases = fitted[:, 0] - slopes @ mean
-    rows = np.column_stack([biases, slopes]).round(2).tolist()
-    return Weights(*rows[0]), Weights(*rows[1])
+    return np.column_stack([biases, slopes]).round(2).tolist()
 
 
 def rule_of(pair: Pair) -> Rule:

@@ -19,7 +19,12 @@ def describe_guard(reply: Reply | GuardedReply) -> dict[str, Any]:
             "mode": reply.guard.mode,
             "window": reply.guard.window,
             "events": [
-                {"token": event.token, "trouble": event.trouble, "factor": event.factor}
+                {
+                    "token": event.token,
+                    "trouble": event.trouble,
+                    "factor": event.factor,
+                    "repeat_penalty": event.repeat_penalty,
+                }
                 for event in reply.events
             ],
             "factor": reply.factor,

@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner
 from engines import random_vector
 
-import pyemo.guard as guard_module
-from pyemo import Model
+from pyemo import Model, watch
 from pyemo.cli import main
 from pyemo.cli.options import GUARD_WINDOW
 from pyemo.guard import Guard
@@ -33,7 +32,9 @@ def invoke(*arguments: str, stdin: str | None = None) -> tuple[int, str, str]:
 
 
 def always_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_module, "repeats", lambda tokens: len(tokens) >= 20)
+    monkeypatch.setattr(
+        watch, "trouble", lambda tokens, *_seen: "repetition" if len(tokens) >= 20 else None
+    )
 
 
 def test_the_window_in_the_help_is_the_guards() -> None:
