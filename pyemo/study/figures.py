@@ -6,6 +6,7 @@ Matplotlib is imported when a figure is drawn.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ _STYLES = {"generation": "-", "comprehension": "--"}
 _known: dict[str, str] = {}
 
 
-def panels(n: int, *, width: float = 4.2, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """Return a figure with ``n`` panels side by side."""
+def panels(
+    n: int, *, width: float = 4.2, height: float = 3.2, columns: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with ``n`` panels side by side, or in rows of ``columns``."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -31,8 +34,10 @@ def panels(n: int, *, width: float = 4.2, height: float = 3.2) -> tuple[Figure, 
             "the report's figures need matplotlib; run: pip install 'pyemo[study]'"
         ) from error
 
-    figure = Figure(figsize=(width * n, height), layout="constrained")
-    axes = [figure.add_subplot(1, n, i + 1) for i in range(n)]
+    across = columns or n
+    down = math.ceil(n / across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    axes = [figure.add_subplot(down, across, i + 1) for i in range(n)]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

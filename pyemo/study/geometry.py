@@ -16,7 +16,7 @@ import numpy as np
 from pyemo.emotions import EMOTIONS
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Value, Verdict, table
-from pyemo.study.states import States, common_emotions
+from pyemo.study.states import METHODS, States, common_emotions
 from pyemo.study.statistics import (
     N_PERMUTATIONS,
     Floats,
@@ -27,6 +27,7 @@ from pyemo.study.statistics import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SEED = 8
@@ -66,9 +67,9 @@ class Geometry:
 def arrange(
     states: States, emotions: tuple[str, ...] | None = None, *, layer: int | None = None
 ) -> Geometry:
-    """Return one model's arrangement of ``emotions`` (all it has.
+    """Return one model's arrangement of ``emotions`` at ``layer``.
 
-    By default) at ``layer`` (n_layer // 2).
+    By default of all it has, at n_layer // 2.
     """
     chosen = states if emotions is None else states.only(emotions)
     at = states.middle if layer is None else layer
@@ -134,30 +135,36 @@ class Likeness:
         return "models" if same_method else "both"
 
 
-def compare(geometries: Sequence[Geometry]) -> list[Likeness]:
-    """Return every pair's Mantel test; all must have the same emotions."""
-    return [
-        Likeness(a, b, mantel(a.dissimilarity, b.dissimilarity, seed=SEED))
-        for a, b in itertools.combinations(geometries, 2)
-    ]
+def compare(sets: Sequence[States]) -> list[Likeness]:
+    """Return every pair's Mantel test, over the emotions that both have.
+
+    A pair with fewer than :data:`LEAST_EMOTIONS` is left out.
+    """
+    pairs = []
+    for a, b in itertools.combinations(sets, 2):
+        emotions = common_emotions([a, b])
+        if len(emotions) >= LEAST_EMOTIONS:
+            of_a, of_b = arrange(a, emotions), arrange(b, emotions)
+            test = mantel(of_a.dissimilarity, of_b.dissimilarity, seed=SEED)
+            pairs.append(Likeness(of_a, of_b, test))
+    return pairs
 
 
 def measure(sets: Sequence[States]) -> list[Geometry]:
-    """Return the arrangements of the emotions that all sets have; empty for fewer than four."""
-    emotions = common_emotions(list(sets))
-    return [arrange(s, emotions) for s in sets] if len(emotions) >= LEAST_EMOTIONS else []
+    """Return the arrangement of each set that has at least :data:`LEAST_EMOTIONS`."""
+    return [arrange(s) for s in sets if len(s.emotions) >= LEAST_EMOTIONS]
 
 
-def finding(geometries: Sequence[Geometry]) -> Finding:
+def finding(sets: Sequence[States]) -> Finding:
     """Return the finding over all models and methods."""
-    pairs = compare(geometries) if len(geometries) > 1 else []
+    geometries, pairs = measure(sets), compare(sets)
     models = [pair for pair in pairs if pair.kind == "models"]
     like = [pair for pair in models if pair.test.p < 0.05]
     gaps: tuple[str, ...] = ()
     if not geometries:
         verdict, reason = (
             Verdict.CANNOT_SAY,
-            f"fewer than {LEAST_EMOTIONS} emotions that all models have",
+            f"no set of at least {LEAST_EMOTIONS} emotions",
         )
     elif not models:
         verdict, reason = Verdict.CANNOT_SAY, "one model only: nothing to compare it with"
@@ -175,7 +182,12 @@ def finding(geometries: Sequence[Geometry]) -> Finding:
     else:
         verdict, reason = (
             Verdict.CANNOT_SAY,
-            f"{len(like)} of {len(models)} pairs of models are alike (Mantel p < 0.05)",
+            f"{len(like)} of {len(models)} pairs of models are alike (Mantel p < 0.05): "
+            + ", ".join(
+                f"{sum(p.a.method == method for p in like)} of {len(of)} by {method}"
+                for method in METHODS
+                if (of := [p for p in models if p.a.method == method])
+            ),
         )
     return Finding(
         name="geometry",
@@ -191,15 +203,18 @@ def finding(geometries: Sequence[Geometry]) -> Finding:
         verdict=verdict,
         reason=reason,
         how="Dissimilarity 1 - cosine of directions centred on the mean over emotions, layer "
-        "n_layer // 2; Spearman of "
+        "n_layer // 2, over the emotions that both have; Spearman of "
         f"the upper triangles; Mantel permutation of labels, {N_PERMUTATIONS} draws, one-sided, "
         f"seed {SEED}. Components "
         "by SVD; valence and arousal are pyemo's own rough placement of the words.",
         tables=(
             table(
                 "geometry",
-                ("a", "b", "what differs", "Spearman rho", "Mantel p"),
-                [(p.a.label, p.b.label, p.kind, p.test.rho, p.test.p) for p in pairs],
+                ("a", "b", "what differs", "emotions", "Spearman rho", "Mantel p"),
+                [
+                    (p.a.label, p.b.label, p.kind, len(p.a.emotions), p.test.rho, p.test.p)
+                    for p in pairs
+                ],
             ),
             table(
                 "geometry-axes",
@@ -207,6 +222,7 @@ def finding(geometries: Sequence[Geometry]) -> Finding:
                     "model",
                     "method",
                     "layer",
+                    "emotions",
                     "share of component 1",
                     "share of component 2",
                     "r valence, component 1",
@@ -238,13 +254,19 @@ def finding(geometries: Sequence[Geometry]) -> Finding:
 
 def _axes_row(g: Geometry) -> list[Value]:
     numbers = (*g.shares, g.valence, g.p_valence, g.arousal, g.p_arousal)
-    return [g.model, g.method, g.layer, *(None if math.isnan(x) else x for x in numbers)]
+    return [
+        g.model,
+        g.method,
+        g.layer,
+        len(g.emotions),
+        *(None if math.isnan(x) else x for x in numbers),
+    ]
 
 
 def draw(geometries: Sequence[Geometry]) -> Figure:
-    """Return a map for each model and method, coloured by valence."""
-    figure, axes = figures.panels(len(geometries), width=4.4, height=4.2)
-    for axis, g in zip(axes, geometries, strict=True):
+    """Return a map, coloured by valence, and a heat map for each model and method."""
+    figure, axes = figures.panels(2 * len(geometries), width=5.0, height=4.2, columns=2)
+    for axis, beside, g in zip(axes[::2], axes[1::2], geometries, strict=True):
         values = [EMOTIONS[name].valence if name in EMOTIONS else 0.0 for name in g.emotions]
         axis.scatter(g.map[:, 0], g.map[:, 1], c=values, cmap="coolwarm_r", vmin=-1, vmax=1, s=18)
         for name, (x, y) in zip(g.emotions, g.map, strict=True):
@@ -252,15 +274,12 @@ def draw(geometries: Sequence[Geometry]) -> Figure:
         axis.set(title=g.label, xlabel="component 1", ylabel="component 2")
         axis.title.set_fontsize(9)
         axis.margins(0.15)
+        _draw_heat_map(figure, beside, g)
     return figure
 
 
-def draw_heat_map(g: Geometry) -> Figure:
-    """Return one model's dissimilarities as a heat map.
-
-    Emotions sorted along the first component.
-    """
-    figure, (axis,) = figures.panels(1, width=5.2, height=4.6)
+def _draw_heat_map(figure: Figure, axis: Axes, g: Geometry) -> None:
+    """Draw the dissimilarities, emotions sorted along the first component."""
     order = np.argsort(g.map[:, 0])
     image = axis.imshow(g.dissimilarity[np.ix_(order, order)], cmap="viridis", vmin=0, vmax=2)
     names = [g.emotions[i] for i in order]
@@ -269,4 +288,3 @@ def draw_heat_map(g: Geometry) -> Figure:
     axis.set_title(f"1 - cosine, {g.label}", fontsize=9)
     axis.grid(visible=False)
     figure.colorbar(image, ax=axis, shrink=0.8)
-    return figure

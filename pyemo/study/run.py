@@ -72,7 +72,7 @@ def run_study(
     else:
         work.gaps.append("No emotion is steered: the findings on generated text are left out.")
     if sets:
-        findings.append(geometry.finding(geometry.measure(sets)))
+        findings.append(geometry.finding(sets))
     return Report(
         tuple(findings),
         tuple(_model_facts(work, file) for file in work.files),

@@ -156,19 +156,27 @@ def test_real_separation_lies_below_random_groups() -> None:
 
 def test_models_that_arrange_emotions_alike_are_found_alike() -> None:
     sets = [planted(2.0, seed=i, model=f"m{i}", noise=0.2) for i in range(2)]
-    assert geometry.finding(geometry.measure(sets)).verdict is Verdict.HOLDS
+    assert geometry.finding(sets).verdict is Verdict.HOLDS
 
 
 def test_models_that_do_not_are_not() -> None:
     sets = [planted(2.0, seed=i, model=f"m{i}", class_seed=i, noise=0.2) for i in range(2)]
-    found = geometry.finding(geometry.measure(sets))
+    found = geometry.finding(sets)
     assert found.verdict is Verdict.DOES_NOT
 
 
 def test_one_model_is_said_to_be_alone() -> None:
-    found = geometry.finding(geometry.measure([planted()]))
+    found = geometry.finding([planted()])
     assert found.verdict is Verdict.CANNOT_SAY
     assert found.gaps
+
+
+def test_a_set_with_few_emotions_takes_none_from_the_others() -> None:
+    names = ("happy", "sad", "angry", "calm", "proud", "afraid")
+    sets = [planted(2.0, seed=i, model=f"m{i}", noise=0.2, emotions=names) for i in range(2)]
+    sets.append(planted(2.0, seed=2, model="m2", noise=0.2, emotions=names[:4]))
+    assert [len(pair.a.emotions) for pair in geometry.compare(sets)] == [6, 4, 4]
+    assert [len(g.emotions) for g in geometry.measure(sets)] == [6, 6, 4]
 
 
 def test_too_few_emotions_have_no_geometry() -> None:
