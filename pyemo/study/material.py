@@ -13,6 +13,7 @@ from pyemo.control_vector import ControlVector
 from pyemo.errors import InputError, VectorError
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.sources import vignettes
+from pyemo.extract.texts import MIN_TEXTS
 from pyemo.model import Model
 from pyemo.study.cells import Cell, ModelFile, class_cell, neutral_cell, vectors_cell
 from pyemo.study.states import METHODS, NEUTRAL, Method, States
@@ -64,6 +65,7 @@ def hidden_states(work: Work) -> tuple[list[States], list[Result]]:
     results = work.cells(cells)
     n = len(work.files)
     by_set: dict[tuple[ModelFile, Method], tuple[dict[str, Any], dict[str, Any]]] = {}
+    left_out: dict[tuple[ModelFile, Method], list[str]] = {}
     for (file, method, name), result in zip(where, results[n:], strict=True):
         train, held_out = by_set.setdefault((file, method), ({}, {}))
         if "train" in result.arrays:
@@ -71,10 +73,12 @@ def hidden_states(work: Work) -> tuple[list[States], list[Result]]:
             if name != NEUTRAL and "held_out" in result.arrays:
                 held_out[name] = result.arrays["held_out"]
         else:
-            work.gaps.append(
-                f"{work.model(file).name}, {method}: fewer than 3 usable texts for "
-                f"{name!r}, which is left out there."
-            )
+            left_out.setdefault((file, method), []).append(name)
+    for (file, method), names in left_out.items():
+        work.gaps.append(
+            f"{work.model(file).name}, {method}: fewer than {MIN_TEXTS} usable texts for "
+            f"{', '.join(names)}, left out there."
+        )
     sets = []
     for (file, method), (train, held_out) in by_set.items():
         model = work.model(file)
