@@ -107,8 +107,10 @@ def windows_table() -> str:
 def vectors_page() -> str:
     """Return docs/vectors.md with the table that the files have now."""
     text = VECTORS_PAGE.read_text(encoding="utf-8")
-    form = re.compile(r"(<!-- windows -->\n\n).*?(\n<!-- end -->)", flags=re.DOTALL)
-    return form.sub(lambda found: found[1] + windows_table() + found[2], text, count=1)
+    form = re.compile(r"(?<=<!-- windows -->\n).*(?=<!-- end -->)", flags=re.DOTALL)
+    page, n_found = form.subn(f"\n{windows_table()}\n", text)
+    assert n_found == 1, "docs/vectors.md has lost the marks of its table"
+    return page
 
 
 if __name__ == "__main__":
