@@ -1,7 +1,7 @@
 """What the guard keeps coherent, and what it costs.
 
     python bench/guard.py [--model MODEL] [--guards unguarded refreshed kept]
-    python bench/guard.py --first 0 --every 2 --output A.json   # half of it, beside the other half
+    python bench/guard.py --emotions happy calm --output A.json   # a part of it
     python bench/guard.py --read A.json B.json
     python bench/guard.py --part cost
 
@@ -90,39 +90,40 @@ class Writer:
         ]
 
 
-def strengths(engine: Engine, chosen: Sequence[str], given: argparse.Namespace) -> dict[str, float]:
+def strengths(engine: Engine, given: argparse.Namespace) -> dict[str, float]:
     """Return the strength of each emotion: as asked, or a multiple of its window's upper end.
 
     An emotion without a window takes the median of the others'.
     """
     if given.strength is not None:
-        return dict.fromkeys(chosen, given.strength)
+        return dict.fromkeys(EMOTIONS, given.strength)
     ends = {}
-    for name in chosen:
+    for name in EMOTIONS:
         found = ControlVector.load(name, engine.model).calibration_for(engine.model.file_sha256)
         if found is not None:
             ends[name] = found.window[1]
     if not ends:
         raise SystemExit("no vector has a window here; say --strength")
     middle = float(np.median(list(ends.values())))
-    return {name: given.times * ends.get(name, middle) for name in chosen}
+    return {name: given.times * ends.get(name, middle) for name in EMOTIONS}
 
 
 def texts(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
     """Write and judge the texts of all emotions."""
     judge = MiniLMJudge()
     writer = Writer(engine, prompts("evaluation")[: given.prompts], given.tokens)
-    chosen = list(EMOTIONS)[:: max(1, len(EMOTIONS) // given.emotions)][: given.emotions]
     guards = {
         "unguarded": None,
         "refreshed": Guard(mode=given.mode),
         "kept": Guard(mode=given.mode, refreshes=False),
     }
     rows: list[dict[str, Any]] = []
-    at = strengths(engine, chosen, given)
-    for k, name in list(enumerate(chosen))[given.first :: given.every]:
+    at = strengths(engine, given)
+    for name in given.emotions:
         vector = ControlVector.load(name, engine.model)
-        control = ControlVector(turned(vector.directions, k), metadata=vector.metadata)
+        control = ControlVector(
+            turned(vector.directions, list(EMOTIONS).index(name)), metadata=vector.metadata
+        )
         moods = {"vector": Steering({vector: at[name]}), "random": Steering({control: at[name]})}
         for sampler in given.samplers:
             twins = writer.twins(sampler)
@@ -240,9 +241,7 @@ def main() -> None:
     directions = ["vector", "random"]
     parser.add_argument("--directions", nargs="+", default=directions, choices=directions)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--emotions", type=int, default=20)
-    parser.add_argument("--every", type=int, default=1, help="of those, from --first on")
-    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--emotions", nargs="+", default=list(EMOTIONS), choices=list(EMOTIONS))
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--samplers", nargs="+", default=["greedy", "default"])
     parser.add_argument("--mode", default="fast")
