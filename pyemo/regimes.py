@@ -101,24 +101,24 @@ class Weights(NamedTuple):
 # sampler, for texts of 48 and of 256 tokens, over SmolLM2-135M, Gemma-3-270M and
 # Qwen2.5-Coder-0.5B.
 COLLAPSE_WEIGHTS = Weights(
-    bias=-1.41,
-    loop_share=6.3,
-    vocabulary=-8.51,
-    log_compression=3.9,
-    unlikely_tokens=-2.41,
-    novel_surprise=1.52,
-    new_scripts=-9.47,
-    short=-2.14,
+    bias=-0.93,
+    loop_share=6.29,
+    vocabulary=-8.98,
+    log_compression=3.82,
+    unlikely_tokens=-2.97,
+    novel_surprise=1.47,
+    new_scripts=-9.88,
+    short=-2.16,
 )
 EXPLOSION_WEIGHTS = Weights(
-    bias=0.94,
-    loop_share=-1.57,
-    vocabulary=-11.44,
-    log_compression=-1.63,
-    unlikely_tokens=9.46,
-    novel_surprise=1.75,
-    new_scripts=11.43,
-    short=-3.22,
+    bias=0.23,
+    loop_share=-1.54,
+    vocabulary=-10.77,
+    log_compression=-1.75,
+    unlikely_tokens=9.44,
+    novel_surprise=1.95,
+    new_scripts=11.96,
+    short=-3.19,
 )
 
 

@@ -53,31 +53,28 @@ PairByLength: TypeAlias = "dict[int, tuple[WatchWeights, WatchWeights]]"
 
 WEIGHTS: PairByLength = {
     16: (
-        WatchWeights(8.88, 2.58, -7.5, 0.66, -4.19),
-        WatchWeights(3.69, -0.83, -9.15, 1.24, -0.45),
+        WatchWeights(9.11, 2.51, -7.66, 0.63, -4.21),
+        WatchWeights(3.32, -0.83, -9.26, 1.14, -0.02),
     ),
     32: (
-        WatchWeights(3.87, 4.7, -12.11, 0.33, 0.11),
-        WatchWeights(1.44, -0.29, -11.8, 1.53, 0.46),
+        WatchWeights(4.42, 4.68, -12.22, 0.27, -0.1),
+        WatchWeights(1.01, -0.21, -11.61, 1.4, 0.87),
     ),
-    48: (
-        WatchWeights(1.26, 7.1, -14.18, 0.26, 1.94),
-        WatchWeights(-0.55, -1.39, -14.03, 1.64, 1.7),
-    ),
+    48: (WatchWeights(2.01, 7.14, -14.04, 0.17, 1.6), WatchWeights(-0.85, -1.32, -13.7, 1.5, 2.0)),
 }
 """Number of last tokens -> weights of collapse and of explosion, from what decoding gives."""
 EXACT_WEIGHTS: PairByLength = {
     16: (
-        WatchWeights(10.18, 2.12, -9.0, 0.43, -2.39, 5.18, -2.67),
-        WatchWeights(4.17, -0.28, -8.77, 0.61, -0.56, 8.12, -0.53),
+        WatchWeights(10.45, 2.0, -9.2, 0.39, -2.41, 4.93, -2.63),
+        WatchWeights(3.61, -0.33, -8.79, 0.5, -0.22, 7.81, -0.3),
     ),
     32: (
-        WatchWeights(5.46, 4.21, -12.65, 0.16, -0.19, 1.19, -0.36),
-        WatchWeights(1.67, -0.51, -10.56, 0.54, -0.43, 7.66, 0.95),
+        WatchWeights(5.89, 4.2, -12.78, 0.09, -0.34, 0.63, -0.26),
+        WatchWeights(0.99, -0.43, -10.19, 0.41, -0.09, 7.36, 1.14),
     ),
     48: (
-        WatchWeights(1.21, 5.96, -13.38, 0.06, 1.04, -1.88, 1.46),
-        WatchWeights(0.13, -1.39, -11.71, 0.59, 0.05, 8.79, 0.84),
+        WatchWeights(2.11, 6.09, -13.5, -0.03, 0.78, -2.08, 1.38),
+        WatchWeights(-0.8, -1.49, -10.87, 0.44, 0.31, 8.63, 1.12),
     ),
 }
 """The same with the surprise of the tokens under the unsteered model."""

@@ -118,16 +118,15 @@ def splits(
     texts: Sequence[LabelledText],
 ) -> dict[str, tuple[list[LabelledText], list[LabelledText]]]:
     """Return name -> (training texts, test texts): held-out emotions, then each model held out."""
-    test = [text for text in texts if text.is_test_text]
     found = {
         "emotions": (
             [text for text in texts if not text.is_held_out_emotion],
-            [text for text in test if text.is_held_out_emotion],
+            [text for text in texts if text.is_held_out_emotion],
         )
     }
     for model in sorted({text.model for text in texts}):
         others = [text for text in texts if text.model != model]
-        found[model] = (others, [text for text in test if text.model == model])
+        found[model] = (others, [text for text in texts if text.model == model])
     return found
 
 
@@ -151,14 +150,13 @@ def table(counts: NDArray[Any]) -> str:
 
 def main() -> None:
     """Print weights and tables."""
-    every = labelled_texts()
-    texts = [text for text in every if text.is_test_text]
-    print(len(every), Counter(text.gold.value for text in every))
+    texts = labelled_texts()
+    print(len(texts), Counter(text.gold.value for text in texts))
     one, other = ([text.labels[i] for text in texts] for i in (0, 1))
-    print(f"{len(texts)} texts; kappa {kappa(one, other):.3f}; agreement ", end="")
+    print(f"kappa {kappa(one, other):.3f}; agreement ", end="")
     print(f"{np.mean([a is b for a, b in zip(one, other, strict=True)]):.3f}, balanced ", end="")
     print(f"{readers_agreement(texts):.3f}\n{table(confusion(one, other))}\n")
-    for name, (train, test) in splits(every).items():
+    for name, (train, test) in splits(texts).items():
         pair = fit(train)
         print(f"## {name}: {len(train)} to fit, {len(test)} held out")
         print(*pair, sep="\n")
@@ -174,7 +172,7 @@ def main() -> None:
         counts = confusion([t.gold for t in test], [rule_of(pair)(t) for t in test])
         print(f"{table(counts)}\n")
     print("## as shipped, on the held-out emotions")
-    test = splits(every)["emotions"][1]
+    test = splits(texts)["emotions"][1]
     print(shown(judged(test, packaged_rule)))
     for length in (48, 256):
         for sampler in ("greedy", "default"):

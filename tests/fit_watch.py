@@ -75,7 +75,7 @@ def groups() -> dict[str, list[dict[str, Any]]]:
         text = labelled[record["id"]]
         if len(record["tokens"]) < min(LENGTHS):
             continue
-        if text.length == FITTED_LENGTH and text.is_held_out_emotion and text.is_test_text:
+        if text.length == FITTED_LENGTH and text.is_held_out_emotion:
             found.setdefault(f"48 tokens, held-out emotions: {text.gold.value}", []).append(record)
         elif text.length > FITTED_LENGTH:
             name = f"256 tokens, {text.sampler}: {text.gold.value}"

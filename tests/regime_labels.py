@@ -38,7 +38,7 @@ class LabelledText:
     """One text with its measures, those of its twin, and what readers called it.
 
     ``labels`` are the readings in the order of READERS; ``gold`` is what most say, and the last
-    reading where no two agree. Texts that only the last reader read are to fit by, not to test.
+    reading where no two agree.
     """
 
     id: str
@@ -53,11 +53,6 @@ class LabelledText:
     twin: TextMeasures
     labels: tuple[TextRegime, ...]
     gold: TextRegime
-
-    @property
-    def is_test_text(self) -> bool:
-        """True if several readers read it, each without the others' labels."""
-        return len(self.labels) == len(READERS)
 
     @property
     def is_held_out_emotion(self) -> bool:
@@ -107,7 +102,7 @@ def labelled_texts() -> tuple[LabelledText, ...]:
     found = []
     for record in lines("texts.jsonl"):
         twin = cut(twins[record["twin"]], record["length"])
-        given = tuple(reader[record["id"]] for reader in by_reader if record["id"] in reader)
+        given = tuple(reader[record["id"]] for reader in by_reader)
         found.append(
             LabelledText(
                 **{key: record[key] for key in ("id", "model", "emotion", "strength", "sampler")},

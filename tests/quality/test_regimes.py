@@ -43,12 +43,11 @@ def test_each_text_was_labelled_once_by_each_reader_and_none_is_double(
 ) -> None:
     assert len({text.id for text in texts}) == len(texts)
     assert len({(text.prompt, text.text) for text in texts}) == len(texts)
-    assert {len(text.labels) for text in texts} == {1, 3}
+    assert {len(text.labels) for text in texts} == {3}
 
 
 def test_readers_agree(texts: tuple[LabelledText, ...]) -> None:
-    test = [text for text in texts if text.is_test_text]
-    one, other = ([text.labels[i] for text in test] for i in (0, 1))
+    one, other = ([text.labels[i] for text in texts] for i in (0, 1))
     assert kappa(one, other) >= 0.89
 
 
@@ -73,10 +72,10 @@ def test_shipped_weights_are_those_fitted_on_the_training_emotions(
 @pytest.mark.parametrize(
     ("name", "below"),
     [
-        ("emotions", 0.05),
+        ("emotions", 0.04),
         ("gemma-3-270m", 0.03),
         ("qwen2.5-coder-0.5b-instruct", 0.10),
-        ("smollm2-135m-instruct", 0.06),
+        ("smollm2-135m-instruct", 0.03),
     ],
 )
 def test_rule_is_this_close_to_the_readers_agreement(
