@@ -40,8 +40,8 @@ __all__ = [
 
 SAMPLERS = (GREEDY, SamplerParams())
 """What a window holds for: greedy, and the default sampler."""
-LENGTHS = (48, 256)
-"""... and texts of these lengths; the first searches, the second confirms."""
+LENGTHS = (48, 128, 256)
+"""... and texts of these lengths: the first searches, and each has a window of its own."""
 STEPS_PER_DOUBLING = 2
 """Strengths that are tried are 0.01 * 2 ** (k / 2): a window's ends are known to within 41%."""
 START_DOSE = 0.08
@@ -59,20 +59,21 @@ class CalibrationResult:
 
     Attributes:
         vector: its name.
-        calibration: what a vector file keeps; None if no strength is surgical.
-        reason: in words why there is none; "" if there is one.
+        calibrations: what a vector file keeps, by ascending length; a length at which no strength
+            is surgical has none.
+        reason: in words what has none, and why; "" if every length has one.
         trials: all that was tried, by ascending strength and length.
     """
 
     vector: str
-    calibration: Calibration | None
+    calibrations: tuple[Calibration, ...]
     reason: str
     trials: tuple[Trial, ...]
 
     @property
     def emotion(self) -> float | None:
         """Judged emotion of the shortest texts at the recommended strength; None without one."""
-        best = None if self.calibration is None else self.calibration.strength
+        best = self.calibrations[0].strength if self.calibrations else None
         return next((trial.effect for trial in self.trials if trial.strength == best), None)
 
 
@@ -83,7 +84,7 @@ class Calibrator:
         engine: with ``n_rows`` free sequences, and room for them.
         judge: says whether the text moved; without it a window would have no lower end.
         prompts: None for pyemo's own, those for selection (:func:`pyemo.extract.sources.prompts`).
-        lengths: of texts, ascending; the first searches, the others confirm.
+        lengths: of texts, ascending; the first searches, and each has a window of its own.
         samplers: prompt i is answered with sampler i, round and round, to search; with each of
             them, to confirm.
         on_trial: called with each trial when it is done.
@@ -135,15 +136,16 @@ class Calibrator:
         return self._trials.engine
 
     def calibrate(self, vector: ControlVector) -> CalibrationResult:
-        """Return the surgical window of ``vector``, its best strength, and what they rest on.
+        """Return the surgical windows of ``vector``, the best strengths, and what they rest on.
 
         With the shortest texts, one for each prompt, the strongest coherent strength is sought in
         growing steps from where it is expected (by dose, or where the last vector's was) and then
         by bisection; likewise the weakest that moves the text more than random directions do. Here
         one failing text is not held against a strength: of eight it is more than a tenth. From the
-        strongest without a failing text downwards, a strength is then confirmed: surgical at every
-        length, with every prompt answered by every sampler. That is the window's upper end.
-        Recommended is the strength in the window, of those tried, with the most judged emotion.
+        strongest without a failing text downwards, strengths are then confirmed with every prompt
+        answered by every sampler, until every length has one that is surgical. That is the upper
+        end of the length's window. Recommended is the strength in the window, of those tried, with
+        the most judged emotion.
 
         Raises:
             InputError: the vector names no emotion that the judge knows.
@@ -306,16 +308,22 @@ class _Search:
         low = top - max(0, n_below or 0)
         self.found = high, top - low
         first = top if self._try(top).report.is_coherent else max(low, top - 1)
-        confirmed = next((n for n in range(first, low - 1, -1) if self._confirms(n)), None)
-        if confirmed is None:
+        highs: dict[int, int] = {}  # length -> the window's upper end
+        for step in range(first, low - 1, -1):
+            if len(highs) < len(self._lengths) and self._moves(step):
+                for n_tokens in self._surgical_lengths(step):
+                    highs.setdefault(n_tokens, step)
+        if not highs:
             return self._none(
                 f"short texts are surgical from {strength_at(low):g} to {strength_at(top):g}, but "
                 "longer ones, or more of them, are not"
             )
-        inside = [step for step in self._short if low <= step <= confirmed and self._moves(step)]
-        best = max(inside, key=lambda step: self._short[step].effect or 0.0)
+        missing = [n_tokens for n_tokens in self._lengths if n_tokens not in highs]
         return CalibrationResult(
-            self._vector.name, self._calibration(low, confirmed, best, how), "", self._all()
+            self._vector.name,
+            tuple(self._calibration(n, low, highs[n], how) for n in self._lengths if n in highs),
+            f"no strength is surgical for {', '.join(map(str, missing))} tokens" if missing else "",
+            self._all(),
         )
 
     # --- trying ---
@@ -337,16 +345,13 @@ class _Search:
         effect = self._try(step).report.effect
         return self._is_coherent(step) and effect is not None and effect.low > 0
 
-    def _confirms(self, step: int) -> bool:
-        """Return whether the step is surgical at every length with every sampler."""
-        if not self._moves(step):
-            return False
-        if step not in self._long:
-            pair = (self._vector, strength_at(step))
-            self._long[step] = self._full.run([pair], lengths=self._lengths)[0]
-            for trial in self._long[step]:
-                self._tell(trial)
-        return all(trial.report.regime is Regime.SURGICAL for trial in self._long[step])
+    def _surgical_lengths(self, step: int) -> list[int]:
+        """Return the lengths at which the step is surgical, over all samplers."""
+        pair = (self._vector, strength_at(step))
+        self._long[step] = self._full.run([pair], lengths=self._lengths)[0]
+        for trial in self._long[step]:
+            self._tell(trial)
+        return [t.n_tokens for t in self._long[step] if t.report.regime is Regime.SURGICAL]
 
     def _tell(self, trial: Trial) -> None:
         if self._on_trial is not None:
@@ -359,16 +364,19 @@ class _Search:
         return tuple(sorted(tried, key=lambda trial: (trial.strength, trial.n_tokens)))
 
     def _none(self, reason: str) -> CalibrationResult:
-        return CalibrationResult(self._vector.name, None, reason, self._all())
+        return CalibrationResult(self._vector.name, (), reason, self._all())
 
-    def _calibration(self, low: int, high: int, best: int, how: dict[str, Any]) -> Calibration:
+    def _calibration(self, n_tokens: int, low: int, high: int, how: dict[str, Any]) -> Calibration:
+        inside = [step for step in self._short if low <= step <= high and self._moves(step)]
+        best = max(inside, key=lambda step: self._short[step].effect or 0.0)
         model = self._trials.engine.model
-        strengths = [_evidence(trial) for trial in self._all()]
+        lengths = (self._lengths[0], n_tokens)
+        strengths = [_evidence(trial) for trial in self._all() if trial.n_tokens in lengths]
         return Calibration(
             model_sha256=model.file_sha256,
             model_name=model.name,
             sampler=", ".join(how["samplers"]),
-            n_tokens=self._lengths[-1],
+            n_tokens=n_tokens,
             window=(strength_at(low), strength_at(high)),
             strength=strength_at(best),
             evidence=json.dumps({**how, "strengths": strengths}),

@@ -209,18 +209,21 @@ class ControlVector:
         """
         return compare(self, model, allow_other_weights=allow_other_weights)
 
-    def calibration_for(self, model_sha256: str) -> Calibration | None:
-        """Return the calibration on the model file with that SHA-256, None if there is none."""
-        entries = self._metadata.calibrations
-        return next((entry for entry in entries if entry.model_sha256 == model_sha256), None)
+    def calibration_for(self, model_sha256: str, n_tokens: int = 1) -> Calibration | None:
+        """Return the calibration on the model file with that SHA-256, None if there is none.
+
+        Of several, the one of the shortest texts that are as long as ``n_tokens``, else that of
+        the longest: a strength that lasts for a text lasts for its beginning.
+        """
+        own = [e for e in self._metadata.calibrations if e.model_sha256 == model_sha256]
+        own.sort(key=lambda entry: entry.n_tokens)
+        long_enough = [entry for entry in own if entry.n_tokens >= n_tokens]
+        return next(iter(long_enough or own[::-1]), None)
 
     def with_calibration(self, calibration: Calibration) -> ControlVector:
-        """Return the vector with a calibration, which replaces one of the same model file."""
-        kept = [
-            entry
-            for entry in self._metadata.calibrations
-            if entry.model_sha256 != calibration.model_sha256
-        ]
+        """Return the vector with a calibration, which replaces one of the same file and length."""
+        key = calibration.model_sha256, calibration.n_tokens
+        kept = [e for e in self._metadata.calibrations if (e.model_sha256, e.n_tokens) != key]
         return self.with_metadata(replace(self._metadata, calibrations=(*kept, calibration)))
 
     def with_metadata(self, metadata: VectorMetadata, *, name: str | None = None) -> ControlVector:

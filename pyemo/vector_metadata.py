@@ -48,7 +48,7 @@ _CALIBRATIONS = "pyemo.calibrations"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which strengths of a vector keep one model file's text surgical: measured, not computed.
+    """Which strengths of a vector keep one model file's texts of one length surgical: measured.
 
     It holds for the operator ``add`` on all layers of the vector, over prompt and reply.
 
@@ -107,7 +107,7 @@ class VectorMetadata:
         residual_norms: median residual norm of neutral texts at each layer's output, above 0.
         neutral_projections: mean projection of neutral hidden states on each layer's unit
             direction; 0 at layers without a direction.
-        calibrations: at most one for each model file.
+        calibrations: at most one for each model file and length of text.
         format_version: of the file it was read from; 0 for a file of another tool.
     """
 
@@ -224,9 +224,9 @@ def _calibration(entry: object) -> Calibration:
 def _calibrations(entries: object) -> tuple[Calibration, ...]:
     if not isinstance(entries, Sequence) or not all(isinstance(e, Calibration) for e in entries):
         _refuse("calibrations", entries, "a tuple of Calibration")
-    hashes = [entry.model_sha256 for entry in entries]
-    if len(set(hashes)) < len(hashes):
-        _refuse("calibrations", hashes, "at most one for each model file")
+    keys = [(entry.model_sha256, entry.n_tokens) for entry in entries]
+    if len(set(keys)) < len(keys):
+        _refuse("calibrations", keys, "at most one for each model file and n_tokens")
     return tuple(entries)
 
 

@@ -60,10 +60,10 @@ class Target:
 @prompts_option
 @click.option(
     "--lengths",
-    default="48,256",
+    default="48,128,256",
     show_default=True,
     metavar="N,N",
-    help="Tokens of the texts: the first searches, the others confirm.",
+    help="Tokens of the texts: the first searches, and each gets a window of its own.",
 )
 @click.option(
     "--judge",
@@ -95,10 +95,11 @@ def calibrate(
 ) -> None:
     """Find at which strengths the text of a model file moves and stays coherent.
 
-    VECTOR is a file, an emotion whose vector is bundled, or a folder of files. The window and the
-    recommended strength are written into the file with what they rest on, so that `run` needs no
-    --strength. They hold for this model file alone, greedy and with the default sampler. A file is
-    replaced whole or not at all, each when it is done: a run that was stopped has done no harm.
+    VECTOR is a file, an emotion whose vector is bundled, or a folder of files. For each length of
+    text the window and the recommended strength are written into the file with what they rest on,
+    so that `run` needs no --strength. They hold for this model file alone, greedy and with the
+    default sampler. A file is replaced whole or not at all, each when it is done: a run that was
+    stopped has done no harm.
 
     \b
     Example:
@@ -199,11 +200,13 @@ class CalibrationJob:
         """Write the best of the ranges that were tried since the last call, and report it."""
         tried, self._found = self._found, []
         _, vector, result = max(tried, key=lambda one: _judged(one[2]))
-        if result.calibration is not None:
-            vector.with_calibration(result.calibration).save(path)
+        if result.calibrations:
+            for calibration in result.calibrations:
+                vector = vector.with_calibration(calibration)
+            vector.save(path)
         self.results.append(
             {
-                "path": str(path) if result.calibration is not None else None,
+                "path": str(path) if result.calibrations else None,
                 **_describe(vector, result),
                 "ranges": [
                     {"name": label, **_describe(own, found)} for label, own, found in tried if label
@@ -211,7 +214,7 @@ class CalibrationJob:
             }
         )
         if not self._as_json:
-            for line in _lines(tried, vector, result, path):
+            for line in _lines(tried, result, path):
                 click.echo(line)
 
 
@@ -304,26 +307,27 @@ def _tell(trial: Trial) -> None:
 
 def _judged(result: CalibrationResult) -> float:
     """Return the judged emotion at the recommended strength; below all others without one."""
-    return float("-inf") if result.calibration is None else result.emotion or 0.0
+    return result.emotion or 0.0 if result.calibrations else float("-inf")
 
 
 def _width(result: CalibrationResult) -> float:
-    """Return how many times its lower end a window's upper end is; 0 without one."""
-    if result.calibration is None:
+    """Return how many times its lower end the first window's upper end is; 0 without one."""
+    if not result.calibrations:
         return 0.0
-    low, high = result.calibration.window
+    low, high = result.calibrations[0].window
     return high / low
 
 
 def _describe(vector: ControlVector, result: CalibrationResult) -> dict[str, Any]:
     from pyemo.sweeps import describe_trial
 
-    found = result.calibration
     return {
         "vector": vector.name,
         "layers": [vector.layers[0], vector.layers[-1] + 1],
-        "window": None if found is None else list(found.window),
-        "strength": None if found is None else found.strength,
+        "calibrations": [
+            {"n_tokens": one.n_tokens, "window": list(one.window), "strength": one.strength}
+            for one in result.calibrations
+        ],
         "effect": result.emotion,
         "reason": result.reason or None,
         "trials": [describe_trial(trial) for trial in result.trials],
@@ -332,7 +336,6 @@ def _describe(vector: ControlVector, result: CalibrationResult) -> dict[str, Any
 
 def _lines(
     tried: Sequence[tuple[str, ControlVector, CalibrationResult]],
-    vector: ControlVector,
     result: CalibrationResult,
     path: Path,
 ) -> list[str]:
@@ -343,22 +346,26 @@ def _lines(
             remarks = [
                 remark
                 for remark, is_it in (
-                    ("most emotion", own is vector and result.calibration is not None),
-                    ("widest window", own is widest[1] and found.calibration is not None),
+                    ("most emotion", found is result and found.calibrations),
+                    ("widest window", found is widest[2] and found.calibrations),
                 )
                 if is_it
             ]
             shown = f"  ({', '.join(remarks)})" if remarks else ""
-            lines.append(f"  {label} {own.layers[0]}:{own.layers[-1] + 1}: {_window(found)}{shown}")
-    written = path if result.calibration is not None else "not written"
-    return [*lines, f"{vector.name}: {_window(result)}; {written}"]
+            lines.append(
+                f"  {label} {own.layers[0]}:{own.layers[-1] + 1}: {_windows(found)}{shown}"
+            )
+    written = path if result.calibrations else "not written"
+    return [*lines, f"{result.vector}: {_windows(result)}; {written}"]
 
 
-def _window(result: CalibrationResult) -> str:
-    if result.calibration is None:
+def _windows(result: CalibrationResult) -> str:
+    if not result.calibrations:
         return f"no surgical strength: {result.reason}"
-    low, high = result.calibration.window
-    return (
-        f"surgical from {low:g} to {high:g}, recommended {result.calibration.strength:g} "
-        f"(judged emotion {_judged(result):+.3f})"
-    )
+    found = [
+        f"surgical from {one.window[0]:g} to {one.window[1]:g}, recommended {one.strength:g}, for "
+        f"{one.n_tokens} tokens"
+        for one in result.calibrations
+    ]
+    emotion = f"judged emotion {_judged(result):+.3f}"
+    return "; ".join([*found, *filter(None, [result.reason]), emotion])

@@ -66,7 +66,7 @@ class Request:
     @contextlib.contextmanager
     def open(self, as_json: bool) -> Iterator[ChatSession]:
         """Open the model and the chat; say what was chosen."""
-        builder = MoodBuilder(self.mood)
+        builder = MoodBuilder(self.mood, self.max_tokens)
         model = self.engine.load_model()
         terms = builder.terms(model, builder.specs)
         gauges = builder.gauges(model, self.gauges)

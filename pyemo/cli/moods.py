@@ -61,15 +61,20 @@ class MoodTerm:
 
 
 class MoodBuilder:
-    """Makes moods for one model; a vector named twice is loaded once."""
+    """Makes moods for one model; a vector named twice is loaded once.
 
-    def __init__(self, options: MoodOptions) -> None:
+    Args:
+        n_tokens: of the reply to come, which a calibration should hold for.
+    """
+
+    def __init__(self, options: MoodOptions, n_tokens: int) -> None:
         """Check what can be checked without a model.
 
         Raises:
             InputError: a vector, schedule or range of layers that cannot be read.
         """
         self._options = options
+        self._n_tokens = n_tokens
         self._schedule = parse_schedule(options.schedule)
         self._layers = None if options.layers is None else parse_layers(options.layers)
         self._loaded: dict[str, ControlVector] = {}
@@ -138,7 +143,7 @@ class MoodBuilder:
         is_covered = self._options.operator == "add" and self._options.scope == "both"
         if not is_covered or layers is not None:
             return None
-        return vector.calibration_for(model.file_sha256)
+        return vector.calibration_for(model.file_sha256, self._n_tokens)
 
     def _strength(
         self,

@@ -51,7 +51,7 @@ class Request:
     def open(self) -> Iterator[Job]:
         """Open the model and an engine just large enough for the job; say what was chosen."""
         began = time.perf_counter()
-        builder = MoodBuilder(self.mood)
+        builder = MoodBuilder(self.mood, self.max_tokens)
         prompt = read_prompt(self.prompt)
         model = self.engine.load_model()
         tokens = model.prompt_tokens(prompt, system=self.system, raw=self.raw)

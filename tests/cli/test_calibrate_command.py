@@ -63,10 +63,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, window: tuple[float, float] | None
 
     def found(self: calibration.Calibrator, vector: ControlVector) -> calibration.CalibrationResult:
         if window is None:
-            return calibration.CalibrationResult(vector.name, None, "nothing moves", ())
+            return calibration.CalibrationResult(vector.name, (), "nothing moves", ())
         model = self.engine.model
         value = Calibration(model.file_sha256, model.name, "greedy", 8, window, window[0])
-        return calibration.CalibrationResult(vector.name, value, "", ())
+        return calibration.CalibrationResult(vector.name, (value,), "", ())
 
     monkeypatch.setattr(calibration.Calibrator, "calibrate", found)
 
@@ -78,8 +78,8 @@ def test_it_runs_through_and_reports(model: Path, calm: Path, prompts: Path) -> 
     assert value["vector"] == "calm"
     assert value["trials"]
     kept = ControlVector.load(calm).calibration_for(Model.load(model).file_sha256)
-    assert (value["window"] is None) == (kept is None)
-    assert (value["window"] is None) == (value["reason"] is not None)
+    assert (value["calibrations"] == []) == (kept is None)
+    assert len(value["calibrations"]) == 2 or value["reason"] is not None
 
 
 def test_what_is_found_is_in_the_file_and_run_takes_it(
@@ -89,7 +89,7 @@ def test_what_is_found_is_in_the_file_and_run_takes_it(
     scripted(monkeypatch, (0.1, 0.3))
     result = pyemo(*FAST, "-m", model, calm)
     assert result.exit_code == 0, result.stderr
-    assert "surgical from 0.1 to 0.3, recommended 0.1" in result.stdout
+    assert "surgical from 0.1 to 0.3, recommended 0.1, for 8 tokens" in result.stdout
     after = ControlVector.load(calm)
     assert all((after.directions[i] == before.directions[i]).all() for i in before.layers)
     ran = CliRunner().invoke(
@@ -155,7 +155,7 @@ def test_extract_can_calibrate_what_it_makes(
     result = CliRunner().invoke(main, ["extract", "happy", *options])
     assert result.exit_code == 0, result.stderr
     (found,) = json.loads(result.stdout)["calibrations"]
-    assert found["window"] == [0.1, 0.3]
+    assert found["calibrations"] == [{"n_tokens": 8, "window": [0.1, 0.3], "strength": 0.1}]
     assert ControlVector.load(target).calibration_for(Model.load(model).file_sha256) is not None
 
 

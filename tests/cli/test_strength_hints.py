@@ -38,7 +38,8 @@ def notes(model: Path, *vectors: str, **changed: str) -> list[str]:
     """Return what a mood of these vectors says."""
     options = {"operator": "add", "schedule": "constant", "scope": "both", "layers": None}
     builder = MoodBuilder(
-        MoodOptions(vectors, None, allow_other_weights=False, **(options | changed))  # type: ignore[arg-type]
+        MoodOptions(vectors, None, allow_other_weights=False, **(options | changed)),  # type: ignore[arg-type]
+        n_tokens=48,
     )
     terms = builder.terms(Model.load(model), builder.specs)
     return [line for term in terms for line in term.notes]

@@ -2,16 +2,18 @@
 
     python -m pytest -m quality -s tests/quality/test_windows.py
 
-prints the tables of docs/calibration.md. Each emotion that has a window is tried at its recommended
-strength on prompts for evaluation, each answered greedily and with the default sampler; a strength
-has four verdicts, for each sampler at 48 and at 256 tokens. ``WINDOWS_EMOTIONS=angry,sad`` and
-``WINDOWS_PROMPTS=8`` make it shorter; the page says what was run.
+prints the tables of docs/calibration.md. Each emotion that has a window is tried at the strength it
+recommends for a length, on prompts for evaluation, each answered greedily and with the default
+sampler: one verdict for each sampler and length. Lengths beyond a vector's windows are shown and
+not held against it. ``WINDOWS_MODELS``, ``WINDOWS_EMOTIONS=angry,sad`` and ``WINDOWS_PROMPTS=8``
+make it shorter; the page says what was run.
 """
 
 from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 
 from pyemo import ControlVector, Engine, SamplerParams
@@ -27,6 +29,8 @@ from pyemo.trials import Trial, Trials
 
 pytestmark = pytest.mark.quality
 
+MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
+CHOSEN_MODELS = tuple(filter(None, os.environ.get("WINDOWS_MODELS", "").split(","))) or MODELS
 CHOSEN = tuple(filter(None, os.environ.get("WINDOWS_EMOTIONS", "").split(","))) or tuple(EMOTIONS)
 PROMPTS = sources.prompts("evaluation")[: int(os.environ.get("WINDOWS_PROMPTS", "16"))]
 SAMPLERS = {"greedy": GREEDY, "default sampler": SamplerParams()}
@@ -56,9 +60,9 @@ def test_at_least_15_of_20_emotions_have_a_window_on_smollm2() -> None:
     assert len(found) >= 15
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+@pytest.mark.parametrize("name", CHOSEN_MODELS)
 def test_recommended_strengths_are_surgical_on_other_prompts(name: str, judge: MiniLMJudge) -> None:
-    verdicts: list[bool] = []
+    verdicts: dict[tuple[int, bool], list[bool]] = {}  # (length, within what it promises)
     with Engine(name, n_seq_max=8, n_ctx=n_ctx_for([[0] * 64], LENGTHS[-1], 8)) as engine:
         for label, sampler in SAMPLERS.items():
             trials = Trials(
@@ -72,16 +76,31 @@ def test_recommended_strengths_are_surgical_on_other_prompts(name: str, judge: M
             )
             for emotion in CHOSEN:
                 vector = ControlVector.load(emotion, engine.model)
-                calibration = vector.calibration_for(engine.model.file_sha256)
-                if calibration is None:
-                    continue
-                (found,) = trials.run([(vector, calibration.strength)], lengths=LENGTHS)
-                for trial in found:
-                    verdicts.append(trial.report.regime is Regime.SURGICAL)
-                    print(row(name, emotion, label, trial), flush=True)
-    share = Proportion(sum(verdicts), len(verdicts))
-    print(f"{name}: surgical {share}")
-    assert share.value >= 0.9
+                for strength, lengths in asked(vector, engine.model.file_sha256).items():
+                    (found,) = trials.run([(vector, strength)], lengths=list(lengths))
+                    for trial in found:
+                        is_surgical = trial.report.regime is Regime.SURGICAL
+                        key = trial.n_tokens, lengths[trial.n_tokens]
+                        verdicts.setdefault(key, []).append(is_surgical)
+                        print(row(name, emotion, label, trial), flush=True)
+    for (length, is_promised), group in sorted(verdicts.items()):
+        share = Proportion(sum(group), len(group))
+        print(f"{name}, {length} tokens, promised {is_promised}: surgical {share}")
+    promised = [
+        each for (_, is_promised), group in verdicts.items() if is_promised for each in group
+    ]
+    assert np.mean(promised) >= 0.9
+
+
+def asked(vector: ControlVector, sha256: str) -> dict[float, dict[int, bool]]:
+    """Return strength -> the lengths it is recommended for -> whether a window promises it."""
+    found: dict[float, dict[int, bool]] = {}
+    for length in LENGTHS:
+        calibration = vector.calibration_for(sha256, length)
+        if calibration is not None:
+            lengths = found.setdefault(calibration.strength, {})
+            lengths[length] = length <= calibration.n_tokens
+    return found
 
 
 def row(name: str, emotion: str, sampler: str, trial: Trial) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyemo.bootstrap import Interval
 from pyemo.calibration import (
     MAX_STRIDE,
     STEPS_PER_DOUBLING,
+    CalibrationResult,
     _Search,
     sampler_words,
     strength_at,
@@ -68,7 +70,7 @@ def vector(dose: float = 6.4) -> ControlVector:
     return ControlVector({1: [dose, 0.0]}, name="happy", metadata=metadata)
 
 
-def search(trials: ScriptedTrials, start: int = 1) -> Any:
+def search(trials: ScriptedTrials, start: int = 1) -> CalibrationResult:
     lengths = tuple(trials.breaks)
     how = {"samplers": ["greedy"]}
     return _Search(trials, trials, lengths, vector(), (start, 4), None).run(how)  # type: ignore[arg-type]
@@ -78,7 +80,7 @@ def search(trials: ScriptedTrials, start: int = 1) -> Any:
 @pytest.mark.parametrize("high", [0.012, 0.02, 0.05, 0.1])
 def test_the_window_is_found_to_within_a_step(low: float, high: float) -> None:
     trials = ScriptedTrials({48: high}, low)
-    found = search(trials).calibration
+    found = search(trials).calibrations[0]
     assert found.window[0] / STEP <= low * 1.01
     assert low <= found.window[0]
     assert found.window[1] <= high <= found.window[1] * STEP * 1.01
@@ -91,22 +93,36 @@ def test_a_strength_is_tried_once() -> None:
     assert len(set(trials.asked)) == len(trials.asked)
 
 
-def test_longer_texts_bring_the_upper_end_down() -> None:
-    found = search(ScriptedTrials({48: 0.03, 256: 0.02}, 0.004)).calibration
-    assert found.window[1] <= 0.02 <= found.window[1] * STEP * 1.01
-    assert found.n_tokens == 256
+def test_each_length_has_a_window_of_its_own() -> None:
+    result = search(ScriptedTrials({48: 0.03, 128: 0.03, 256: 0.02}, 0.004))
+    assert [one.n_tokens for one in result.calibrations] == [48, 128, 256]
+    short, middle, long = (one.window for one in result.calibrations)
+    assert short == middle
+    assert short[0] == long[0]
+    assert long[1] <= 0.02 <= long[1] * STEP * 1.01
+    assert long[1] < short[1] <= 0.03
+    assert result.reason == ""
+
+
+def test_a_length_without_a_window_does_not_cost_the_others_theirs() -> None:
+    trials = ScriptedTrials({48: 0.03, 128: 0.02, 256: 0.0}, 0.004)
+    result = search(trials)
+    assert [one.n_tokens for one in result.calibrations] == [48, 128]
+    assert result.reason == "no strength is surgical for 256 tokens"
+    rows = json.loads(result.calibrations[1].evidence)["strengths"]
+    assert {row["n_tokens"] for row in rows} == {48, 128}
 
 
 def test_what_is_recommended_has_most_emotion() -> None:
-    rising = search(ScriptedTrials({48: 0.03, 256: 0.03}, 0.004)).calibration
+    rising = search(ScriptedTrials({48: 0.03, 256: 0.03}, 0.004)).calibrations[-1]
     assert rising.strength == rising.window[1] <= 0.03
-    peaked = search(ScriptedTrials({48: 0.04, 256: 0.04}, 0.004, peak=0.008)).calibration
+    peaked = search(ScriptedTrials({48: 0.04, 256: 0.04}, 0.004, peak=0.008)).calibrations[-1]
     assert peaked.window[0] <= peaked.strength < peaked.window[1]
 
 
 def test_the_upper_end_was_tried_in_full() -> None:
     trials = ScriptedTrials({48: 0.03, 256: 0.03}, 0.004)
-    found = search(trials).calibration
+    found = search(trials).calibrations[0]
     assert [strength for strength, n in trials.asked if n == "full"] == [found.window[1]]
     assert found.window[1] == max(s for s, n in trials.asked if n == 48 and s <= 0.03)
 
@@ -123,14 +139,14 @@ def test_a_strength_at_which_one_short_text_fails_is_not_tried_in_full() -> None
 def test_one_failing_text_is_not_held_against_a_strength_before_it_is_confirmed() -> None:
     trials = ScriptedTrials({48: 0.012}, 0.004)
     trials.share_beyond = 7 / 8
-    found = search(trials).calibration
+    found = search(trials).calibrations[0]
     assert max(strength for strength, _ in trials.asked) > 0.05  # the search went on
     assert found.window[1] <= 0.012  # and every strength beyond was refused in full
 
 
 def test_a_window_of_one_strength_is_a_window() -> None:
     at = strength_at(3)
-    found = search(ScriptedTrials({48: at}, at), start=3).calibration
+    found = search(ScriptedTrials({48: at}, at), start=3).calibrations[0]
     assert found.window == (at, at)
     assert found.strength == at
 
@@ -140,21 +156,28 @@ def test_a_window_of_one_strength_is_a_window() -> None:
     [
         ({48: 0.0}, 0.0, "even the weakest"),
         ({48: 0.02}, 0.03, "more than a random direction"),
-        ({48: 0.02, 256: 0.001}, 0.01, "or more of them, are not"),
     ],
 )
 def test_a_window_that_does_not_exist_is_said(
     breaks: dict[int, float], moves: float, reason: str
 ) -> None:
     result = search(ScriptedTrials(breaks, moves))
-    assert result.calibration is None
+    assert result.calibrations == ()
     assert reason in result.reason
     assert result.trials
 
 
+def test_a_window_that_more_texts_refute_does_not_exist() -> None:
+    trials = ScriptedTrials({48: 0.0, 256: 0.0}, 0.01)
+    trials.share_beyond = 7 / 8  # one failing text of eight is let through until it is confirmed
+    result = search(trials)
+    assert result.calibrations == ()
+    assert "or more of them, are not" in result.reason
+
+
 def test_the_search_ends_where_nothing_breaks_or_everything_moves() -> None:
     harmless = ScriptedTrials({48: 1e9}, 0.0)
-    found = search(harmless).calibration
+    found = search(harmless).calibrations[0]
     assert found.window[0] < found.window[1]
     assert len(harmless.asked) <= 15
     assert found.window[1] == strength_at(1 + MAX_STRIDE)
@@ -163,16 +186,14 @@ def test_the_search_ends_where_nothing_breaks_or_everything_moves() -> None:
 @pytest.mark.parametrize("start", [-6, -2, 0, 1, 2, 5, 8])
 def test_a_wrong_guess_costs_trials_and_no_more(start: int) -> None:
     trials = ScriptedTrials({48: strength_at(1)}, strength_at(-3))
-    found = search(trials, start).calibration
+    found = search(trials, start).calibrations[0]
     assert found.window == (strength_at(-3), strength_at(1))
     assert len(trials.asked) <= 8 + 2 * abs(start - 1) ** 0.5
 
 
 def test_evidence_has_every_trial_in_order() -> None:
-    import json
-
     trials = ScriptedTrials({48: 0.03, 256: 0.02}, 0.004)
-    evidence = json.loads(search(trials).calibration.evidence)
+    evidence = json.loads(search(trials).calibrations[-1].evidence)
     rows = [(row["strength"], row["n_tokens"]) for row in evidence["strengths"]]
     assert rows == sorted(rows)
     in_full = [s for s, n in trials.asked if n == "full"]

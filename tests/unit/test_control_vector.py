@@ -390,6 +390,17 @@ def test_a_new_calibration_replaces_that_of_the_same_file(angry):
     assert angry.with_calibration(newer).metadata.calibrations == (newer,)
 
 
+def test_of_several_lengths_the_shortest_that_is_long_enough_is_found(angry):
+    short = replace(CALIBRATION, n_tokens=48, strength=0.02)
+    long = replace(CALIBRATION, n_tokens=256, strength=0.01)
+    other = replace(long, model_sha256="d" * 64)
+    bare = angry.with_metadata(replace(METADATA, calibrations=()))
+    both = bare.with_calibration(long).with_calibration(short).with_calibration(other)
+    found = [both.calibration_for(SHA, n) for n in (1, 48, 49, 256, 1000)]
+    assert found == [short, short, long, long, long]
+    assert both.calibration_for(SHA) == short
+
+
 def test_a_calibration_of_another_file_is_added(angry):
     other = replace(CALIBRATION, model_sha256="d" * 64)
     assert angry.with_calibration(other).metadata.calibrations == (CALIBRATION, other)
