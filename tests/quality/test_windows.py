@@ -63,7 +63,9 @@ def test_at_least_15_of_20_emotions_have_a_window_on_smollm2() -> None:
 @pytest.mark.parametrize("name", CHOSEN_MODELS)
 def test_recommended_strengths_are_surgical_on_other_prompts(name: str, judge: MiniLMJudge) -> None:
     verdicts: dict[tuple[int, bool], list[bool]] = {}  # (length, within what it promises)
-    with Engine(name, n_seq_max=8, n_ctx=n_ctx_for([[0] * 64], LENGTHS[-1], 8)) as engine:
+    with Engine(
+        name, n_threads=1, n_seq_max=8, n_ctx=n_ctx_for([[0] * 64], LENGTHS[-1], 8)
+    ) as engine:
         for label, sampler in SAMPLERS.items():
             trials = Trials(
                 engine,
