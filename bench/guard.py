@@ -202,7 +202,7 @@ def cost(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
 
     # A watch that looks as it does and sees nothing.
     original = watch.trouble
-    watch.trouble = lambda *seen: original(*seen) and None  # type: ignore[assignment]
+    watch.trouble = lambda *seen, **how: original(*seen, **how) and None  # type: ignore[assignment]
     mood = Steering({ControlVector.load("angry", engine.model): 0.01})
     settings: dict[str, Any] = {
         "steering": mood,

@@ -386,7 +386,8 @@ class GuardedReply:
         tokens = [result.token for result in self._drawn]
         entropies = [result.entropy for result in self._drawn[-watch.LONGEST :]]
         surprises = self._surprises(tokens) if self.guard.mode == "exact" else None
-        return watch.trouble(tokens, entropies, surprises)
+        again = self._n_steps_back > 0
+        return watch.trouble(tokens, entropies, surprises, again=again)
 
     def _surprises(self, tokens: Sequence[int]) -> list[float]:
         if self._watch is None:

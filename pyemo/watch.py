@@ -26,6 +26,8 @@ STRIDE = 8
 """Tokens from one look to the next."""
 MARGIN = 0.5
 """Log-odds against coherence from which on it is trouble."""
+MARGIN_AGAIN = 0.0
+"""The same in a reply that has been in trouble before, which makes more of it likelier."""
 
 
 class WatchWeights(NamedTuple):
@@ -87,6 +89,8 @@ def trouble(
     tokens: Sequence[int],
     entropies: Sequence[float],
     surprises: Sequence[float] | None = None,
+    *,
+    again: bool = False,
 ) -> Trouble | None:
     """Return what is wrong with the end of a reply, None if nothing is.
 
@@ -96,9 +100,11 @@ def trouble(
             :data:`LONGEST`.
         surprises: likewise, negative log-probabilities under the unsteered model, nats, if they
             are known: the score is surer then.
+        again: the reply has been in trouble before.
     """
     if repeats(tokens):
         return "repetition"
+    margin = MARGIN_AGAIN if again else MARGIN
     weights = WEIGHTS if surprises is None else EXACT_WEIGHTS
     for length, pair in weights.items():
         if len(tokens) < length:
@@ -109,7 +115,7 @@ def trouble(
             None if surprises is None else surprises[-length:],
         )
         collapse, explosion = (one[0] + float(np.dot(one[1 : 1 + len(row)], row)) for one in pair)
-        if max(collapse, explosion) > MARGIN:
+        if max(collapse, explosion) > margin:
             return "repetition" if collapse >= explosion else "explosion"
     return None
 

@@ -23,14 +23,14 @@ SAMPLED = SamplerParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=3)
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
     """A detector that sees no trouble."""
-    monkeypatch.setattr(watch, "trouble", lambda *_seen: None)
+    monkeypatch.setattr(watch, "trouble", lambda *_seen, **_how: None)
 
 
 def trouble_after(n: int, times: int, kind: Trouble = "explosion") -> Callable[..., Trouble | None]:
     """Return a detector that sees trouble the first ``times`` it is shown ``n`` tokens or more."""
     left = times
 
-    def detect(tokens: Sequence[int], *_seen: object) -> Trouble | None:
+    def detect(tokens: Sequence[int], *_seen: object, **_how: object) -> Trouble | None:
         nonlocal left
         if len(tokens) < n or not left:
             return None
@@ -156,6 +156,25 @@ def test_without_a_mood_nothing_is_held_back_and_a_failing_model_is_said(
     assert (reply.events, reply.model_fails) == ([], True)
 
 
+def test_a_reply_is_watched_more_closely_after_a_step_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, never: None
+) -> None:
+    detect = trouble_after(24, 1)
+    looks: list[bool] = []
+
+    def spy(tokens: Sequence[int], *_seen: object, again: bool) -> Trouble | None:
+        looks.append(again)
+        return detect(tokens)
+
+    monkeypatch.setattr(watch, "trouble", spy)
+    mood = Steering({random_vector(engine.model): 0.5})
+    reply = Guard().generate(engine, PROMPT, steering=mood, sampler=SAMPLED, max_tokens=48)
+    list(reply)
+    n_before = looks.index(True)
+    assert n_before == 3  # at 8, 16 and 24 tokens
+    assert all(looks[n_before:])
+
+
 def test_a_reply_leaves_its_sequence_the_mood_it_had(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, never: None
 ) -> None:
@@ -199,7 +218,9 @@ def test_the_exact_surprises_are_those_of_the_unsteered_model_also_after_going_b
     seen: list[tuple[list[int], list[float]]] = []
     detect = trouble_after(40, 2)
 
-    def spy(tokens: list[int], entropies: list[float], surprises: list[float]) -> Trouble | None:
+    def spy(
+        tokens: list[int], entropies: list[float], surprises: list[float], **_how: object
+    ) -> Trouble | None:
         seen.append((list(tokens), list(surprises)))
         return detect(tokens)
 
@@ -243,7 +264,7 @@ def test_each_of_many_replies_goes_back_by_itself(
 ) -> None:
     first: list[list[int]] = []
 
-    def detect(tokens: list[int], *_seen: object) -> Trouble | None:
+    def detect(tokens: list[int], *_seen: object, **_how: object) -> Trouble | None:
         if len(tokens) >= 24 and tokens[:4] not in first:
             first.append(tokens[:4])
             return "explosion"

@@ -42,6 +42,16 @@ def test_tokens_that_the_unsteered_model_would_not_write_are_an_explosion_in_exa
     assert trouble(tokens, entropies, [9.0] * 48) == "explosion"
 
 
+def test_a_reply_that_was_in_trouble_before_is_watched_more_closely() -> None:
+    tokens = list(range(16))
+
+    def lowest(again: bool) -> float:
+        entropies = (float(x) for x in np.linspace(1.0, 8.0, 701))
+        return next(x for x in entropies if trouble(tokens, [x] * 16, again=again))
+
+    assert lowest(again=True) < lowest(again=False)
+
+
 def test_fewer_tokens_than_the_shortest_window_are_no_trouble() -> None:
     assert trouble([1] * 15, [0.0] * 15) is None
 
