@@ -1,7 +1,8 @@
 """The guard: keeps a running generation out of collapse and explosion.
 
-It watches the last tokens (``watch``), and when they leave the coherent regime it goes back to the
-last good token, lowers the strength and goes on; it raises the strength again when there is room.
+It watches the last tokens (``watch``), and when they leave the coherent regime it takes back all
+that was not shown yet, lowers the strength and goes on; it raises the strength again when there is
+room.
 Output is held back by a window of tokens, so that nothing shown is ever taken back.
 docs/guard.md has the measurements behind its numbers.
 """
@@ -16,7 +17,7 @@ from typing import Literal, TypeAlias
 
 from pyemo import _core, watch
 from pyemo.engine import Engine, Prompt
-from pyemo.errors import InputError
+from pyemo.errors import ClosedError, ContextFullError, InputError
 from pyemo.gauges import Gauge
 from pyemo.replies import StopReason, group_size
 from pyemo.sampling import SamplerParams
@@ -140,7 +141,7 @@ class Guard:
     ) -> list[GuardedReply]:
         """Return the finished guarded replies to all prompts, decoded side by side in batches.
 
-        Arguments as :meth:`pyemo.Engine.generate_many`'s.
+        Arguments as :meth:`generate`'s; mood and sampler are those of all.
         """
         tokens = [engine._prompt_tokens(prompt, system, raw) for prompt in prompts]
         replies: list[GuardedReply] = []
@@ -213,6 +214,7 @@ class GuardedReply:
             raise InputError(
                 f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
             )
+        sequence.engine.follow_load()
         self.guard = guard
         self.sequence = sequence
         self.tokens: list[Token] = []
@@ -222,11 +224,10 @@ class GuardedReply:
         self.model_fails = False
         self._mood = self._applied = sequence.steering
         self._sampler = self._set_sampler = sequence.sampler
-        # Without a mood there is no strength to lower: what goes wrong is only said.
-        self._n_held = guard.window if self._mood else 0
         self._max_tokens = max_tokens
         self._closes_sequence = closes_sequence
         self._stream = TextStream(stop)
+        self._stop = tuple(text.encode() for text in stop)
         self._begin = sequence.n_tokens
         self._held: deque[_core.StepResult] = deque()
         self._drawn: list[_core.StepResult] = []  # all that stand, shown or held
@@ -235,6 +236,7 @@ class GuardedReply:
         self._beside = beside
         self._reason: StopReason | None = None  # why no more are drawn
         self._watch: _Unsteered | None = None
+        self._is_closed = False
 
     @property
     def text(self) -> str:
@@ -258,16 +260,26 @@ class GuardedReply:
     def __next__(self) -> Token:
         if self.stop_reason is not None:
             raise StopIteration
+        if self._is_closed:
+            raise ClosedError("the guarded reply is closed; begin another")
         try:
             while not self._is_ready():
-                self._take(step_many([self.sequence])[0])
+                self._draw()
         except BaseException:
             self.close()
             raise
+        if not self._held:  # the context filled up behind the last token shown
+            self.close()
+            self.stop_reason = self._reason
+            if open_text := self._stream.flush():
+                last = self.tokens[-1]
+                self.tokens[-1] = replace(last, text=last.text + open_text)
+            raise StopIteration
         return self._show(self._held.popleft())
 
     def close(self) -> None:
         """Stop here: take back what was held, give mood and sampler back, free what was used."""
+        self._is_closed = True
         if self.sequence._id is not None:
             if self._held:
                 self.sequence.rollback(len(self._held))
@@ -285,11 +297,24 @@ class GuardedReply:
 
     # --- drawing ---
 
+    def _draw(self) -> None:
+        try:
+            result = step_many([self.sequence])[0]
+        except ContextFullError:  # other sequences may have taken the cells that looked free
+            if not self._drawn:
+                raise
+            self._reason = "context"
+        else:
+            self._take(result)
+
     def _take(self, result: _core.StepResult) -> None:
         """Look at a step's result, however it was computed, and act."""
+        self._adopt_changes()
         self._drawn.append(result)
         self._held.append(result)
-        if result.is_end:
+        if self._has_stop():
+            self._reason = "stop"
+        elif result.is_end:
             self._reason = "end"
         elif len(self._drawn) >= self._max_tokens:
             self._reason = "length"
@@ -308,8 +333,22 @@ class GuardedReply:
             self._show(self._held.popleft())
 
     def _is_ready(self) -> bool:
-        waits = self._reason is None and len(self._held) <= self._n_held
+        # Without a mood there is no strength to lower: nothing is held, what goes wrong is said.
+        n_held = self.guard.window if self._mood else 0
+        waits = self._reason is None and len(self._held) <= n_held
         return self.stop_reason is None and not waits
+
+    def _has_stop(self) -> bool:
+        """Whether a stop string is complete: what would be drawn after it is nobody's concern."""
+        if not self._stop:
+            return False
+        wanted = max(map(len, self._stop)) + len(self._drawn[-1].piece)
+        tail = b""
+        for result in reversed(self._drawn):
+            if len(tail) >= wanted:
+                break
+            tail = result.piece + tail
+        return any(stop in tail for stop in self._stop)
 
     def _show(self, result: _core.StepResult) -> Token:
         text = self._stream.push(result.piece)
@@ -328,6 +367,15 @@ class GuardedReply:
 
     # --- acting ---
 
+    def _adopt_changes(self) -> None:
+        """Take over the mood or sampler that somebody has set since the last token."""
+        if self.sequence.steering is not self._applied:
+            self._mood = self._applied = self.sequence.steering
+            self.factor = self._ceiling = 1.0
+            self._good_since = len(self._drawn)
+        if self.sequence.sampler is not self._set_sampler:
+            self._sampler = self._set_sampler = self.sequence.sampler
+
     def _is_calm(self) -> bool:
         steps = self._n_steps_back
         return (
@@ -342,8 +390,10 @@ class GuardedReply:
 
     def _step_back(self, trouble: Trouble) -> None:
         if not self._mood or self._n_steps_back >= self.guard.max_steps_back:
-            # Unsteered: what is wrong is the model's own doing, and stays.
-            self.model_fails = self.model_fails or not self._mood or self.factor == 0.0
+            # Unsteered: what is wrong is the model's own doing, and stays. A cache that was kept
+            # is a steered one still, and proves nothing.
+            is_off = self.factor == 0.0 and self.guard.refreshes
+            self.model_fails = self.model_fails or not self._mood or is_off
             return
         n = len(self._held)
         self.sequence.rollback(n)
@@ -375,7 +425,10 @@ class GuardedReply:
     def _set_factor(self, factor: float) -> None:
         self.factor = factor
         self._good_since = len(self._drawn)
-        self._applied = self._mood if factor == 1.0 else self._mood * factor
+        if factor == 0.0:  # a clamp to 0 would still steer
+            self._applied = Steering()
+        else:
+            self._applied = self._mood if factor == 1.0 else self._mood * factor
         self.sequence.steering = self._applied
 
     # --- watching ---
@@ -401,7 +454,12 @@ class _Unsteered:
     def __init__(self, sequence: TokenSequence, n_given: int, engine: Engine | None) -> None:
         self._owns = engine is None
         self._engine = engine or _unsteered_engine(sequence.engine, 1)
-        self._sequence = self._engine.sequence(sequence.tokens[:n_given])
+        try:
+            self._sequence = self._engine.sequence(sequence.tokens[:n_given])
+        except BaseException:
+            if self._owns:
+                self._engine.close()
+            raise
         self._surprises: list[float] = []
         self._tokens: list[int] = []
 
@@ -428,7 +486,7 @@ def _unsteered_engine(engine: Engine, n_sequences: int) -> Engine:
         n_ctx=engine.n_ctx,
         n_threads=engine.n_threads,
         n_batch=min(256, engine.n_ctx),
-        n_outputs_max=32,
+        n_outputs_max=watch.STRIDE,
         n_seq_max=n_sequences,
     )
 

@@ -33,7 +33,7 @@ def invoke(*arguments: str, stdin: str | None = None) -> tuple[int, str, str]:
 
 def always_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        watch, "trouble", lambda tokens, *_seen: "repetition" if len(tokens) >= 20 else None
+        watch, "trouble", lambda tokens, *_seen, **_how: "repetition" if len(tokens) >= 20 else None
     )
 
 

@@ -11,7 +11,7 @@ from engines import random_vector
 
 from pyemo import Chat, Engine, SamplerParams, Steering, watch
 from pyemo import guard as guard_module
-from pyemo.errors import InputError
+from pyemo.errors import ClosedError, InputError
 from pyemo.guard import MAX_PENALTY, Guard, GuardMode
 from pyemo.sequence import OFF
 from pyemo.watch import Trouble
@@ -199,6 +199,101 @@ def test_a_mood_that_is_set_after_a_reply_is_not_overwritten(
         chat.steering = other
         next(chat.say(PROMPT))
         assert chat.steering is other
+
+
+def test_a_mood_that_is_set_within_a_reply_is_the_one_that_is_guarded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, never: None
+) -> None:
+    mood, other = (Steering({random_vector(engine.model): s}) for s in (0.5, 0.2))
+    with engine.sequence(PROMPT, steering=mood, sampler=SAMPLED) as sequence:
+        reply = Guard().reply(sequence, max_tokens=60)
+        next(reply)
+        sequence.steering = other
+        monkeypatch.setattr(watch, "trouble", trouble_after(32, 1))
+        while not reply.events:
+            next(reply)
+        assert sequence.steering == other * 0.5
+        list(reply)
+        assert sequence.steering is other
+
+
+def test_the_last_step_back_turns_a_clamp_off_too(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "trouble", trouble_after(16, 1))
+    mood = Steering({random_vector(engine.model): 0.5}, operator="clamp")
+    with engine.sequence(PROMPT, steering=mood, sampler=SAMPLED) as sequence:
+        reply = Guard(max_steps_back=1).reply(sequence, max_tokens=30)
+        next(reply)
+        assert reply.factor == 0.0
+        assert not sequence.steering
+        list(reply)
+        assert sequence.steering is mood
+
+
+def test_a_kept_cache_does_not_prove_that_the_model_fails(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mood = Steering({random_vector(engine.model): 0.5})
+    for refreshes in (True, False):
+        monkeypatch.setattr(watch, "trouble", trouble_after(16, 10_000))
+        guard = Guard(max_steps_back=2, refreshes=refreshes)
+        reply = guard.generate(engine, PROMPT, steering=mood, sampler=SAMPLED, max_tokens=30)
+        list(reply)
+        assert reply.factor == 0.0
+        assert reply.model_fails is refreshes
+
+
+@pytest.mark.usefixtures("never")
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_a_guarded_reply_that_finds_no_cells_ends_with_the_context_as_an_unguarded_one(
+    tiny_model_path: Path, strength: float
+) -> None:
+    with Engine(tiny_model_path, n_ctx=256, n_seq_max=2) as engine:
+        mood = Steering({random_vector(engine.model): 0.5}) if strength else OFF
+        prompt = engine.prompt_tokens(PROMPT)
+        with engine.sequence((prompt * 240)[:240]) as other:
+            other.step()
+            settings = {"steering": mood, "sampler": SAMPLED, "max_tokens": 50}
+            plain = engine.generate(prompt[:3], **settings)  # type: ignore[arg-type]
+            expected = list(plain)
+            reply = Guard().generate(engine, prompt[:3], **settings)  # type: ignore[arg-type]
+            list(reply)
+            assert plain.stop_reason == reply.stop_reason == "context"
+            assert [t.id for t in reply.tokens] == [t.id for t in expected]
+            assert reply.text == plain.text
+
+
+def test_what_comes_after_a_stop_string_is_not_watched(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, never: None
+) -> None:
+    mood = Steering({random_vector(engine.model): 0.5})
+    settings = {"steering": mood, "sampler": SAMPLED, "max_tokens": 40}
+    text = engine.generate_many([PROMPT], **settings)[0].text  # type: ignore[arg-type]
+    settings["stop"] = [text[12:18]]
+    (plain,) = engine.generate_many([PROMPT], **settings)  # type: ignore[arg-type]
+    monkeypatch.setattr(watch, "trouble", trouble_after(len(plain.tokens) + 1, 10_000))
+    reply = Guard().generate(engine, PROMPT, **settings)  # type: ignore[arg-type]
+    list(reply)
+    assert (reply.text, reply.stop_reason, reply.events) == (plain.text, "stop", [])
+
+
+def test_a_guarded_reply_that_was_closed_says_so(engine: Engine) -> None:
+    mood = Steering({random_vector(engine.model): 0.5})
+    reply = Guard().generate(engine, PROMPT, steering=mood, sampler=SAMPLED, max_tokens=17)
+    next(reply)
+    reply.close()
+    with pytest.raises(ClosedError, match="the guarded reply is closed"):
+        next(reply)
+
+
+def test_a_guarded_reply_follows_the_machines_load(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(Engine, "follow_load", lambda *_a, **_k: asked.append(True))
+    list(Guard().generate(engine, PROMPT, sampler=SAMPLED, max_tokens=4))
+    assert asked
 
 
 def test_closing_early_takes_back_what_was_not_shown(engine: Engine) -> None:
