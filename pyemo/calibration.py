@@ -46,6 +46,8 @@ STEPS_PER_DOUBLING = 2
 """Strengths that are tried are 0.01 * 2 ** (k / 2): a window's ends are known to within 41%."""
 START_DOSE = 0.08
 """Dose at which the search begins; of about the right size for every model so far."""
+N_TOPS = 4
+"""Steps from the strongest coherent one down at which the text must move, or there is no window."""
 MAX_STRIDE = 8
 """Steps from there that are tried at most: four doublings, up or down."""
 
@@ -144,23 +146,23 @@ class Calibrator:
         one failing text is not held against a strength: of eight it is more than a tenth. From the
         strongest without a failing text downwards, strengths are then confirmed with every prompt
         answered by every sampler, until every length has one that is surgical. That is the upper
-        end of the length's window. Recommended is the strength in the window, of those tried, with
-        the most judged emotion.
+        end of the length's window. Recommended is the strength in the window with the most judged
+        emotion, of those that were tried and are confirmed too.
 
         Raises:
             InputError: the vector names no emotion that the judge knows.
-            VectorError: a raw vector, whose strengths mean nothing; rescale it.
+            VectorError: a raw vector, whose strengths mean nothing, or one without the model's
+                residual norms; rescale it.
         """
         self.check(vector)
-        if self._expected is None or self._expected[0] != vector.layers:
-            dose = vector.dose(1.0)
-            start = START_DOSE / dose if dose > 0 else strength_at(0)
-            end = round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
-            self._expected = vector.layers, end, STEPS_PER_DOUBLING
-        search = _Search(
-            self._trials, self._full, self._lengths, vector, self._expected[1:], self._on_trial
-        )
-        result = search.run(self._describe())
+        dose = vector.dose(1.0)
+        start = START_DOSE / dose if dose > 0 else strength_at(0)
+        by_dose = round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
+        expected = by_dose, STEPS_PER_DOUBLING
+        if self._expected is not None and self._expected[0] == vector.layers:
+            expected = self._expected[1:]
+        search = _Search(self._trials, self._full, self._lengths, vector, self._on_trial)
+        result = search.run(self._describe(), expected, by_dose)
         if search.found is not None:
             self._expected = vector.layers, *search.found
         return result
@@ -178,6 +180,7 @@ class Calibrator:
                 f"the control vector {vector.name!r} does not say its unit (raw); rescale it "
                 "first: pyemo rescale"
             )
+        vector.dose(1.0)  # a vector without the model's residual norms says so now
         emotion = emotion_of(vector)
         if emotion is None:
             raise InputError(
@@ -234,10 +237,16 @@ def sampler_words(sampler: SamplerParams) -> str:
     return f"{words} min_p={sampler.min_p:g}"
 
 
-def _last_true(is_true: Callable[[int], bool], start: int) -> int | None:
+def _last_true(
+    is_true: Callable[[int], bool], start: int, *, known: int | None = None
+) -> int | None:
     """Return the last step at which a claim holds that holds up to some step, None if nowhere.
 
-    In growing strides from ``start``, then by bisection; not further than :data:`MAX_STRIDE`.
+    In growing strides from ``start``, then by bisection; not further than :data:`MAX_STRIDE`
+    beyond it, up or down.
+
+    Args:
+        known: a step at which it holds; ``start`` is not below it.
     """
     stride = 1
     if is_true(start):
@@ -248,6 +257,8 @@ def _last_true(is_true: Callable[[int], bool], start: int) -> int | None:
                 return good
             stride *= 2
         bad = start + stride
+    elif known is not None:
+        bad, good = start, known
     else:
         bad = start
         while not is_true(start - stride):
@@ -266,12 +277,7 @@ def _last_true(is_true: Callable[[int], bool], start: int) -> int | None:
 
 
 class _Search:
-    """One vector's search over the ladder of strengths; steps are its rungs.
-
-    Args:
-        expected: the step where the upper end is expected, and how many steps below it the lower
-            one is; a wrong guess costs trials, no more.
-    """
+    """One vector's search over the ladder of strengths; steps are its rungs."""
 
     def __init__(
         self,
@@ -279,34 +285,47 @@ class _Search:
         full: Trials,
         lengths: tuple[int, ...],
         vector: ControlVector,
-        expected: tuple[int, int],
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
         self._trials = trials
         self._full = full
         self._lengths = lengths
         self._vector = vector
-        self._expected = expected
         self._on_trial = on_trial
         self._short: dict[int, Trial] = {}
         self._long: dict[int, list[Trial]] = {}
         self.found: tuple[int, int] | None = None  # as ``expected``, for the next vector
 
-    def run(self, how: dict[str, Any]) -> CalibrationResult:
-        start, below_it = self._expected
+    def run(
+        self, how: dict[str, Any], expected: tuple[int, int], otherwise: int
+    ) -> CalibrationResult:
+        """Return what the search finds; a wrong guess costs trials, no more.
+
+        Args:
+            expected: the step where the upper end is expected, and how many steps below it the
+                lower one is.
+            otherwise: the step to begin at where the upper end is not near there.
+        """
+        start, below_it = expected
         high = _last_true(self._is_coherent, start)
+        if high in (None, start + MAX_STRIDE) and otherwise != start:  # too far away to see
+            again = _last_true(self._is_coherent, otherwise)
+            high = max((step for step in (high, again) if step is not None), default=None)
         if high is None:
             return self._none("even the weakest strength tried breaks the text")
         self.found = high, below_it
-        top = next((step for step in (high, high - 1) if self._moves(step)), None)
+        tried = range(high, high - N_TOPS, -1)
+        top = next((step for step in tried if self._moves(step)), None)
         if top is None:
             return self._none(
-                "no strength that leaves the text coherent moves it more than a random direction"
+                f"the text is coherent up to {strength_at(high):g}, but neither there nor down to "
+                f"{strength_at(tried[-1]):g} does it move more than under random directions"
             )
         # Downwards, the last step that still moves the text; steps there are counted from the top.
-        n_below = _last_true(lambda below: self._moves(top - max(0, below)), below_it)
-        low = top - max(0, n_below or 0)
-        self.found = high, top - low
+        n_below = _last_true(lambda below: self._moves(top - below), below_it, known=0)
+        assert n_below is not None
+        low = top - n_below
+        self.found = high, n_below
         first = top if self._try(top).report.is_coherent else max(low, top - 1)
         highs: dict[int, int] = {}  # length -> the window's upper end
         for step in range(first, low - 1, -1):
@@ -347,10 +366,11 @@ class _Search:
 
     def _surgical_lengths(self, step: int) -> list[int]:
         """Return the lengths at which the step is surgical, over all samplers."""
-        pair = (self._vector, strength_at(step))
-        self._long[step] = self._full.run([pair], lengths=self._lengths)[0]
-        for trial in self._long[step]:
-            self._tell(trial)
+        if step not in self._long:
+            pair = (self._vector, strength_at(step))
+            self._long[step] = self._full.run([pair], lengths=self._lengths)[0]
+            for trial in self._long[step]:
+                self._tell(trial)
         return [t.n_tokens for t in self._long[step] if t.report.regime is Regime.SURGICAL]
 
     def _tell(self, trial: Trial) -> None:
@@ -368,7 +388,8 @@ class _Search:
 
     def _calibration(self, n_tokens: int, low: int, high: int, how: dict[str, Any]) -> Calibration:
         inside = [step for step in self._short if low <= step <= high and self._moves(step)]
-        best = max(inside, key=lambda step: self._short[step].effect or 0.0)
+        inside.sort(key=lambda step: self._short[step].effect or 0.0, reverse=True)
+        best = next(step for step in inside if n_tokens in self._surgical_lengths(step))
         model = self._trials.engine.model
         lengths = (self._lengths[0], n_tokens)
         strengths = [_evidence(trial) for trial in self._all() if trial.n_tokens in lengths]

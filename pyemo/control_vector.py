@@ -222,9 +222,16 @@ class ControlVector:
 
     def with_calibration(self, calibration: Calibration) -> ControlVector:
         """Return the vector with a calibration, which replaces one of the same file and length."""
-        key = calibration.model_sha256, calibration.n_tokens
-        kept = [e for e in self._metadata.calibrations if (e.model_sha256, e.n_tokens) != key]
-        return self.with_metadata(replace(self._metadata, calibrations=(*kept, calibration)))
+        others = self.without_calibrations(calibration.model_sha256, [calibration.n_tokens])
+        kept = (*others.metadata.calibrations, calibration)
+        return self.with_metadata(replace(self._metadata, calibrations=kept))
+
+    def without_calibrations(self, model_sha256: str, lengths: Iterable[int]) -> ControlVector:
+        """Return the vector without what it says of that model file and texts of these lengths."""
+        dropped = {(model_sha256, n_tokens) for n_tokens in lengths}
+        entries = self._metadata.calibrations
+        kept = tuple(e for e in entries if (e.model_sha256, e.n_tokens) not in dropped)
+        return self.with_metadata(replace(self._metadata, calibrations=kept))
 
     def with_metadata(self, metadata: VectorMetadata, *, name: str | None = None) -> ControlVector:
         """Return the same directions with other metadata, and another name if one is given."""

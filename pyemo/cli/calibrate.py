@@ -178,6 +178,7 @@ class CalibrationJob:
         from pyemo.calibration import Calibrator
 
         self.results: list[dict[str, Any]] = []
+        self._lengths = lengths
         self._as_json = as_json
         self._found: list[tuple[str, ControlVector, CalibrationResult]] = []
         self._calibrator = Calibrator(
@@ -197,16 +198,24 @@ class CalibrationJob:
         self._found.append((label, vector, self._calibrator.calibrate(vector)))
 
     def finish(self, path: Path) -> None:
-        """Write the best of the ranges that were tried since the last call, and report it."""
+        """Write the best of the ranges that were tried since the last call, and report it.
+
+        What was kept before for this model file and these lengths is refuted where nothing was
+        found, and goes.
+        """
         tried, self._found = self._found, []
         _, vector, result = max(tried, key=lambda one: _judged(one[2]))
-        if result.calibrations:
-            for calibration in result.calibrations:
-                vector = vector.with_calibration(calibration)
-            vector.save(path)
+        kept = _as_it_is_now(path, vector)
+        model = self._calibrator.engine.model
+        changed = kept.without_calibrations(model.file_sha256, self._lengths)
+        for calibration in result.calibrations:
+            changed = changed.with_calibration(calibration)
+        is_written = bool(result.calibrations) or changed.metadata != kept.metadata
+        if is_written:
+            changed.save(path)
         self.results.append(
             {
-                "path": str(path) if result.calibrations else None,
+                "path": str(path) if is_written else None,
                 **_describe(vector, result),
                 "ranges": [
                     {"name": label, **_describe(own, found)} for label, own, found in tried if label
@@ -214,8 +223,23 @@ class CalibrationJob:
             }
         )
         if not self._as_json:
-            for line in _lines(tried, result, path):
+            for line in _lines(tried, result, path if is_written else None):
                 click.echo(line)
+
+
+def _as_it_is_now(path: Path, vector: ControlVector) -> ControlVector:
+    """Return the vector with what its file says by now: another run may have added to it."""
+    import numpy as np
+
+    from pyemo.control_vector import ControlVector
+
+    if not path.is_file():
+        return vector
+    now = ControlVector.load(path)
+    is_same = now.layers == vector.layers and all(
+        np.array_equal(now.directions[layer], vector.directions[layer]) for layer in now.layers
+    )
+    return now if is_same else vector
 
 
 def parse_lengths(text: str) -> list[int]:
@@ -254,7 +278,6 @@ def find_targets(vectors: Sequence[str], target: str | None, model: Model) -> li
         targets = [Target(sources[0], Path(target).expanduser())]
     else:
         targets = [Target(source, Path(target).expanduser() / source.name) for source in sources]
-        Path(target).expanduser().mkdir(parents=True, exist_ok=True)
     if len({one.path for one in targets}) < len(targets):
         raise InputError("two vectors would be written to one file; calibrate them one at a time")
     for folder in {one.path.parent for one in targets}:
@@ -337,7 +360,7 @@ def _describe(vector: ControlVector, result: CalibrationResult) -> dict[str, Any
 def _lines(
     tried: Sequence[tuple[str, ControlVector, CalibrationResult]],
     result: CalibrationResult,
-    path: Path,
+    path: Path | None,
 ) -> list[str]:
     lines = []
     if len(tried) > 1:
@@ -355,8 +378,7 @@ def _lines(
             lines.append(
                 f"  {label} {own.layers[0]}:{own.layers[-1] + 1}: {_windows(found)}{shown}"
             )
-    written = path if result.calibrations else "not written"
-    return [*lines, f"{result.vector}: {_windows(result)}; {written}"]
+    return [*lines, f"{result.vector}: {_windows(result)}; {path or 'not written'}"]
 
 
 def _windows(result: CalibrationResult) -> str:

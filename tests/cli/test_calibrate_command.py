@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from pyemo import ControlVector, Model, judges
 from pyemo.cli import main
 from pyemo.errors import MissingExtraError
+from pyemo.vector_metadata import Calibration
 
 FAST = ("--threads", "1", "--lengths", "6,8")
 
@@ -59,7 +60,6 @@ def pyemo(*arguments: object) -> Result:
 def scripted(monkeypatch: pytest.MonkeyPatch, window: tuple[float, float] | None) -> None:
     """Let every calibration find this window."""
     from pyemo import calibration
-    from pyemo.vector_metadata import Calibration
 
     def found(self: calibration.Calibrator, vector: ControlVector) -> calibration.CalibrationResult:
         if window is None:
@@ -109,6 +109,91 @@ def test_a_window_that_does_not_exist_is_a_result(
     assert result.exit_code == 0
     assert "no surgical strength: nothing moves; not written" in result.stdout
     assert calm.read_bytes() == before
+
+
+def test_a_window_that_is_refuted_goes_and_those_of_others_stay(
+    model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = Model.load(model).file_sha256
+    mine, longer, other = (
+        Calibration(sha, "m", "greedy", n, (0.1, 0.3), 0.1)
+        for sha, n in ((sha256, 8), (sha256, 48), ("0" * 64, 8))
+    )
+    vector = ControlVector.load(calm)
+    for entry in (mine, longer, other):
+        vector = vector.with_calibration(entry)
+    vector.save(calm)
+    scripted(monkeypatch, None)
+    result = pyemo(*FAST, "-m", model, calm)
+    assert result.exit_code == 0
+    assert "no surgical strength: nothing moves" in result.stdout
+    assert ControlVector.load(calm).metadata.calibrations == (longer, other)
+
+
+def test_what_another_run_has_written_in_the_meantime_stays(
+    model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyemo import calibration
+
+    other = Calibration("0" * 64, "m", "greedy", 8, (0.1, 0.3), 0.1)
+    scripted(monkeypatch, (0.1, 0.3))
+    found = calibration.Calibrator.calibrate
+
+    def slow(self: calibration.Calibrator, vector: ControlVector) -> calibration.CalibrationResult:
+        ControlVector.load(calm).with_calibration(other).save(calm)
+        return found(self, vector)
+
+    monkeypatch.setattr(calibration.Calibrator, "calibrate", slow)
+    assert pyemo(*FAST, "-m", model, calm).exit_code == 0
+    kept = ControlVector.load(calm).metadata.calibrations
+    assert {entry.model_sha256 for entry in kept} == {"0" * 64, Model.load(model).file_sha256}
+
+
+WITH_LENGTH_JUDGE = """
+    import numpy as np
+    from pyemo import judges
+    from pyemo.cli import main
+
+    class LengthJudge:
+        name = "length"
+        def scores(self, texts, emotions):
+            return np.array([[len(text) % 3.0] * len(emotions) for text in texts])
+
+    judges.load_judge = lambda *_: LengthJudge()
+    main(prog_name="pyemo")
+"""
+
+
+def test_a_calibration_that_is_interrupted_leaves_the_file_as_it_was(
+    model: Path, calm: Path
+) -> None:
+    before = calm.read_bytes()
+    arguments = ["calibrate", "--threads", "1", "--lengths", "40,200", "-m", str(model), str(calm)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WITH_LENGTH_JUDGE), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with process:
+        assert process.stderr is not None
+        while "40 tokens: " not in (line := process.stderr.readline()):
+            assert line, "it ended before a strength was tried"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert calm.read_bytes() == before
+
+
+def test_a_file_where_a_folder_was_named_is_refused(
+    model: Path, vectors: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "taken"
+    target.write_text("mine", encoding="utf-8")
+    result = pyemo(*FAST, "-m", model, vectors / "warm.gguf", "-o", target)
+    assert result.exit_code == 1
+    assert "cannot be written to" in result.stderr
+    assert target.read_text(encoding="utf-8") == "mine"
 
 
 def test_a_folder_is_calibrated_file_by_file_into_another(

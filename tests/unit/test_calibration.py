@@ -31,6 +31,8 @@ class ScriptedTrials:
     """Text breaks above ``breaks`` (by length), moves above ``moves``, and most at ``peak``."""
 
     share_beyond = 0.5
+    in_full_only: frozenset[tuple[float, int]] | set[tuple[float, int]] = frozenset()
+    """Strengths and lengths at which only a trial in full shows that the text breaks."""
 
     def __init__(self, breaks: dict[int, float], moves: float, peak: float = 1.0) -> None:
         self.breaks, self.moves, self.peak = breaks, moves, peak
@@ -43,10 +45,12 @@ class ScriptedTrials:
     ) -> list[list[Trial]]:
         ((_, strength),) = pairs
         self.asked.append((strength, max_tokens or "full"))
-        return [[self._trial(strength, n) for n in lengths or [max_tokens]]]
+        is_full = lengths is not None
+        return [[self._trial(strength, n, is_full) for n in lengths or [max_tokens]]]
 
-    def _trial(self, strength: float, n_tokens: int) -> Trial:
+    def _trial(self, strength: float, n_tokens: int, is_full: bool) -> Trial:
         is_coherent = strength <= self.breaks[n_tokens]
+        is_coherent &= not (is_full and (strength, n_tokens) in self.in_full_only)
         is_moving = strength >= self.moves
         regime = Regime.SURGICAL if is_coherent else Regime.EXPLOSIVE
         share = 1.0 if is_coherent else self.share_beyond
@@ -70,10 +74,10 @@ def vector(dose: float = 6.4) -> ControlVector:
     return ControlVector({1: [dose, 0.0]}, name="happy", metadata=metadata)
 
 
-def search(trials: ScriptedTrials, start: int = 1) -> CalibrationResult:
+def search(trials: ScriptedTrials, start: int = 1, below: int = 4) -> CalibrationResult:
     lengths = tuple(trials.breaks)
     how = {"samplers": ["greedy"]}
-    return _Search(trials, trials, lengths, vector(), (start, 4), None).run(how)  # type: ignore[arg-type]
+    return _Search(trials, trials, lengths, vector(), None).run(how, (start, below), 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("low", [0.003, 0.006, 0.009])
@@ -155,7 +159,7 @@ def test_a_window_of_one_strength_is_a_window() -> None:
     ("breaks", "moves", "reason"),
     [
         ({48: 0.0}, 0.0, "even the weakest"),
-        ({48: 0.02}, 0.03, "more than a random direction"),
+        ({48: 0.02}, 0.03, "move more than under random directions"),
     ],
 )
 def test_a_window_that_does_not_exist_is_said(
@@ -183,12 +187,23 @@ def test_the_search_ends_where_nothing_breaks_or_everything_moves() -> None:
     assert found.window[1] == strength_at(1 + MAX_STRIDE)
 
 
-@pytest.mark.parametrize("start", [-6, -2, 0, 1, 2, 5, 8])
-def test_a_wrong_guess_costs_trials_and_no_more(start: int) -> None:
+@pytest.mark.parametrize("start", [-12, -6, -2, 0, 1, 2, 5, 8, 12, 20])
+@pytest.mark.parametrize("below", [0, 4, 12])
+def test_a_wrong_guess_costs_trials_and_no_more(start: int, below: int) -> None:
     trials = ScriptedTrials({48: strength_at(1)}, strength_at(-3))
-    found = search(trials, start).calibrations[0]
+    found = search(trials, start, below).calibrations[0]
     assert found.window == (strength_at(-3), strength_at(1))
-    assert len(trials.asked) <= 8 + 2 * abs(start - 1) ** 0.5
+    assert len(trials.asked) <= 14 + 2 * abs(start - 1) ** 0.5
+
+
+def test_what_is_recommended_was_confirmed_at_its_length() -> None:
+    trials = ScriptedTrials({48: 0.04, 256: 0.04}, 0.004, peak=0.008)
+    trials.in_full_only = {(0.00707, 256), (0.01, 256)}  # more texts refute what eight do not
+    short, long = search(trials).calibrations
+    assert short.strength in (0.00707, 0.01)
+    assert long.strength not in (0.00707, 0.01)
+    in_full = {strength for strength, n in trials.asked if n == "full"}
+    assert {short.strength, long.strength} <= in_full
 
 
 def test_evidence_has_every_trial_in_order() -> None:
