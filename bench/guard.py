@@ -77,7 +77,7 @@ class Writer:
         )
         measures: dict[int, TextMeasures] = {}
         for i, score in zip(long, scores, strict=True):
-            known = (self.asked[i], "" if twins is None else twins[i]["text"])
+            known = (self.asked[i], replies[i].text if twins is None else twins[i]["text"])
             measures[i] = measure_text(ids[i], replies[i].text, score.logprobs, known=known)
         return [
             {

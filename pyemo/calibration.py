@@ -20,7 +20,6 @@ from pyemo.errors import InputError, VectorError
 from pyemo.model import LLAMA_CPP_PYTHON
 from pyemo.regimes import Regime
 from pyemo.sampling import SamplerParams
-from pyemo.sweeps import SweepResult, sweep
 from pyemo.trials import Trial, Trials, emotion_of
 from pyemo.vector_metadata import Calibration
 
@@ -33,9 +32,7 @@ __all__ = [
     "Calibration",
     "CalibrationResult",
     "Calibrator",
-    "SweepResult",
     "calibrate",
-    "sweep",
 ]
 
 SAMPLERS = (GREEDY, SamplerParams())
@@ -203,6 +200,7 @@ class Calibrator:
                 "batch_rows": trials.n_rows,
                 "threads": engine.n_threads,
                 "n_ctx": engine.n_ctx,
+                "chunk": engine.n_outputs_max,
                 "kv_type": engine.kv_type,
             },
             "versions": {

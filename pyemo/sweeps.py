@@ -30,7 +30,8 @@ class SweepResult:
     Attributes:
         trials: for each vector, in the order given, its strengths in ascending order.
         judge: the judge's name, "" where nothing was judged; then no strength is called inert.
-        batch_rows: rows of a batch, on which the last bits depend, as on the threads.
+        batch_rows, threads: on which the last bits of the texts depend.
+        chunk, kv_type: on which those of the perplexities depend too (:class:`pyemo.Score`).
     """
 
     model: str
@@ -43,6 +44,8 @@ class SweepResult:
     judge: str
     batch_rows: int
     threads: int
+    chunk: int
+    kv_type: str
     trials: tuple[Trial, ...]
 
     @property
@@ -64,7 +67,12 @@ class SweepResult:
             "scope": self.scope,
             "layers": layers,
             "judge": self.judge or None,
-            "engine": {"batch_rows": self.batch_rows, "threads": self.threads},
+            "engine": {
+                "batch_rows": self.batch_rows,
+                "threads": self.threads,
+                "chunk": self.chunk,
+                "kv_type": self.kv_type,
+            },
             "prompts": list(self.prompts),
             "strengths": [describe_trial(trial) for trial in self.trials],
         }
@@ -127,6 +135,8 @@ def sweep(
         judge=judge.name if judge is not None else "",
         batch_rows=n_rows,
         threads=engine.n_threads,
+        chunk=engine.n_outputs_max,
+        kv_type=engine.kv_type,
         trials=tuple(trial for (trial,) in found),
     )
 

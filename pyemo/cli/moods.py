@@ -165,15 +165,14 @@ class MoodBuilder:
             )
         if calibration is not None:
             low, high = calibration.window
-            return (
-                calibration.strength,
-                "calibration",
-                (
-                    f"{vector.name}: strength {calibration.strength:g}, as calibrated on this "
-                    f"model file (texts of {calibration.n_tokens} tokens stay coherent from "
-                    f"{low:g} to {high:g})"
-                ),
+            remark = (
+                f"{vector.name}: strength {calibration.strength:g}, as calibrated on this model "
+                f"file: texts of {calibration.n_tokens} tokens stay coherent from {low:g} to "
+                f"{high:g}"
             )
+            if calibration.n_tokens < self._n_tokens:
+                remark += "; longer ones may loop (--guard)"
+            return calibration.strength, "calibration", remark
         default = DEFAULT_STRENGTHS[operator]
         why = "there is no calibration for this model file"
         if vector.calibration_for(model.file_sha256) is not None:

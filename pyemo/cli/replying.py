@@ -102,7 +102,7 @@ class Job:
             "stop": request.stop,
             "gauges": self.gauges,
         }
-        if request.guard is None or not steering:  # unsteered, there is no strength to lower
+        if request.guard is None:
             return Answer(self.engine.generate(self.tokens, **settings))
         from pyemo.guard import Guard
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -119,6 +120,7 @@ def sweep(
     from pyemo.batches import GREEDY, check_lengths, n_ctx_for
     from pyemo.control_vector import ControlVector
     from pyemo.engine import Engine
+    from pyemo.local_files import check_folder_writable
     from pyemo.model import Model
     from pyemo.sampling import SamplerParams
     from pyemo.steering import parse_layers
@@ -129,6 +131,7 @@ def sweep(
         from pyemo.plots import check_extra
 
         check_extra()
+        check_folder_writable(Path(plot).parent)
     wanted = parse_strengths(strengths)
     texts = read_prompts(prompts)
     chosen = None if layers is None else parse_layers(layers)
@@ -164,12 +167,12 @@ def sweep(
             raw=raw,
             on_progress=advance,
         )
+    _report(result, as_json)
     if plot is not None:
         from pyemo.plots import strength_curves
 
         curves = {name: result.of(name) for name in result.vectors}
         strength_curves(plot, curves, f"{result.model}, {len(texts)} prompts, {max_tokens} tokens")
-    _report(result, as_json)
 
 
 def _report(result: SweepResult, as_json: bool) -> None:

@@ -157,7 +157,15 @@ def test_calibrated_strength_is_taken_and_said(model: Path, vectors: Path) -> No
     (term,) = json.loads(result.stdout)["steering"]["terms"]
     assert (term["strength"], term["strength_source"]) == (0.3, "calibration")
     assert "calibrated: strength 0.3, as calibrated" in result.stderr
-    assert "texts of 64 tokens stay coherent from 0.2 to 0.4" in result.stderr.replace("\n", " ")
+    said = result.stderr.replace("\n", " ")
+    assert "texts of 64 tokens stay coherent from 0.2 to 0.4" in said
+    assert "longer ones may loop" not in said
+
+
+def test_a_reply_longer_than_its_calibration_is_said(model: Path, vectors: Path) -> None:
+    vector = vectors / "calibrated.gguf"
+    result = pyemo("run", "-m", model, "--threads", 1, "-n", 65, "-c", vector, "story")
+    assert "longer ones may loop (--guard)" in result.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

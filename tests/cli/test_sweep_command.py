@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from engines import random_vector
 
-from pyemo import judges
+from pyemo import Model, judges
 from pyemo.cli import main
 from pyemo.errors import MissingExtraError
+from pyemo.vector_metadata import VectorMetadata
 
 FAST = ("--threads", "1", "--rows", "4", "--max-tokens", "6")
 
@@ -125,6 +127,7 @@ def test_picture_is_written(
         (("--max-tokens", "0"), "at least 1"),
         (("--max-tokens", "100000"), "leaves no room"),
         (("--layers", "9:8"), "are not a range"),
+        (("--plot", "/dev/null/sweep.png"), "cannot be written to"),
     ],
 )
 def test_what_cannot_be_done_is_named(
@@ -147,3 +150,16 @@ def test_a_file_of_empty_lines_has_no_prompt(model: Path, vectors: Path, tmp_pat
     result = pyemo(*FAST, "-m", model, "-c", vectors / "warm.gguf", "--prompts", path)
     assert result.exit_code == 1
     assert "no line with a prompt" in result.stderr
+
+
+def test_a_vector_that_float32_cannot_add_is_named(
+    model: Path, tmp_path: Path, prompts: Path
+) -> None:
+    path = tmp_path / "far.gguf"
+    loaded = Model.load(model)
+    metadata = VectorMetadata().with_source(loaded)
+    random_vector(loaded, layers=range(1, 3), length=1e18, metadata=metadata).save(path)
+    options = ("--prompts", prompts, "--strengths", "1e6", "--judge", "none")
+    result = pyemo(*FAST, "-m", model, "-c", path, *options)
+    assert result.exit_code == 1, result.stdout
+    assert "the steering is far too strong" in result.stderr
