@@ -19,12 +19,12 @@ from pyemo import _core, watch
 from pyemo.engine import Engine, Prompt
 from pyemo.errors import ClosedError, ContextFullError, InputError
 from pyemo.gauges import Gauge
-from pyemo.replies import StopReason, group_size
+from pyemo.replies import StopReason, end_reason, group_size
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import OFF, make_token, step_many
 from pyemo.sequence import Sequence as TokenSequence
 from pyemo.steering import Steering
-from pyemo.tokens import TextStream, Token
+from pyemo.tokens import TextStream, Token, whole
 from pyemo.watch import Trouble
 
 GuardMode: TypeAlias = Literal["fast", "exact"]
@@ -210,10 +210,7 @@ class GuardedReply:
         Args:
             beside: where the unsteered model follows; None for an engine of its own.
         """
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise InputError(
-                f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
-            )
+        max_tokens = whole("max_tokens", max_tokens, 1)
         sequence.engine.follow_load()
         self.guard = guard
         self.sequence = sequence
@@ -314,12 +311,9 @@ class GuardedReply:
         self._held.append(result)
         if self._has_stop():
             self._reason = "stop"
-        elif result.is_end:
-            self._reason = "end"
-        elif len(self._drawn) >= self._max_tokens:
-            self._reason = "length"
-        elif self.sequence.is_full:
-            self._reason = "context"
+        else:
+            n_drawn = len(self._drawn)
+            self._reason = end_reason(self.sequence, result, n_drawn, self._max_tokens)
         trouble = self._trouble()
         if trouble is not None:
             self._step_back(trouble)

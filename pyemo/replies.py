@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo import _core
-from pyemo.errors import ContextFullError, InputError
+from pyemo.errors import ContextFullError
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import Sequence, make_token, step_many
 from pyemo.steering import Steering
-from pyemo.tokens import TextStream, Token
+from pyemo.tokens import TextStream, Token, whole
 
 if TYPE_CHECKING:
     from pyemo.engine import Engine
@@ -44,10 +44,7 @@ class Reply:
         closes_sequence: bool,
     ) -> None:
         """Use :meth:`Engine.generate` or :meth:`Sequence.generate`."""
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise InputError(
-                f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
-            )
+        max_tokens = whole("max_tokens", max_tokens, 1)
         sequence.engine.follow_load()
         self.sequence = sequence
         self.tokens: list[Token] = []
@@ -92,15 +89,11 @@ class Reply:
     def take(self, result: _core.StepResult) -> Token:
         """Add a step's result, however it was computed; return its token."""
         text = self._stream.push(result.piece)
-        reason: StopReason | None = None
+        reason: StopReason | None
         if self._stream.stopped:
             reason = "stop"
-        elif result.is_end:
-            reason = "end"
-        elif len(self.tokens) + 1 >= self._max_tokens:
-            reason = "length"
-        elif self.sequence.is_full:
-            reason = "context"
+        else:
+            reason = end_reason(self.sequence, result, len(self.tokens) + 1, self._max_tokens)
         if reason is not None:
             text += self._stream.flush()
         token = make_token(self.sequence, result, text)
@@ -121,6 +114,20 @@ class Reply:
     def __repr__(self) -> str:
         state = self.stop_reason or "running"
         return f"<Reply {len(self.tokens)} tokens, {state}: {self.text[:60]!r}>"
+
+
+def end_reason(
+    sequence: Sequence, result: _core.StepResult, n_drawn: int, max_tokens: int
+) -> StopReason | None:
+    """Return why ``result``, the ``n_drawn``-th token of a reply, is its last; None if it is not.
+
+    Stop strings are the caller's.
+    """
+    if result.is_end:
+        return "end"
+    if n_drawn >= max_tokens:
+        return "length"
+    return "context" if sequence.is_full else None
 
 
 def generate_many(
