@@ -330,6 +330,10 @@ class _Search:
             if len(highs) < len(self._lengths) and self._moves(step):
                 for n_tokens in self._surgical_lengths(step):
                     highs.setdefault(n_tokens, step)
+        for step in range(low - 1, low - 1 - N_TOPS, -1):  # weaker ones may move the text after all
+            if not highs and self._moves(step):
+                highs = dict.fromkeys(self._surgical_lengths(step), step)
+                low = step
         if not highs:
             return self._none(
                 f"short texts are surgical from {strength_at(low):g} to {strength_at(top):g}, but "

@@ -31,6 +31,8 @@ class ScriptedTrials:
     """Text breaks above ``breaks`` (by length), moves above ``moves``, and most at ``peak``."""
 
     share_beyond = 0.5
+    still: frozenset[float] | set[float] = frozenset()
+    """Strengths at which the text does not move, although weaker ones move it."""
     in_full_only: frozenset[tuple[float, int]] | set[tuple[float, int]] = frozenset()
     """Strengths and lengths at which only a trial in full shows that the text breaks."""
 
@@ -51,7 +53,7 @@ class ScriptedTrials:
     def _trial(self, strength: float, n_tokens: int, is_full: bool) -> Trial:
         is_coherent = strength <= self.breaks[n_tokens]
         is_coherent &= not (is_full and (strength, n_tokens) in self.in_full_only)
-        is_moving = strength >= self.moves
+        is_moving = strength >= self.moves and strength not in self.still
         regime = Regime.SURGICAL if is_coherent else Regime.EXPLOSIVE
         share = 1.0 if is_coherent else self.share_beyond
         over = Interval(0.1, 0.05, 0.2) if is_moving else Interval(0.0, -0.1, 0.1)
@@ -177,6 +179,15 @@ def test_a_window_that_more_texts_refute_does_not_exist() -> None:
     result = search(trials)
     assert result.calibrations == ()
     assert "or more of them, are not" in result.reason
+
+
+def test_a_weaker_strength_is_confirmed_where_the_strongest_that_move_are_refuted() -> None:
+    trials = ScriptedTrials({48: strength_at(3)}, strength_at(-2))
+    trials.still = {strength_at(1), strength_at(2)}
+    trials.in_full_only = {(strength_at(3), 48)}
+    (found,) = search(trials, below=0).calibrations
+    assert found.window == (strength_at(0), strength_at(0))
+    assert found.strength == strength_at(0)
 
 
 def test_the_search_ends_where_nothing_breaks_or_everything_moves() -> None:
