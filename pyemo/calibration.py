@@ -325,20 +325,13 @@ class _Search:
         low = top - n_below
         self.found = high, n_below
         first = top if self._try(top).report.is_coherent else max(low, top - 1)
-        highs: dict[int, int] = {}  # length -> the window's upper end
-        for step in range(first, low - 1, -1):
-            if len(highs) < len(self._lengths) and self._moves(step):
-                for n_tokens in self._surgical_lengths(step):
-                    highs.setdefault(n_tokens, step)
-        for step in range(low - 1, low - 1 - N_TOPS, -1):  # weaker ones may move the text after all
-            if not highs and self._moves(step):
-                highs = dict.fromkeys(self._surgical_lengths(step), step)
-                low = step
+        highs = self._upper_ends(first, low)
         if not highs:
             return self._none(
                 f"short texts are surgical from {strength_at(low):g} to {strength_at(top):g}, but "
                 "longer ones, or more of them, are not"
             )
+        low = min(low, *highs.values())
         missing = [n_tokens for n_tokens in self._lengths if n_tokens not in highs]
         return CalibrationResult(
             self._vector.name,
@@ -348,6 +341,20 @@ class _Search:
         )
 
     # --- trying ---
+
+    def _upper_ends(self, first: int, low: int) -> dict[int, int]:
+        """Return length -> the strongest step that is surgical in full, from ``first`` down.
+
+        Where none is down to ``low``, the first of the weaker ones that move the text after all.
+        """
+        found: dict[int, int] = {}
+        for step in range(first, low - 1 - N_TOPS, -1):
+            is_done = len(found) == len(self._lengths) or (found and step < low)
+            if is_done or not self._moves(step):
+                continue
+            for n_tokens in self._surgical_lengths(step):
+                found.setdefault(n_tokens, step)
+        return found
 
     def _try(self, step: int) -> Trial:
         if step not in self._short:
