@@ -43,10 +43,10 @@ STEPS_PER_DOUBLING = 2
 """Strengths that are tried are 0.01 * 2 ** (k / 2): a window's ends are known to within 41%."""
 START_DOSE = 0.08
 """Dose at which the search begins; of about the right size for every model so far."""
-N_TOPS = 4
-"""Steps from the strongest coherent one down at which the text must move, or there is no window."""
 MAX_STRIDE = 8
 """Steps from there that are tried at most: four doublings, up or down."""
+N_TOPS = 4
+"""Steps from the strongest coherent one down at which the text must move, or there is no window."""
 
 N_ROWS = 8
 """Rows of a batch: those of one strength, so that it depends on nothing else."""
@@ -349,11 +349,11 @@ class _Search:
         """
         found: dict[int, int] = {}
         for step in range(first, low - 1 - N_TOPS, -1):
-            is_done = len(found) == len(self._lengths) or (found and step < low)
-            if is_done or not self._moves(step):
-                continue
-            for n_tokens in self._surgical_lengths(step):
-                found.setdefault(n_tokens, step)
+            if len(found) == len(self._lengths) or (found and step < low):
+                break
+            if self._moves(step):
+                for n_tokens in self._surgical_lengths(step):
+                    found.setdefault(n_tokens, step)
         return found
 
     def _try(self, step: int) -> Trial:
