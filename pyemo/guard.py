@@ -19,7 +19,7 @@ from pyemo import _core, watch
 from pyemo.engine import Engine, Prompt
 from pyemo.errors import ClosedError, ContextFullError, InputError
 from pyemo.gauges import Gauge
-from pyemo.replies import StopReason, end_reason, group_size
+from pyemo.replies import StopReason, end_reason, group_size, with_open_text
 from pyemo.sampling import SamplerParams
 from pyemo.sequence import OFF, make_token, step_many
 from pyemo.sequence import Sequence as TokenSequence
@@ -268,9 +268,7 @@ class GuardedReply:
         if not self._held:  # the context filled up behind the last token shown
             self.close()
             self.stop_reason = self._reason
-            if open_text := self._stream.flush():
-                last = self.tokens[-1]
-                self.tokens[-1] = replace(last, text=last.text + open_text)
+            self.tokens[-1] = with_open_text(self.tokens[-1], self._stream)
             raise StopIteration
         return self._show(self._held.popleft())
 

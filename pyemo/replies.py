@@ -77,9 +77,7 @@ class Reply:
                 self.close()
                 raise
             self._end("context")
-            held = self._stream.flush()
-            if held:
-                self.tokens[-1] = replace(self.tokens[-1], text=self.tokens[-1].text + held)
+            self.tokens[-1] = with_open_text(self.tokens[-1], self._stream)
             raise StopIteration from None
         except BaseException:
             self.close()  # a traceback that somebody keeps must not keep the sequence
@@ -128,6 +126,11 @@ def end_reason(
     if n_drawn >= max_tokens:
         return "length"
     return "context" if sequence.is_full else None
+
+
+def with_open_text(last: Token, stream: TextStream) -> Token:
+    """Return a reply's last token with the text that its stream still holds back."""
+    return replace(last, text=last.text + stream.flush())
 
 
 def generate_many(
