@@ -4,9 +4,8 @@
 
 prints the tables of docs/calibration.md. Each emotion that has a window is tried at the strength it
 recommends for a length, on prompts for evaluation, each answered greedily and with the default
-sampler: one verdict for each sampler and length. Lengths beyond a vector's windows are shown and
-not held against it. ``WINDOWS_MODELS``, ``WINDOWS_EMOTIONS=angry,sad`` and ``WINDOWS_PROMPTS=8``
-make it shorter; the page says what was run.
+sampler: one verdict for each sampler and length. ``WINDOWS_MODELS``, ``WINDOWS_EMOTIONS=angry,sad``
+and ``WINDOWS_PROMPTS=8`` make it shorter; the page says what was run.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def test_at_least_15_of_20_emotions_have_a_window_on_smollm2() -> None:
 
 @pytest.mark.parametrize("name", CHOSEN_MODELS)
 def test_recommended_strengths_are_surgical_on_other_prompts(name: str, judge: MiniLMJudge) -> None:
-    verdicts: dict[tuple[int, bool], list[bool]] = {}  # (length, within what it promises)
+    verdicts: dict[int, list[bool]] = {length: [] for length in LENGTHS}
     with Engine(
         name, n_threads=1, n_seq_max=8, n_ctx=n_ctx_for([[0] * 64], LENGTHS[-1], 8)
     ) as engine:
@@ -79,29 +78,22 @@ def test_recommended_strengths_are_surgical_on_other_prompts(name: str, judge: M
             for emotion in CHOSEN:
                 vector = ControlVector.load(emotion, engine.model)
                 for strength, lengths in asked(vector, engine.model.file_sha256).items():
-                    (found,) = trials.run([(vector, strength)], lengths=list(lengths))
+                    (found,) = trials.run([(vector, strength)], lengths=lengths)
                     for trial in found:
-                        is_surgical = trial.report.regime is Regime.SURGICAL
-                        key = trial.n_tokens, lengths[trial.n_tokens]
-                        verdicts.setdefault(key, []).append(is_surgical)
+                        verdicts[trial.n_tokens].append(trial.report.regime is Regime.SURGICAL)
                         print(row(name, emotion, label, trial), flush=True)
-    for (length, is_promised), group in sorted(verdicts.items()):
-        share = Proportion(sum(group), len(group))
-        print(f"{name}, {length} tokens, promised {is_promised}: surgical {share}")
-    promised = [
-        each for (_, is_promised), group in verdicts.items() if is_promised for each in group
-    ]
-    assert np.mean(promised) >= 0.9
+    for length, group in verdicts.items():
+        print(f"{name}, {length} tokens: surgical {Proportion(sum(group), len(group))}")
+    assert np.mean(list(verdicts.values())) >= 0.9
 
 
-def asked(vector: ControlVector, sha256: str) -> dict[float, dict[int, bool]]:
-    """Return strength -> the lengths it is recommended for -> whether a window promises it."""
-    found: dict[float, dict[int, bool]] = {}
+def asked(vector: ControlVector, sha256: str) -> dict[float, list[int]]:
+    """Return strength -> the lengths it is recommended for, or is the best known for."""
+    found: dict[float, list[int]] = {}
     for length in LENGTHS:
         calibration = vector.calibration_for(sha256, length)
         if calibration is not None:
-            lengths = found.setdefault(calibration.strength, {})
-            lengths[length] = length <= calibration.n_tokens
+            found.setdefault(calibration.strength, []).append(length)
     return found
 
 
