@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -149,18 +150,15 @@ def test_what_another_run_has_written_in_the_meantime_stays(
     assert {entry.model_sha256 for entry in kept} == {"0" * 64, Model.load(model).file_sha256}
 
 
-WITH_LENGTH_JUDGE = """
-    import numpy as np
-    from pyemo import judges
-    from pyemo.cli import main
+WITH_LENGTH_JUDGE = f"""
+from __future__ import annotations
+import numpy as np
+from pyemo import judges
+from pyemo.cli import main
 
-    class LengthJudge:
-        name = "length"
-        def scores(self, texts, emotions):
-            return np.array([[len(text) % 3.0] * len(emotions) for text in texts])
-
-    judges.load_judge = lambda *_: LengthJudge()
-    main(prog_name="pyemo")
+{inspect.getsource(LengthJudge)}
+judges.load_judge = lambda *_: LengthJudge()
+main(prog_name="pyemo")
 """
 
 
@@ -170,7 +168,7 @@ def test_a_calibration_that_is_interrupted_leaves_the_file_as_it_was(
     before = calm.read_bytes()
     arguments = ["calibrate", "--threads", "1", "--lengths", "40,200", "-m", str(model), str(calm)]
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WITH_LENGTH_JUDGE), *arguments],
+        [sys.executable, "-c", WITH_LENGTH_JUDGE, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

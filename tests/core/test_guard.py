@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engines import random_vector
@@ -254,10 +255,10 @@ def test_a_guarded_reply_that_finds_no_cells_ends_with_the_context_as_an_unguard
         prompt = engine.prompt_tokens(PROMPT)
         with engine.sequence((prompt * 240)[:240]) as other:
             other.step()
-            settings = {"steering": mood, "sampler": SAMPLED, "max_tokens": 50}
-            plain = engine.generate(prompt[:3], **settings)  # type: ignore[arg-type]
+            settings: dict[str, Any] = {"steering": mood, "sampler": SAMPLED, "max_tokens": 50}
+            plain = engine.generate(prompt[:3], **settings)
             expected = list(plain)
-            reply = Guard().generate(engine, prompt[:3], **settings)  # type: ignore[arg-type]
+            reply = Guard().generate(engine, prompt[:3], **settings)
             list(reply)
             assert plain.stop_reason == reply.stop_reason == "context"
             assert [t.id for t in reply.tokens] == [t.id for t in expected]
@@ -268,12 +269,12 @@ def test_what_comes_after_a_stop_string_is_not_watched(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, never: None
 ) -> None:
     mood = Steering({random_vector(engine.model): 0.5})
-    settings = {"steering": mood, "sampler": SAMPLED, "max_tokens": 40}
-    text = engine.generate_many([PROMPT], **settings)[0].text  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"steering": mood, "sampler": SAMPLED, "max_tokens": 40}
+    text = engine.generate_many([PROMPT], **settings)[0].text
     settings["stop"] = [text[12:18]]
-    (plain,) = engine.generate_many([PROMPT], **settings)  # type: ignore[arg-type]
+    (plain,) = engine.generate_many([PROMPT], **settings)
     monkeypatch.setattr(watch, "trouble", trouble_after(len(plain.tokens) + 1, 10_000))
-    reply = Guard().generate(engine, PROMPT, **settings)  # type: ignore[arg-type]
+    reply = Guard().generate(engine, PROMPT, **settings)
     list(reply)
     assert (reply.text, reply.stop_reason, reply.events) == (plain.text, "stop", [])
 

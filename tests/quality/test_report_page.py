@@ -55,10 +55,9 @@ def test_nothing_is_wider_than_the_screen_and_every_finding_is_there(
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=WIDTHS[screen], url=PAGE.as_uri()))
     dom = browse(tmp_path, frame.as_uri(), "--virtual-time-budget=10000", "--dump-dom").stdout
-    width, n_wide, n_figures, n_sections = map(
-        int,
-        re.search(r"<title>([\d ]+)</title>", dom).group(1).split(),  # type: ignore[union-attr]
-    )
+    title = re.search(r"<title>([\d ]+)</title>", dom)
+    assert title is not None
+    width, n_wide, n_figures, n_sections = map(int, title[1].split())
     assert width <= WIDTHS[screen]
     assert n_wide == 0
     assert n_sections == 8
