@@ -25,7 +25,7 @@ from pyemo import Engine
 from pyemo.extract.backend import Backend
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.transformers_backend import TransformersBackend
-from pyemo.quantize import requantize
+from pyemo.formats.quantize import requantize
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 STORY_EMOTIONS = ("happy", "sad", "calm", "angry", "afraid", "loving")

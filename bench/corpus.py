@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from pyemo import SamplerParams
 from pyemo.emotions import EMOTIONS
-from pyemo.extract import sources
 from pyemo.extract.backend import Backend, Passage, Written
-from pyemo.extract.sources import Split
+from pyemo.texts import sources
+from pyemo.texts.sources import Split
 
 States = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]

@@ -29,12 +29,13 @@ from harness import HEADER, Ratio, median_of, save
 
 from pyemo import Engine, SamplerParams
 from pyemo.emotions import EMOTIONS
-from pyemo.extract import engine_backend, sources
+from pyemo.engine.model import Model
+from pyemo.extract import engine_backend
 from pyemo.extract.backend import Backend, Passage
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.transformers_backend import TransformersBackend
-from pyemo.model import Model
-from pyemo.quantize import requantize
+from pyemo.formats.quantize import requantize
+from pyemo.texts import sources
 
 CLASSES = (*EMOTIONS, "neutral")
 MODEL = "smollm2-135m-instruct"

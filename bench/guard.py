@@ -7,8 +7,8 @@
 
 The first writes replies at three times the upper end of each vector's window, which the guard does
 not know: unsteered, unguarded, guarded with the KV cache refreshed or kept, and guarded under a
-random direction. Regimes are by :func:`pyemo.regimes.classify_text`. The last compares decoding
-with a guard that never acts to decoding without one, in pairs.
+random direction. Regimes are by :func:`pyemo.measures.regimes.classify_text`. The last compares
+decoding with a guard that never acts to decoding without one, in pairs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import numpy as np
 
 from pyemo import ControlVector, Engine, SamplerParams, Steering
 from pyemo.emotions import EMOTIONS
-from pyemo.extract.sources import prompts
 from pyemo.guard import Guard
 from pyemo.judges import MiniLMJudge, nearer
-from pyemo.proportion import Proportion
-from pyemo.regimes import TextRegime, classify_text
-from pyemo.study.material import turned
-from pyemo.text_measures import MIN_TOKENS, TextMeasures, measure_text
+from pyemo.measures.proportion import Proportion
+from pyemo.measures.regimes import TextRegime, classify_text
+from pyemo.measures.text import MIN_TOKENS, TextMeasures, measure_text
+from pyemo.study.inputs import turned
+from pyemo.texts.sources import prompts
 
 SAMPLERS = {"greedy": SamplerParams(temperature=0), "default": SamplerParams(seed=1)}
 
@@ -198,7 +198,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def cost(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
     from harness import paired
 
-    from pyemo import watch
+    from pyemo.guard import watch
 
     # A watch that looks as it does and sees nothing.
     original = watch.trouble

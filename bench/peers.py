@@ -36,10 +36,10 @@ from transformers_peer import LIBRARY, Work
 from transformers_peer import decoding as transformers_decoding
 
 from pyemo import ControlVector, Engine, Model, Sequence, Steering
-from pyemo.batches import GREEDY
-from pyemo.catalog import resolve_model
-from pyemo.extract.sources import neutral_texts
-from pyemo.vector_metadata import VectorMetadata
+from pyemo.engine.batches import GREEDY
+from pyemo.files.catalog import resolve_model
+from pyemo.texts.sources import neutral_texts
+from pyemo.vectors.metadata import VectorMetadata
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 PROMPT = "Write a letter to a friend about the weather in the town where you grew up."

@@ -35,7 +35,7 @@ from pyemo.emotions import EMOTIONS
 from pyemo.extract.backend import Backend
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.transformers_backend import TransformersBackend
-from pyemo.quantize import requantize, tensor_types
+from pyemo.formats.quantize import requantize, tensor_types
 
 FORMATS = ("F32", "F16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 SHIPPED = "as shipped"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from harness import VALUE_HEADER, value_of, write
 
-from pyemo.catalog import resolve_model
-from pyemo.check_process import run_once
+from pyemo.check.process import run_once
+from pyemo.files.catalog import resolve_model
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 PROMPT = "Tell me about the sea."

@@ -26,11 +26,11 @@ import numpy as np
 
 from pyemo import ControlVector, Engine, SamplerParams, Steering
 from pyemo.emotions import EMOTIONS
-from pyemo.extract import sources
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.extraction import extract
 from pyemo.extract.recipe import Recipe
 from pyemo.judges import MiniLMJudge
+from pyemo.texts import sources
 
 RESULTS = Path(__file__).parent / "results"
 JUDGED = ("happy", "sad", "calm", "angry")

@@ -18,9 +18,9 @@ from harness import HEADER, Ratio, paired, random_rows, write
 from raw_decode import RawLoop
 
 from pyemo import ControlVector, Engine, Model, Sequence, Steering
-from pyemo.batches import GREEDY
-from pyemo.catalog import resolve_model
-from pyemo.sequence import step_many
+from pyemo.engine.batches import GREEDY
+from pyemo.engine.sequence import step_many
+from pyemo.files.catalog import resolve_model
 
 N_CTX, N_UBATCH = 1024, 512
 PROMPT = "Write a letter to a friend about the weather in the town where you grew up."

@@ -20,9 +20,9 @@ import numpy as np
 from harness import random_rows, save
 
 from pyemo import ControlVector, Engine, Model, Steering
-from pyemo.batches import GREEDY, n_ctx_for
-from pyemo.extract.sources import prompts as bundled_prompts
-from pyemo.trials import N_ROWS, Trials
+from pyemo.engine.batches import GREEDY, n_ctx_for
+from pyemo.strengths.trials import N_ROWS, Trials
+from pyemo.texts.sources import prompts as bundled_prompts
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "smollm2-135m-instruct:q4_0")
 N_TOKENS = 48

@@ -44,7 +44,7 @@ void register_steering(py::module_ & m) {
                  return Term{std::move(vector), strength, op, il_begin, il_end};
              }), py::arg("vector").none(false), py::arg("strength"), py::arg("operator"), py::arg("il_begin"), py::arg("il_end"));
 
-    py::class_<Gauge>(m, "Gauge", "A unit direction at a layer; see pyemo.gauges.")
+    py::class_<Gauge>(m, "Gauge", "A unit direction at a layer; see pyemo.engine.gauges.")
         .def(py::init([](const FloatArray & unit, int il, float neutral, float residual_norm) {
                  if (unit.ndim() != 1) {
                      throw Error(ErrorKind::vector_shape, "a gauge's direction must have the shape (n_embd,)");

@@ -1,5 +1,5 @@
 // The four ways a direction changes one row of the residual stream. Pure functions of a row;
-// tests/core/test_operators.py holds them against NumPy.
+// tests/engine/test_operators.py holds them against NumPy.
 #pragma once
 
 #include <cstddef>

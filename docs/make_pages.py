@@ -68,7 +68,7 @@ def readme_output(text: str) -> str:
     assert program is not None
     printed = io.StringIO()
     # the number of threads changes the low bits, and so the text
-    one_core = mock.patch("pyemo.threads.available_cores", return_value=1)
+    one_core = mock.patch("pyemo.engine.threads.available_cores", return_value=1)
     with one_core, contextlib.redirect_stdout(printed):
         exec(compile(program[1], "README.md", "exec"), {})
     lines = (line.rstrip() for line in printed.getvalue().splitlines())

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pyemo.extract.extraction import VectorSet, extract
     from pyemo.extract.quality import SetQuality, measure
     from pyemo.extract.recipe import Recipe, bundled_recipes
-    from pyemo.extract.sources import EmotionSource, Vignette, load_emotions_file
     from pyemo.extract.transformers_backend import TransformersBackend
+    from pyemo.texts.sources import EmotionSource, Vignette, load_emotions_file
 
 __all__ = [
     "Backend",
@@ -42,25 +42,25 @@ __all__ = [
 
 # public name -> the module it comes from
 _HOMES = {
-    "Backend": "backend",
-    "EmotionSource": "sources",
-    "EngineBackend": "engine_backend",
-    "Recipe": "recipe",
-    "SetQuality": "quality",
-    "TransformersBackend": "transformers_backend",
-    "VectorSet": "extraction",
-    "Vignette": "sources",
-    "bundled_recipes": "recipe",
-    "extract": "extraction",
-    "load_emotions_file": "sources",
-    "measure": "quality",
+    "Backend": "pyemo.extract.backend",
+    "EmotionSource": "pyemo.texts.sources",
+    "EngineBackend": "pyemo.extract.engine_backend",
+    "Recipe": "pyemo.extract.recipe",
+    "SetQuality": "pyemo.extract.quality",
+    "TransformersBackend": "pyemo.extract.transformers_backend",
+    "VectorSet": "pyemo.extract.extraction",
+    "Vignette": "pyemo.texts.sources",
+    "bundled_recipes": "pyemo.extract.recipe",
+    "extract": "pyemo.extract.extraction",
+    "load_emotions_file": "pyemo.texts.sources",
+    "measure": "pyemo.extract.quality",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pyemo.extract' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pyemo.extract.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value  # found at once the next time
     return value
 

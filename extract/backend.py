@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.sampling import SamplerParams
+from pyemo.engine.sampling import SamplerParams
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo.emotions import EMOTIONS
-from pyemo.engine import Engine
+from pyemo.engine.engine import Engine
+from pyemo.engine.model import Model
+from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sequence import Sequence as TokenSequence
+from pyemo.engine.sequence import step_many
+from pyemo.engine.threads import Threads
 from pyemo.errors import ContextFullError
-from pyemo.extract import sources
 from pyemo.extract.backend import Passage, SourceModel, Written
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.stories import story_prompts
-from pyemo.model import Model
-from pyemo.sampling import SamplerParams
-from pyemo.sequence import Sequence as TokenSequence
-from pyemo.sequence import step_many
-from pyemo.threads import Threads
+from pyemo.texts import sources
 
 # Cells for texts that are only read: several of the longest at a time.
 _READING_CTX = 2048

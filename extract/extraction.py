@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.control_vector import ControlVector, VectorMetadata
 from pyemo.emotions import EMOTIONS
 from pyemo.errors import InputError
 from pyemo.extract import directions as dirs
-from pyemo.extract import sources
 from pyemo.extract.backend import Backend, Passage, SourceModel
 from pyemo.extract.recipe import Recipe
-from pyemo.extract.sources import NEUTRAL, EmotionSource
-from pyemo.extract.texts import MIN_TEXTS, Progress, RecipeTexts
-from pyemo.local_files import check_folder_writable
+from pyemo.extract.recipe_texts import MIN_TEXTS, Progress, RecipeTexts
+from pyemo.files.local import check_folder_writable
+from pyemo.texts import sources
+from pyemo.texts.sources import NEUTRAL, EmotionSource
+from pyemo.vectors.control_vector import ControlVector, VectorMetadata
 
 # Where residual norms are taken from: the first tokens' norms are many times the others'.
 NEUTRAL_BEGIN = 10

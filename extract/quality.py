@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.control_vector import ControlVector
 from pyemo.emotions import EMOTIONS, PAPER_OPPOSITES
 from pyemo.errors import InputError
 from pyemo.extract import directions as dirs
-from pyemo.extract import sources
 from pyemo.extract.backend import Backend
 from pyemo.extract.extraction import VectorSet, unit_directions
 from pyemo.extract.recipe import Recipe
-from pyemo.extract.sources import NEUTRAL, EmotionSource
-from pyemo.extract.texts import Progress, RecipeTexts
-from pyemo.proportion import Proportion
+from pyemo.extract.recipe_texts import Progress, RecipeTexts
+from pyemo.measures.proportion import Proportion
+from pyemo.texts import sources
+from pyemo.texts.sources import NEUTRAL, EmotionSource
+from pyemo.vectors.control_vector import ControlVector
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pyemo.errors import InputError
-from pyemo.extract import sources
 from pyemo.extract.recipe import Recipe
-from pyemo.extract.sources import NEUTRAL
-from pyemo.local_files import cache_dir, check_folder_writable
+from pyemo.files.local import cache_dir, check_folder_writable
+from pyemo.texts import sources
+from pyemo.texts.sources import NEUTRAL
 
 Fault: TypeAlias = Literal["refusal", "short", "repetitive"]
 """Why a story is not used: the model declined, wrote too little, or repeats itself.

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.engine import Engine
+from pyemo.engine.engine import Engine
+from pyemo.engine.sampling import SamplerParams
 from pyemo.errors import ContextFullError, InputError, ModelLoadError
-from pyemo.extract import sources
 from pyemo.extract.backend import Passage, Written
 from pyemo.extract.block_recorder import BlockRecorder
-from pyemo.extract.drawing import draw, most_likely, penalized
 from pyemo.extract.engine_backend import EngineBackend
+from pyemo.extract.numpy_sampler import draw, most_likely, penalized
 from pyemo.extract.transformers_loading import DeviceMap, DType, Loaded, load
-from pyemo.sampling import SamplerParams
+from pyemo.texts import sources
 
 if TYPE_CHECKING:
     import torch

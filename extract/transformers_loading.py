@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from pyemo import hub
-from pyemo.catalog import catalog
+from pyemo.engine.chat_template import as_messages, render_chat
+from pyemo.engine.model import Model
 from pyemo.errors import InputError, MissingExtraError, ModelLoadError, ModelNotFoundError
 from pyemo.extract.backend import SourceModel
 from pyemo.extract.gguf_config import corrections
-from pyemo.local_files import file_sha256
-from pyemo.model import Model
-from pyemo.prompts import as_messages, render_chat
+from pyemo.files import hub
+from pyemo.files.catalog import catalog
+from pyemo.files.local import file_sha256
 
 if TYPE_CHECKING:
     import torch

@@ -1,1 +1,1 @@
-"""Data of the package: the catalog of models and the bundled vectors, read by ``pyemo.catalog``."""
+"""Data of the package: the catalog of models and the bundled vectors (``pyemo.files.catalog``)."""

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyemo.chat import Chat
-    from pyemo.control_vector import ControlVector
-    from pyemo.engine import Engine
+    from pyemo.engine.engine import Engine
+    from pyemo.engine.gauges import Gauge, GaugeReading
+    from pyemo.engine.model import Model
+    from pyemo.engine.replies import Reply
+    from pyemo.engine.sampling import SamplerParams
+    from pyemo.engine.sequence import Sequence
+    from pyemo.engine.steering import HalfLife, Ramp, Steering, SteeringTerm
+    from pyemo.engine.tokens import Token
     from pyemo.errors import PyemoError
-    from pyemo.gauges import Gauge, GaugeReading
-    from pyemo.model import Model
-    from pyemo.perplexity import Score
-    from pyemo.replies import Reply
-    from pyemo.sampling import SamplerParams
-    from pyemo.sequence import Sequence
-    from pyemo.steering import HalfLife, Ramp, Steering, SteeringTerm
-    from pyemo.tokens import Token
+    from pyemo.measures.perplexity import Score
+    from pyemo.vectors.control_vector import ControlVector
 
     __version__: str
 
@@ -49,21 +49,21 @@ __all__ = [
 # public name -> the module it comes from
 _HOMES = {
     "Chat": "pyemo.chat",
-    "ControlVector": "pyemo.control_vector",
-    "Engine": "pyemo.engine",
-    "Gauge": "pyemo.gauges",
-    "GaugeReading": "pyemo.gauges",
-    "HalfLife": "pyemo.steering",
-    "Model": "pyemo.model",
+    "ControlVector": "pyemo.vectors.control_vector",
+    "Engine": "pyemo.engine.engine",
+    "Gauge": "pyemo.engine.gauges",
+    "GaugeReading": "pyemo.engine.gauges",
+    "HalfLife": "pyemo.engine.steering",
+    "Model": "pyemo.engine.model",
     "PyemoError": "pyemo.errors",
-    "Ramp": "pyemo.steering",
-    "Reply": "pyemo.replies",
-    "SamplerParams": "pyemo.sampling",
-    "Score": "pyemo.perplexity",
-    "Sequence": "pyemo.sequence",
-    "Steering": "pyemo.steering",
-    "SteeringTerm": "pyemo.steering",
-    "Token": "pyemo.tokens",
+    "Ramp": "pyemo.engine.steering",
+    "Reply": "pyemo.engine.replies",
+    "SamplerParams": "pyemo.engine.sampling",
+    "Score": "pyemo.measures.perplexity",
+    "Sequence": "pyemo.engine.sequence",
+    "Steering": "pyemo.engine.steering",
+    "SteeringTerm": "pyemo.engine.steering",
+    "Token": "pyemo.engine.tokens",
 }
 
 

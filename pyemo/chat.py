@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from itertools import takewhile
 from types import TracebackType
 
-from pyemo.engine import Engine
+from pyemo.engine.chat_template import Message
+from pyemo.engine.engine import Engine
+from pyemo.engine.gauges import Gauge
+from pyemo.engine.replies import Reply
+from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sequence import OFF, Sequence
+from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError
-from pyemo.gauges import Gauge
 from pyemo.guard import Guard, GuardedReply
-from pyemo.prompts import Message
-from pyemo.replies import Reply
-from pyemo.sampling import SamplerParams
-from pyemo.sequence import OFF, Sequence
-from pyemo.steering import Steering
 
 
 @dataclass(frozen=True)

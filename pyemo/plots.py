@@ -18,7 +18,7 @@ from pyemo.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pyemo.trials import Trial
+    from pyemo.strengths.trials import Trial
 
 _DPI = 120
 

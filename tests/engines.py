@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tiny_models import TinyModel
 
 from pyemo import ControlVector, Engine, Model, Steering, _core
-from pyemo.sequence import OFF
-from pyemo.sequence import Sequence as EngineSequence
-from pyemo.vector_metadata import VectorMetadata
+from pyemo.engine.sequence import OFF
+from pyemo.engine.sequence import Sequence as EngineSequence
+from pyemo.vectors.metadata import VectorMetadata
 
 Array = NDArray[np.float32]
 

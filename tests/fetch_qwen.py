@@ -17,9 +17,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from pyemo.catalog import catalog
 from pyemo.errors import PyemoError
-from pyemo.local_files import cache_dir, file_sha256, join_parts
+from pyemo.files.catalog import catalog
+from pyemo.files.local import cache_dir, file_sha256, join_parts
 
 MODEL = "qwen2.5-coder-0.5b-instruct"
 VERSION = "0.9.0"

@@ -1,4 +1,4 @@
-"""How the weights of ``pyemo.regimes.classify_text`` were fitted, and what the rules reach.
+"""How the weights of ``measures.regimes.classify_text`` were fitted, and what the rules reach.
 
     python tests/fit_regimes.py
 
@@ -28,8 +28,8 @@ from regime_labels import (
 )
 from scipy.optimize import minimize
 
-from pyemo.bootstrap import Interval
-from pyemo.regimes import TextRegime, Weights, classify_text, proxy_rule, ratio_rule
+from pyemo.measures.bootstrap import Interval
+from pyemo.measures.regimes import TextRegime, Weights, classify_text, proxy_rule, ratio_rule
 
 RIDGE = 1.0  # penalty on standardized weights
 
@@ -37,7 +37,7 @@ Pair = tuple[Weights, Weights]
 
 
 def features(text: LabelledText) -> list[float]:
-    """Return what :class:`pyemo.regimes.Weights` weighs, in its order, without the bias."""
+    """Return what ``measures.regimes.Weights`` weighs, in its order, without the bias."""
     units = (Weights(0, *row) for row in np.eye(len(Weights._fields) - 1))
     return [unit.score(text.measures) for unit in units]
 

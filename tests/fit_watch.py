@@ -1,4 +1,4 @@
-"""How the weights of ``pyemo.watch`` were fitted, and what the watch sees.
+"""How the weights of ``pyemo.guard.watch`` were fitted, and what the watch sees.
 
     python tests/fit_watch.py
 
@@ -16,10 +16,10 @@ import numpy as np
 from fit_regimes import fit_failures
 from regime_labels import ORDER, labelled_texts, lines, measures_of
 
-from pyemo import watch
-from pyemo.proportion import Proportion
-from pyemo.regimes import TextRegime, classify_text
-from pyemo.watch import STRIDE, WatchWeights, measures, trouble
+from pyemo.guard import watch
+from pyemo.guard.watch import STRIDE, WatchWeights, measures, trouble
+from pyemo.measures.proportion import Proportion
+from pyemo.measures.regimes import TextRegime, classify_text
 
 LENGTHS = (16, 32, 48)
 FITTED_LENGTH = 48

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyemo.emotions import EMOTIONS
-from pyemo.extract import sources
+from pyemo.engine.sampling import SamplerParams
 from pyemo.extract.backend import Passage, SourceModel, Written
 from pyemo.extract.recipe import Recipe, bundled_recipes
 from pyemo.extract.stories import story_prompts
-from pyemo.sampling import SamplerParams
+from pyemo.texts import sources
 
 N_LAYER, N_EMBD = 5, 48
 N_NUISANCE = 2  # axes that neutral texts alone vary in

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyemo.bootstrap import Interval, bootstrap_interval
-from pyemo.regimes import TextMeasures, TextRegime, measure_text
+from pyemo.measures.bootstrap import Interval, bootstrap_interval
+from pyemo.measures.regimes import TextMeasures, TextRegime, measure_text
 
 DATA = Path(__file__).parent / "quality" / "data" / "regimes"
 READERS = ("reader_a", "reader_b", "reader_c")

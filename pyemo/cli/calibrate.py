@@ -14,13 +14,13 @@ from pyemo.cli.options import debug_option, json_option, model_option, threads_o
 from pyemo.cli.trial_options import prompts_option, read_prompts
 
 if TYPE_CHECKING:
-    from pyemo.calibration import CalibrationResult
-    from pyemo.control_vector import ControlVector
-    from pyemo.engine import Engine
+    from pyemo.engine.engine import Engine
+    from pyemo.engine.model import Model
+    from pyemo.engine.threads import Threads
     from pyemo.judges import Judge
-    from pyemo.model import Model
-    from pyemo.threads import Threads
-    from pyemo.trials import Trial
+    from pyemo.strengths.calibration import CalibrationResult
+    from pyemo.strengths.trials import Trial
+    from pyemo.vectors.control_vector import ControlVector
 
 AUTO = "auto"
 LAYER_SHARES = {
@@ -107,12 +107,12 @@ def calibrate(
       pyemo calibrate my-vectors -m my-model.gguf
       pyemo calibrate anger --layers auto -o anger.gguf
     """
-    from pyemo.batches import check_lengths, n_ctx_for
-    from pyemo.calibration import N_ROWS
-    from pyemo.control_vector import ControlVector
-    from pyemo.engine import Engine
+    from pyemo.engine.batches import check_lengths, n_ctx_for
+    from pyemo.engine.engine import Engine
+    from pyemo.engine.model import Model
     from pyemo.judges import load_judge
-    from pyemo.model import Model
+    from pyemo.strengths.calibration import N_ROWS
+    from pyemo.vectors.control_vector import ControlVector
 
     if layers is not None and target is None:
         raise click.UsageError("--layers makes another vector: name its file with --output")
@@ -144,12 +144,12 @@ def calibrate_files(
     paths: Sequence[Path], model: str, threads: Threads, as_json: bool
 ) -> list[dict[str, Any]]:
     """Calibrate vector files in place with all defaults, for ``extract --calibrate``."""
-    from pyemo.batches import n_ctx_for
-    from pyemo.calibration import LENGTHS, N_ROWS
-    from pyemo.control_vector import ControlVector
-    from pyemo.engine import Engine
+    from pyemo.engine.batches import n_ctx_for
+    from pyemo.engine.engine import Engine
+    from pyemo.engine.model import Model
     from pyemo.judges import load_judge
-    from pyemo.model import Model
+    from pyemo.strengths.calibration import LENGTHS, N_ROWS
+    from pyemo.vectors.control_vector import ControlVector
 
     loaded = Model.load(model)
     texts = read_prompts(None)
@@ -175,7 +175,7 @@ class CalibrationJob:
         raw: bool,
         as_json: bool,
     ) -> None:
-        from pyemo.calibration import Calibrator
+        from pyemo.strengths.calibration import Calibrator
 
         self.results: list[dict[str, Any]] = []
         self._lengths = lengths
@@ -231,7 +231,7 @@ def _as_it_is_now(path: Path, vector: ControlVector) -> ControlVector:
     """Return the vector with what its file says by now: another run may have added to it."""
     import numpy as np
 
-    from pyemo.control_vector import ControlVector
+    from pyemo.vectors.control_vector import ControlVector
 
     if not path.is_file():
         return vector
@@ -267,7 +267,7 @@ def find_targets(vectors: Sequence[str], target: str | None, model: Model) -> li
         InputError: two would be written to one file, or a folder cannot be written to.
     """
     from pyemo.errors import InputError
-    from pyemo.local_files import check_folder_writable
+    from pyemo.files.local import check_folder_writable
 
     sources = [path for name in vectors for path in _sources(name, model)]
     if target is None:
@@ -286,8 +286,8 @@ def find_targets(vectors: Sequence[str], target: str | None, model: Model) -> li
 
 
 def _sources(name: str, model: Model) -> list[Path]:
-    from pyemo import catalog
     from pyemo.errors import VectorNotFoundError
+    from pyemo.files import catalog
 
     path = Path(name).expanduser()
     if path.is_dir():
@@ -302,7 +302,7 @@ def _sources(name: str, model: Model) -> list[Path]:
 
 def choices(vector: ControlVector, layers: str | None) -> list[tuple[str, ControlVector]]:
     """Return the vectors to calibrate for ``--layers``: label and vector."""
-    from pyemo.steering import parse_layers
+    from pyemo.engine.steering import parse_layers
 
     if layers is None:
         return [("", vector)]
@@ -342,7 +342,7 @@ def _width(result: CalibrationResult) -> float:
 
 
 def _describe(vector: ControlVector, result: CalibrationResult) -> dict[str, Any]:
-    from pyemo.sweeps import describe_trial
+    from pyemo.strengths.sweeps import describe_trial
 
     return {
         "vector": vector.name,

@@ -13,7 +13,7 @@ from pyemo.cli.options import (
     mood_options,
     sampler_options,
 )
-from pyemo.sampling import SamplerParams
+from pyemo.engine.sampling import SamplerParams
 
 
 @click.command(short_help="Talk with a model, and change its mood on the way.")
@@ -75,7 +75,7 @@ def chat(
       pyemo chat --cvec anger=0.02 --system "You are a shopkeeper."
       printf 'Hello!\\n/mood joy=0.02\\nAnd now?\\n' | pyemo chat --json
     """
-    from pyemo.cli.chatting import Request
+    from pyemo.cli.chat_job import Request
 
     request = Request(system, max_tokens, stop, gauges, sampler, engine, mood, guard)
     with request.open(as_json) as session:

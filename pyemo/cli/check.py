@@ -11,7 +11,7 @@ from pyemo.cli import output
 from pyemo.cli.options import EngineOptions, debug_option, engine_options, json_option
 
 if TYPE_CHECKING:
-    from pyemo.check_readings import DeviceReport, Reading
+    from pyemo.check.readings import DeviceReport, Reading
 
 EXIT_FAILED = 1
 REGIMES = ("inert", "surgical", "repetitive collapse", "explosive")
@@ -68,9 +68,9 @@ def check(
       pyemo check --record here.json
       pyemo check --reference here.json
     """
-    from pyemo.budget import Budget
-    from pyemo.edge import N_STAGES, CheckPlan
-    from pyemo.edge import check as measure
+    from pyemo.check.budget import Budget
+    from pyemo.check.run import N_STAGES, CheckPlan
+    from pyemo.check.run import check as measure
 
     loaded = Budget() if budget is None else Budget.load(budget)
     plan = CheckPlan(
@@ -90,7 +90,7 @@ def check(
     if junit is not None:
         _write_junit(report, junit)
     if as_json:
-        from pyemo.check_report import to_json
+        from pyemo.check.report import to_json
 
         output.print_json(to_json(report))
     else:
@@ -100,7 +100,7 @@ def check(
 
 
 def _write_junit(report: DeviceReport, path: str) -> None:
-    from pyemo.check_report import to_junit
+    from pyemo.check.report import to_junit
     from pyemo.errors import InputError
 
     try:
@@ -110,7 +110,7 @@ def _write_junit(report: DeviceReport, path: str) -> None:
 
 
 def _print(report: DeviceReport) -> None:
-    from pyemo.check_report import shown
+    from pyemo.check.report import shown
 
     width = max(len(title) for title, _ in report.facts)
     for title, text in report.facts:
@@ -143,7 +143,7 @@ def _mark(reading: Reading) -> str:
 
 
 def _limit(reading: Reading) -> str:
-    from pyemo.check_report import shown
+    from pyemo.check.report import shown
 
     if reading.limit is None:
         return ""

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyemo.cli.output import printable
-from pyemo.cli.replying import Answer
+from pyemo.cli.run_job import Answer
 
 
 def stream_side_by_side(

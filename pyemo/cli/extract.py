@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pyemo.extract.extraction import VectorSet
     from pyemo.extract.quality import SetQuality
     from pyemo.extract.recipe import Recipe
-    from pyemo.extract.sources import EmotionSource
-    from pyemo.extract.texts import Progress
+    from pyemo.extract.recipe_texts import Progress
+    from pyemo.texts.sources import EmotionSource
 
 BACKENDS = ("auto", "engine", "transformers")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -253,14 +253,14 @@ def _check_calibration(options: BackendOptions, mine: Mapping[str, EmotionSource
 
 
 def _own_emotions(path: str | None) -> dict[str, EmotionSource]:
-    from pyemo.extract.sources import load_emotions_file
+    from pyemo.texts.sources import load_emotions_file
 
     return {} if path is None else load_emotions_file(Path(path).expanduser())
 
 
 def _built_in() -> dict[str, EmotionSource]:
     from pyemo.emotions import EMOTIONS
-    from pyemo.extract.sources import emotion_source
+    from pyemo.texts.sources import emotion_source
 
     return {name: emotion_source(name) for name in EMOTIONS}
 
@@ -299,7 +299,7 @@ def _asked(
 def _targets(names: list[str], target: str) -> dict[str, Path]:
     """Return emotion -> file to write, in a folder that can be written to."""
     from pyemo.errors import InputError
-    from pyemo.local_files import check_folder_writable
+    from pyemo.files.local import check_folder_writable
 
     path = Path(target).expanduser()
     if path.suffix.lower() != ".gguf":
@@ -320,7 +320,7 @@ def _quality(
 ) -> SetQuality | None:
     """Return the quality of all emotions that were read; None for one alone."""
     from pyemo.extract.quality import measure
-    from pyemo.extract.sources import NEUTRAL
+    from pyemo.texts.sources import NEUTRAL
 
     if len(set(vectors.states) - {NEUTRAL}) < 2:
         return None

@@ -61,7 +61,7 @@ def inspect(
     if emotions == (vector is not None):
         raise click.UsageError("give a VECTOR, or --emotions")
     if vector is None:
-        from pyemo.cli.inspecting import print_emotions
+        from pyemo.cli.inspect_job import print_emotions
 
         print_emotions(as_json)
     elif os.path.isdir(vector):
@@ -76,6 +76,6 @@ def inspect(
             as_json=as_json,
         )
     else:
-        from pyemo.cli.inspecting import print_vector
+        from pyemo.cli.inspect_job import print_vector
 
         print_vector(vector, model, as_json)

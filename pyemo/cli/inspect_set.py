@@ -15,21 +15,21 @@ import click
 import numpy as np
 
 from pyemo import plots
-from pyemo.catalog import list_models
 from pyemo.cli import output
 from pyemo.cli.progress_bars import progress_bars
 from pyemo.cli.quality_text import layer_table, quality_lines
-from pyemo.control_vector import ControlVector
 from pyemo.emotions import EMOTIONS
+from pyemo.engine.model import Model
 from pyemo.errors import InputError, VectorModelMismatchError
-from pyemo.extract import sources
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.extraction import VectorSet, extract
 from pyemo.extract.quality import SetQuality, measure, separations_of_vectors
 from pyemo.extract.recipe import Recipe, provenance_of
-from pyemo.extract.sources import EmotionSource
-from pyemo.local_files import check_folder_writable
-from pyemo.model import Model
+from pyemo.files.catalog import list_models
+from pyemo.files.local import check_folder_writable
+from pyemo.texts import sources
+from pyemo.texts.sources import EmotionSource
+from pyemo.vectors.control_vector import ControlVector
 
 _LEAST_AGREEMENT = 0.95
 """Mean cosine from which on vectors made again stand for the files: another back end's differ "

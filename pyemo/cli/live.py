@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pyemo.cli.meters import gauge_means, reading_lines
 from pyemo.cli.output import printable
-from pyemo.cli.replying import Answer
+from pyemo.cli.run_job import Answer
 
 WINDOW = 8
 """Tokens whose mean the bars show: one token's reading jumps too much to be read."""

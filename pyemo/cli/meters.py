@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pyemo.cli.output import signed_bar
-from pyemo.gauges import GaugeReading
-from pyemo.tokens import Token
+from pyemo.engine.gauges import GaugeReading
+from pyemo.engine.tokens import Token
 
 _HALF_WIDTH = 12
 _LEAST_SCALE = 0.05  # residual norms that fill half a bar, at least: noise stays small

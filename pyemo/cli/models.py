@@ -10,7 +10,7 @@ from pyemo.cli import output
 from pyemo.cli.options import DEFAULT_MODEL, debug_option, json_option
 
 if TYPE_CHECKING:
-    from pyemo.catalog import ModelStatus
+    from pyemo.files.catalog import ModelStatus
 
 
 class _Models(click.Group):
@@ -48,7 +48,7 @@ def models(ctx: click.Context, name: str | None, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from pyemo.catalog import list_models, resolve_model
+    from pyemo.files.catalog import list_models, resolve_model
 
     if name is not None:
         path = str(resolve_model(name).path)

@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyemo.cli.options import MoodOptions
-from pyemo.control_vector import Calibration, ControlVector
-from pyemo.errors import InputError, VectorError
-from pyemo.gauges import Gauge
-from pyemo.model import Model
-from pyemo.steering import (
+from pyemo.engine.gauges import Gauge
+from pyemo.engine.model import Model
+from pyemo.engine.steering import (
     Steering,
     SteeringTerm,
     VectorSpec,
@@ -22,7 +20,9 @@ from pyemo.steering import (
     parse_schedule,
     parse_vector_spec,
 )
-from pyemo.vector_fit import Fit, FitKind
+from pyemo.errors import InputError, VectorError
+from pyemo.vectors.control_vector import Calibration, ControlVector
+from pyemo.vectors.fit import Fit, FitKind
 
 # What a strength means depends on the operator: a share of the residual norm, or of the projection.
 DEFAULT_STRENGTHS = {"add": 0.02, "add_keep_norm": 0.02, "clamp": 0.02, "project_out": 1.0}

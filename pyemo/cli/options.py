@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyemo.cli import DEBUG
-from pyemo.sampling import SamplerParams
+from pyemo.engine.sampling import SamplerParams
 
 if TYPE_CHECKING:
-    from pyemo.engine import Engine
-    from pyemo.model import Model
-    from pyemo.threads import Threads
+    from pyemo.engine.engine import Engine
+    from pyemo.engine.model import Model
+    from pyemo.engine.threads import Threads
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 OPERATORS = ("add", "project_out", "clamp", "add_keep_norm")
@@ -41,7 +41,7 @@ class EngineOptions:
 
     def load_model(self) -> Model:
         """Return the model; see :meth:`pyemo.Model.load`."""
-        from pyemo.model import Model
+        from pyemo.engine.model import Model
 
         return Model.load(self.model)
 
@@ -50,7 +50,7 @@ class EngineOptions:
 
         It has logits for one row at a time: enough to generate, and a small buffer.
         """
-        from pyemo.engine import Engine
+        from pyemo.engine.engine import Engine
 
         n_ctx = self.n_ctx
         if n_ctx is None:

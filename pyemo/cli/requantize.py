@@ -11,9 +11,9 @@ from pyemo.cli import output
 from pyemo.cli.options import debug_option, json_option, threads_option
 
 if TYPE_CHECKING:
-    from pyemo.format_cost import FormatCost
-    from pyemo.quantize import Requantized, TensorType
-    from pyemo.threads import Threads
+    from pyemo.engine.threads import Threads
+    from pyemo.formats.cost import FormatCost
+    from pyemo.formats.quantize import Requantized, TensorType
 
 _N_NEUTRAL = 16  # texts; with one of each emotion some 2,000 tokens
 
@@ -59,7 +59,7 @@ def requantize(
       pyemo models requantize smollm2-135m-instruct Q4_0
       pyemo run -m smollm2-135m-instruct:Q4_0 --cvec anger "How was your day?"
     """
-    from pyemo import quantize
+    from pyemo.formats import quantize
 
     with output.progress(1000, f"making {format.upper()}") as advance:
         done = quantize.requantize(
@@ -79,7 +79,7 @@ def requantize(
 
 def _number_of(threads: Threads) -> int:
     """Return a number for a word."""
-    from pyemo.threads import ThreadChoice
+    from pyemo.engine.threads import ThreadChoice
 
     return ThreadChoice(threads).n_threads
 
@@ -97,11 +97,11 @@ def _permille(advance: Any) -> Any:
 
 
 def _measure(done: Requantized, vector: str | None, threads: Threads) -> FormatCost:
-    from pyemo.control_vector import ControlVector
     from pyemo.emotions import EMOTIONS
-    from pyemo.extract.sources import neutral_texts, vignettes
-    from pyemo.format_cost import measure_cost
-    from pyemo.model import Model
+    from pyemo.engine.model import Model
+    from pyemo.formats.cost import measure_cost
+    from pyemo.texts.sources import neutral_texts, vignettes
+    from pyemo.vectors.control_vector import ControlVector
 
     texts = [*neutral_texts()[:_N_NEUTRAL]]
     texts += [vignettes(emotion, "held_out")[0].text for emotion in EMOTIONS]

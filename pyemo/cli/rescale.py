@@ -10,10 +10,10 @@ from pyemo.cli import output
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
 
 if TYPE_CHECKING:
-    from pyemo.control_vector import ControlVector
-    from pyemo.model import Model
-    from pyemo.neutral import NeutralStatistics
-    from pyemo.threads import Threads
+    from pyemo.engine.model import Model
+    from pyemo.engine.threads import Threads
+    from pyemo.extract.neutral import NeutralStatistics
+    from pyemo.vectors.control_vector import ControlVector
 
 
 @click.command(short_help="Give a vector of another tool pyemo's unit of strength.")
@@ -64,7 +64,7 @@ def rescale(
       pyemo rescale repeng.gguf -m smollm2-135m-instruct -o happy.gguf
       pyemo rescale cvector.gguf -m smollm2-135m-instruct --layer-shift -1 --layers 1: -o happy.gguf
     """
-    from pyemo.model import Model
+    from pyemo.engine.model import Model
 
     vector = _prepare(file, layer_shift, layers)
     loaded = Model.load(model)
@@ -79,9 +79,9 @@ def rescale(
 
 def _prepare(file: str, layer_shift: int, layers: str | None) -> ControlVector:
     """Return the file's vector with the layers it is to have."""
-    from pyemo.control_vector import ControlVector
+    from pyemo.engine.steering import parse_layers
     from pyemo.errors import InputError
-    from pyemo.steering import parse_layers
+    from pyemo.vectors.control_vector import ControlVector
 
     vector = ControlVector.load(file)
     if vector.unit != "raw":
@@ -93,9 +93,9 @@ def _prepare(file: str, layer_shift: int, layers: str | None) -> ControlVector:
 
 def _measure(model: Model, vector: ControlVector, threads: Threads) -> NeutralStatistics:
     """Read the neutral texts, with a progress bar on stderr."""
-    from pyemo.engine import Engine
-    from pyemo.extract.sources import neutral_texts
-    from pyemo.neutral import neutral_statistics
+    from pyemo.engine.engine import Engine
+    from pyemo.extract.neutral import neutral_statistics
+    from pyemo.texts.sources import neutral_texts
 
     texts = neutral_texts()
     n_ctx = min(512, model.n_ctx_train)

@@ -14,7 +14,7 @@ from pyemo.cli.options import (
     mood_options,
     sampler_options,
 )
-from pyemo.sampling import SamplerParams
+from pyemo.engine.sampling import SamplerParams
 
 
 @click.command(short_help="Answer one prompt, steered.")
@@ -77,7 +77,7 @@ def run(
     """
     if compare and not mood.vectors:
         raise click.UsageError("--compare shows the effect of vectors: name one with --cvec")
-    from pyemo.cli.replying import Request, print_comparison, print_reply
+    from pyemo.cli.run_job import Request, print_comparison, print_reply
 
     request = Request(prompt, system, raw, max_tokens, stop, gauges, sampler, engine, mood, guard)
     with request.open() as job:

@@ -82,8 +82,8 @@ def study(
     """
     from pathlib import Path
 
+    from pyemo.engine.threads import available_cores
     from pyemo.study import Store, run_study, runner
-    from pyemo.threads import available_cores
 
     plan = _plan(
         models,
@@ -120,9 +120,9 @@ def _plan(
     judge: str | None,
     threads: int,
 ) -> Plan:
-    from pyemo.extract.sources import load_emotions_file
     from pyemo.study import Plan, built_in_emotions
     from pyemo.study.plan import STEERED, STRENGTHS
+    from pyemo.texts.sources import load_emotions_file
 
     own = load_emotions_file(emotions_file) if emotions_file else {}
     named = [name.strip() for name in emotions.split(",")] if emotions else None

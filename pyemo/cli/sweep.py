@@ -19,9 +19,9 @@ from pyemo.cli.options import (
 from pyemo.cli.trial_options import load_judge, prompts_option, read_prompts
 
 if TYPE_CHECKING:
-    from pyemo.sweeps import SweepResult
-    from pyemo.threads import Threads
-    from pyemo.trials import Trial
+    from pyemo.engine.threads import Threads
+    from pyemo.strengths.sweeps import SweepResult
+    from pyemo.strengths.trials import Trial
 
 
 @click.command(short_help="Show what each strength of a vector does to the text.")
@@ -117,15 +117,15 @@ def sweep(
       pyemo sweep --cvec anger --cvec calm --strengths 0:0.03:7 --plot sweep.png
       pyemo sweep --cvec my.gguf --prompts prompts.txt --judge none --json
     """
-    from pyemo.batches import GREEDY, check_lengths, n_ctx_for
-    from pyemo.control_vector import ControlVector
-    from pyemo.engine import Engine
-    from pyemo.local_files import check_folder_writable
-    from pyemo.model import Model
-    from pyemo.sampling import SamplerParams
-    from pyemo.steering import parse_layers
-    from pyemo.sweeps import check_sweep, n_texts_of_sweep, parse_strengths
-    from pyemo.sweeps import sweep as run_sweep
+    from pyemo.engine.batches import GREEDY, check_lengths, n_ctx_for
+    from pyemo.engine.engine import Engine
+    from pyemo.engine.model import Model
+    from pyemo.engine.sampling import SamplerParams
+    from pyemo.engine.steering import parse_layers
+    from pyemo.files.local import check_folder_writable
+    from pyemo.strengths.sweeps import check_sweep, n_texts_of_sweep, parse_strengths
+    from pyemo.strengths.sweeps import sweep as run_sweep
+    from pyemo.vectors.control_vector import ControlVector
 
     if plot is not None:
         from pyemo.plots import check_extra

@@ -32,7 +32,7 @@ def read_prompts(path: str | None) -> tuple[str, ...]:
         InputError: the file cannot be read, is not UTF-8, or has no prompt.
     """
     if path is None:
-        from pyemo.extract.sources import prompts
+        from pyemo.texts.sources import prompts
 
         return prompts("selection")
     try:

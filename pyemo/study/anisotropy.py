@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.bootstrap import Interval
+from pyemo.measures.bootstrap import Interval
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Verdict, table
 from pyemo.study.separation import Separation

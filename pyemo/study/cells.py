@@ -18,25 +18,25 @@ from typing import Any
 
 import numpy as np
 
-from pyemo.control_vector import ControlVector
-from pyemo.engine import Engine
+from pyemo.engine.engine import Engine
+from pyemo.engine.model import Model
+from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sequence import Sequence as TokenSequence
+from pyemo.engine.sequence import step_many
+from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.extract.backend import Passage
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.extraction import extract, read_neutral
 from pyemo.extract.recipe import Recipe
-from pyemo.extract.sources import EmotionSource, Personas, Vignette, neutral_texts
+from pyemo.extract.recipe_texts import RecipeTexts
 from pyemo.extract.stories import StoryStore, story_prompts
-from pyemo.extract.texts import RecipeTexts
 from pyemo.judges import Embedder, ForcedChoiceJudge, MiniLMJudge
-from pyemo.model import Model
-from pyemo.sampling import SamplerParams
-from pyemo.sequence import Sequence as TokenSequence
-from pyemo.sequence import step_many
-from pyemo.steering import Steering
-from pyemo.study.scripts import SCRIPTS, script_masses, script_table
 from pyemo.study.states import NEUTRAL
 from pyemo.study.store import Arrays, Result, digest
+from pyemo.study.writing_systems import SCRIPTS, script_masses, script_table
+from pyemo.texts.sources import EmotionSource, Personas, Vignette, neutral_texts
+from pyemo.vectors.control_vector import ControlVector
 
 VERSION = 1
 """Part of every key: grows when a cell computes something else from the same spec."""

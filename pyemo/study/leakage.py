@@ -12,8 +12,8 @@ import numpy.typing as npt
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Verdict, table
 from pyemo.study.regime_map import RANDOM
-from pyemo.study.scripts import SCRIPTS, scripts_of
 from pyemo.study.statistics import PairedTest, paired_difference
+from pyemo.study.writing_systems import SCRIPTS, scripts_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyemo.bootstrap import Interval
 from pyemo.errors import InputError
+from pyemo.measures.bootstrap import Interval
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Verdict, table
 from pyemo.study.states import States, common_emotions

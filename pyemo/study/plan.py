@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pyemo.emotions import EMOTIONS
 from pyemo.errors import InputError
 from pyemo.extract.recipe import Recipe
-from pyemo.extract.sources import EmotionSource, emotion_source, prompts
 from pyemo.study.states import Method
+from pyemo.texts.sources import EmotionSource, emotion_source, prompts
 
 RECIPES: Mapping[Method, str] = {
     "generation": "paper-generation",

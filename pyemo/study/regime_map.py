@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyemo.regimes import MIN_COHERENT_SHARE, TextRegime
+from pyemo.measures.regimes import MIN_COHERENT_SHARE, TextRegime
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Verdict, table
 

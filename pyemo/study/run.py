@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pyemo.local_files import cache_dir
+from pyemo.files.local import cache_dir
 from pyemo.study import (
     anisotropy,
     geometry,
@@ -24,15 +24,15 @@ from pyemo.study import (
     steering_check,
 )
 from pyemo.study.cells import ModelFile, machine
+from pyemo.study.context import Work
 from pyemo.study.finding import Finding
 from pyemo.study.grid import Runner, Tell
-from pyemo.study.material import Directions, directions_of, hidden_states
+from pyemo.study.inputs import Directions, directions_of, hidden_states
 from pyemo.study.plan import Plan
 from pyemo.study.report import ModelFacts, Report
 from pyemo.study.states import METHODS, Method, States
 from pyemo.study.store import Result, Store
 from pyemo.study.strengths import Grid
-from pyemo.study.work import Work
 
 
 def run_study(

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from pyemo.study import steering_check
 from pyemo.study.batches import Batch, Job, reply_job, write
 from pyemo.study.cells import ModelFile, judge_cell, preference_cell
-from pyemo.study.material import Directions, turned
+from pyemo.study.context import Work
+from pyemo.study.inputs import Directions, turned
 from pyemo.study.strengths import RANDOM_SEED
-from pyemo.study.work import Work
 
 
 def run(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyemo.bootstrap import Interval
 from pyemo.emotions import PAPER_OPPOSITES
+from pyemo.measures.bootstrap import Interval
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Verdict, table
 from pyemo.study.states import Centring, States

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.bootstrap import Interval
 from pyemo.errors import InputError
+from pyemo.measures.bootstrap import Interval
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.proportion import Proportion
+from pyemo.measures.proportion import Proportion
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Value, Verdict, table
 
@@ -33,7 +33,7 @@ class Case:
     Attributes:
         nearer: whether the text is nearer its emotion than the unsteered one, by MiniLM.
         nearer_second: the same by the second judge; None where there is none.
-        is_coherent: see :func:`pyemo.regimes.classify_text`.
+        is_coherent: see :func:`pyemo.measures.regimes.classify_text`.
         on_subject: see :func:`subject_threshold`.
     """
 

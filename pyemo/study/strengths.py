@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pyemo.regimes import MIN_COHERENT_SHARE
+from pyemo.measures.regimes import MIN_COHERENT_SHARE
 from pyemo.study import leakage, regime_map
 from pyemo.study.batches import Batch, Job, reply_job, write
 from pyemo.study.cells import ModelFile, judge_cell
-from pyemo.study.material import Directions, turned
-from pyemo.study.scripts import script_of
-from pyemo.study.work import Work
+from pyemo.study.context import Work
+from pyemo.study.inputs import Directions, turned
+from pyemo.study.writing_systems import script_of
 
 RANDOM_SEED = 11
 

@@ -14,7 +14,7 @@ from engines import random_vector
 from tiny_models import TinyModel, build_tiny
 
 from pyemo import ControlVector, Model
-from pyemo.vector_metadata import Calibration, VectorMetadata
+from pyemo.vectors.metadata import Calibration, VectorMetadata
 
 NORMS = (6.0, 7.0, 8.0, 9.0)  # about those of the tiny llama's layers
 

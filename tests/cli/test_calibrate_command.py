@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from pyemo import ControlVector, Model, judges
 from pyemo.cli import main
 from pyemo.errors import MissingExtraError
-from pyemo.vector_metadata import Calibration
+from pyemo.vectors.metadata import Calibration
 
 FAST = ("--threads", "1", "--lengths", "6,8")
 
@@ -60,7 +60,7 @@ def pyemo(*arguments: object) -> Result:
 
 def scripted(monkeypatch: pytest.MonkeyPatch, window: tuple[float, float] | None) -> None:
     """Let every calibration find this window."""
-    from pyemo import calibration
+    from pyemo.strengths import calibration
 
     def found(self: calibration.Calibrator, vector: ControlVector) -> calibration.CalibrationResult:
         if window is None:
@@ -134,7 +134,7 @@ def test_a_window_that_is_refuted_goes_and_those_of_others_stay(
 def test_what_another_run_has_written_in_the_meantime_stays(
     model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyemo import calibration
+    from pyemo.strengths import calibration
 
     other = Calibration("0" * 64, "m", "greedy", 8, (0.1, 0.3), 0.1)
     scripted(monkeypatch, (0.1, 0.3))
@@ -286,7 +286,7 @@ KILLED = """
     import itertools, sys
     from pathlib import Path
     from pyemo import ControlVector
-    from pyemo.vector_metadata import Calibration
+    from pyemo.vectors.metadata import Calibration
 
     path = Path(sys.argv[1])
     for i in itertools.count(1):

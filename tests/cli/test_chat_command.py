@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pyemo import Chat, ControlVector, Engine, Gauge, SamplerParams
 from pyemo.cli.live import stream_with_gauges
-from pyemo.cli.replying import Answer
+from pyemo.cli.run_job import Answer
 
 SMALL = ("--threads", 1, "--max-tokens", 8, "--seed", 3)
 

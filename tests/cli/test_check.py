@@ -12,14 +12,16 @@ import pytest
 import xmlschema
 from click.testing import CliRunner, Result
 
-from pyemo import Engine, check_process, edge
-from pyemo.budget import Budget
-from pyemo.check_process import ProcessRun
-from pyemo.check_report import to_json, to_junit
+from pyemo import Engine
+from pyemo.check import process as check_process
+from pyemo.check import run as edge
+from pyemo.check.budget import Budget
+from pyemo.check.process import ProcessRun
+from pyemo.check.reference import record
+from pyemo.check.report import to_json, to_junit
+from pyemo.check.run import CheckPlan, DeviceReport, Reading, is_met
 from pyemo.cli import main
-from pyemo.edge import CheckPlan, DeviceReport, Reading, is_met
 from pyemo.errors import ModelLoadError, PyemoError
-from pyemo.reference import record
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "check.schema.json").read_text())
@@ -181,7 +183,7 @@ def test_bad_input_is_refused_before_anything_runs(
 def test_a_model_larger_than_the_memory_is_refused_before_loading(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyemo.device_memory.available_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("pyemo.engine.memory.available_bytes", lambda: 1_000_000)
     with pytest.raises(ModelLoadError, match="does not fit"):
         edge.check(CheckPlan(str(model)))
 

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from engines import random_vector
 
-from pyemo import Model, watch
+from pyemo import Model
 from pyemo.cli import main
 from pyemo.cli.options import GUARD_WINDOW
-from pyemo.guard import Guard
-from pyemo.vector_metadata import VectorMetadata
+from pyemo.guard import Guard, watch
+from pyemo.vectors.metadata import VectorMetadata
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from commands import pyemo
 
 from pyemo import ControlVector
-from pyemo.catalog import list_vectors
 from pyemo.emotions import EMOTIONS
+from pyemo.files.catalog import list_vectors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from commands import pyemo
 
-from pyemo.catalog import DEFAULT_MODEL, catalog
+from pyemo.files.catalog import DEFAULT_MODEL, catalog
 
 
 def test_list_has_every_model_of_the_catalog() -> None:

@@ -10,8 +10,8 @@ import pytest
 from commands import pyemo
 
 from pyemo import ControlVector, Engine
-from pyemo.extract.sources import neutral_texts
-from pyemo.neutral import neutral_statistics
+from pyemo.extract.neutral import neutral_statistics
+from pyemo.texts.sources import neutral_texts
 
 
 @pytest.fixture(scope="module")

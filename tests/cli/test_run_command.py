@@ -12,8 +12,8 @@ import pytest
 from commands import pyemo, start
 
 from pyemo import ControlVector, Engine, SamplerParams, Steering
-from pyemo.catalog import list_vectors
 from pyemo.errors import VectorNotFoundError
+from pyemo.files.catalog import list_vectors
 
 SMALL = ("--threads", 1, "--max-tokens", 8, "--seed", 3)
 

@@ -11,7 +11,7 @@ from pyemo import Model
 from pyemo.cli import main
 from pyemo.cli.moods import MoodBuilder, window_remark
 from pyemo.cli.options import MoodOptions
-from pyemo.vector_metadata import Calibration
+from pyemo.vectors.metadata import Calibration
 
 CALIBRATION = Calibration("ab" * 32, "m", "greedy", 48, (0.2, 0.4), 0.3)
 

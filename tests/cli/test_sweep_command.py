@@ -15,7 +15,7 @@ from engines import random_vector
 from pyemo import Model, judges
 from pyemo.cli import main
 from pyemo.errors import MissingExtraError
-from pyemo.vector_metadata import VectorMetadata
+from pyemo.vectors.metadata import VectorMetadata
 
 FAST = ("--threads", "1", "--rows", "4", "--max-tokens", "6")
 

@@ -18,8 +18,8 @@ from pyemo.errors import InputError
 from pyemo.extract import EmotionSource, EngineBackend, Recipe, VectorSet, Vignette, extract
 from pyemo.extract.backend import Passage
 from pyemo.extract.recipe import bundled_recipes, provenance_of
-from pyemo.extract.sources import Personas, emotion_source
-from pyemo.extract.texts import RecipeTexts
+from pyemo.extract.recipe_texts import RecipeTexts
+from pyemo.texts.sources import Personas, emotion_source
 
 STORIES = [name for name in bundled_recipes() if Recipe.load(name).source == "stories"]
 REFUSAL = "I'm sorry, but I can't assist with that request."

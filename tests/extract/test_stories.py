@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pyemo.errors import InputError
-from pyemo.extract import sources
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.stories import (
     Story,
@@ -19,6 +18,7 @@ from pyemo.extract.stories import (
     good_stories,
     story_prompts,
 )
+from pyemo.texts import sources
 
 SAMPLED = Recipe("sampled", "stories", n_stories=7)
 GREEDY = replace(SAMPLED, temperature=0)

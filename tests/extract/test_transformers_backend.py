@@ -29,8 +29,8 @@ from pyemo.errors import (
     SteeringUnsupportedError,
 )
 from pyemo.extract.backend import Passage, Written
-from pyemo.extract.drawing import draw, most_likely, penalized
 from pyemo.extract.engine_backend import EngineBackend
+from pyemo.extract.numpy_sampler import draw, most_likely, penalized
 from pyemo.extract.transformers_backend import TransformersBackend
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -43,7 +43,7 @@ def test_python_in_the_page_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # two threads that share a busy core wait for each other
-    monkeypatch.setattr("pyemo.threads.available_cores", lambda: 1)
+    monkeypatch.setattr("pyemo.engine.threads.available_cores", lambda: 1)
     names: dict[str, Any] = {}  # the blocks of a page are one program
     for block in blocks(read(ROOT / name), "python"):
         exec(compile(block, name, "exec"), names)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from pages import ROOT, read
 
-HOMES = {"pyemo": "pyemo", "extract": "pyemo.extract"}
-CORE_USERS = {"pyemo.device_memory", "pyemo.guard", "pyemo.quantize"}  # beside the engine's row
+HOMES = {"pyemo": "pyemo", "extract": "pyemo.extract", "models": "pyemo.models"}
+CORE_USERS = {"engine", "formats", "guard"}
+FACES = {"pyemo", "pyemo.__main__", "pyemo.models"}  # the names of the package, and its data
 
 
 def modules() -> dict[str, Path]:
@@ -29,28 +30,19 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def rows() -> dict[str, set[str]]:
-    """Return the table's rows, from the bottom of the imports up: name -> modules named in it."""
+def rooms() -> list[str]:
+    """Return the rooms of the table, in its order: a room may import from those before it."""
     page = read(ROOT / "docs" / "architecture.md")
-    table = page.partition("| row | modules |\n|---|---|\n")[2].partition("\n\n")[0]
-    named = {}
-    for line in table.splitlines():
-        name, cells = re.fullmatch(r"\| (\w+) \| (.*) \|", line).groups()  # type: ignore[union-attr]
-        named[name] = {f"pyemo.{module}" for module in re.findall(r"`([a-z_.]+)`", cells)}
-    return named
+    table = page.partition("| room | owns | knows nothing of |\n|---|---|---|\n")[2]
+    lines = table.partition("\n\n")[0].splitlines()
+    return [re.match(r"\| `(\w+)` \|", line).group(1) for line in lines]  # type: ignore[union-attr]
 
 
-ROWS = rows()
+ROOMS = rooms()
 
 
-def row_of(module: str) -> str:
-    for name, named in ROWS.items():
-        if module in named:
-            return name
-    folder = module.split(".")[1] if module != "pyemo" else ""
-    if folder == "__main__":
-        return "cli"
-    return folder if folder in ("extract", "study", "cli") else "tools"
+def room_of(module: str) -> str:
+    return module.split(".")[1]
 
 
 def imports(path: Path, *, when_loaded: bool = False) -> Iterator[tuple[str, int]]:
@@ -77,21 +69,19 @@ def imports(path: Path, *, when_loaded: bool = False) -> Iterator[tuple[str, int
                 yield from (("pyemo._core", node.lineno) for a in node.names if a.name == "_core")
 
 
-def test_table_names_modules_that_exist() -> None:
-    named = set().union(*ROWS.values()) - {"pyemo.extract", "pyemo.study", "pyemo.cli"}
-    assert sorted(named - set(MODULES)) == []
+def test_every_module_is_in_a_room_of_the_table() -> None:
+    assert {room_of(module) for module in set(MODULES) - FACES} == set(ROOMS)
 
 
 def test_imports_go_up_the_table() -> None:
-    order = list(ROWS)
     wrong = [
-        f"{path.relative_to(ROOT)}:{line}: a module of {row_of(module)} imports {imported}"
+        f"{path.relative_to(ROOT)}:{line}: the room {room_of(module)} imports {imported}"
         for module, path in MODULES.items()
+        if module not in FACES
         for imported, line in imports(path)
         if imported in MODULES
-        and imported != "pyemo"
-        and order.index(row_of(imported)) > order.index(row_of(module))
-        and not (module == "pyemo.cli" or module == "pyemo")
+        and imported not in FACES
+        and ROOMS.index(room_of(imported)) > ROOMS.index(room_of(module))
     ]
     assert wrong == []
 
@@ -116,11 +106,11 @@ def test_no_modules_import_each_other_when_they_are_loaded() -> None:
 
 def test_extension_is_imported_by_few() -> None:
     users = {
-        module
+        room_of(module)
         for module, path in MODULES.items()
         if any(name == "pyemo._core" for name, _ in imports(path))
     }
-    assert {user for user in users if row_of(user) != "engine"} <= CORE_USERS
+    assert users == CORE_USERS
 
 
 def test_pybind11_is_included_by_the_bindings_only() -> None:

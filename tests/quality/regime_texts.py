@@ -27,8 +27,8 @@ import numpy as np
 
 from pyemo import ControlVector, Engine, Reply, SamplerParams, Steering
 from pyemo.emotions import EMOTIONS
-from pyemo.extract import sources
-from pyemo.repetition import distinct_ngrams, longest_loop
+from pyemo.measures.repetition import distinct_ngrams, longest_loop
+from pyemo.texts import sources
 
 Record = dict[str, Any]
 

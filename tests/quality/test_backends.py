@@ -17,11 +17,11 @@ import pytest
 from engines import needs_torch
 
 from pyemo import Engine
-from pyemo.extract import sources
 from pyemo.extract.backend import Backend, Passage
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.transformers_backend import TransformersBackend
-from pyemo.quantize import requantize
+from pyemo.formats.quantize import requantize
+from pyemo.texts import sources
 
 pytestmark = [pytest.mark.quality, needs_torch]
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from pyemo import ControlVector, Engine
-from pyemo.batches import n_ctx_for
-from pyemo.extract import sources
+from pyemo.engine.batches import n_ctx_for
 from pyemo.judges import ForcedChoiceJudge, Judge, MiniLMJudge, PairJudge, nearer
-from pyemo.proportion import Proportion
-from pyemo.trials import Trial, Trials, random_direction
+from pyemo.measures.proportion import Proportion
+from pyemo.strengths.trials import Trial, Trials, random_direction
+from pyemo.texts import sources
 
 pytestmark = pytest.mark.quality
 

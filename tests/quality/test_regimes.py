@@ -16,7 +16,7 @@ from regime_labels import (
     readers_agreement,
 )
 
-from pyemo.regimes import COLLAPSE_WEIGHTS, EXPLOSION_WEIGHTS
+from pyemo.measures.regimes import COLLAPSE_WEIGHTS, EXPLOSION_WEIGHTS
 
 SPLITS = ["emotions", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"]
 

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from pyemo import ControlVector, Engine, SamplerParams
-from pyemo.batches import GREEDY, n_ctx_for
-from pyemo.calibration import LENGTHS
-from pyemo.catalog import list_vectors
 from pyemo.emotions import EMOTIONS
-from pyemo.extract import sources
+from pyemo.engine.batches import GREEDY, n_ctx_for
+from pyemo.files.catalog import list_vectors
 from pyemo.judges import MiniLMJudge
-from pyemo.proportion import Proportion
-from pyemo.regimes import Regime
-from pyemo.trials import Trial, Trials
+from pyemo.measures.proportion import Proportion
+from pyemo.measures.regimes import Regime
+from pyemo.strengths.calibration import LENGTHS
+from pyemo.strengths.trials import Trial, Trials
+from pyemo.texts import sources
 
 pytestmark = pytest.mark.quality
 

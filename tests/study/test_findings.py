@@ -7,7 +7,7 @@ import pytest
 from study.synthetic import EMOTIONS, N_LAYER, planted
 
 from pyemo.errors import InputError
-from pyemo.regimes import TextRegime
+from pyemo.measures.regimes import TextRegime
 from pyemo.study import (
     anisotropy,
     geometry,
@@ -19,8 +19,8 @@ from pyemo.study import (
     steering_check,
 )
 from pyemo.study.finding import Verdict
-from pyemo.study.scripts import SCRIPTS, script_of, scripts_of
 from pyemo.study.states import States
+from pyemo.study.writing_systems import SCRIPTS, script_of, scripts_of
 
 FEW = 200
 

@@ -19,11 +19,11 @@ from tiny_models import TinyModel
 
 from pyemo.errors import InputError, SchedulerError
 from pyemo.extract.recipe import Recipe
-from pyemo.extract.sources import emotion_source
-from pyemo.local_files import file_sha256
+from pyemo.files.local import file_sha256
 from pyemo.study.cells import Cell, ModelFile, class_cell, load_model, replies_cell
 from pyemo.study.grid import Here, run_cells, runner
 from pyemo.study.store import Result, Store
+from pyemo.texts.sources import emotion_source
 
 NAMES = ("happy", "sad", "calm", "angry")
 

@@ -1,0 +1,1 @@
+"""The device check: does this file with this vector run here, fast, small and coherently enough?"""

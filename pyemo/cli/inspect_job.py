@@ -1,0 +1,210 @@
+"""One vector described, for people and as JSON: fields, a chart of lengths, doses, fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import click
+import numpy as np
+
+from pyemo import emotions
+from pyemo.cli import output
+from pyemo.cli.options import DEFAULT_MODEL
+from pyemo.emotions import Emotion
+from pyemo.errors import VectorError, VectorModelMismatchError
+from pyemo.files import catalog
+from pyemo.vectors.control_vector import Calibration, ControlVector, find_vector
+from pyemo.vectors.metadata import VectorMetadata
+
+STRENGTHS = (0.01, 0.02)
+"""Strengths whose dose is shown, beside those that were calibrated."""
+
+_BAR_WIDTH = 24
+
+
+def print_emotions(as_json: bool) -> None:
+    """Print the emotions with their other names and opposites, and which have a bundled vector."""
+    bundled = catalog.list_vectors(DEFAULT_MODEL)
+    if as_json:
+        rows = [dataclasses.asdict(emotion) for emotion in emotions.EMOTIONS.values()]
+        output.print_json([{**row, "is_bundled": row["name"] in bundled} for row in rows])
+        return
+    for emotion in emotions.EMOTIONS.values():
+        opposite = emotion.opposite or "-"
+        names = ", ".join((emotion.noun, *emotion.synonyms))
+        click.echo(f"{emotion.name:<13} opposite: {opposite:<13} also: {names}")
+    output.note(f"vectors bundled for {DEFAULT_MODEL}: {', '.join(bundled) or 'none'}")
+
+
+def print_vector(name: str, model_name: str | None, as_json: bool) -> None:
+    """Print what the vector of a file, or a bundled one, says of itself.
+
+    Raises:
+        VectorError: no such vector, or its file is damaged.
+        ModelError: the model it is to be compared with cannot be loaded.
+        VectorModelMismatchError: it does not fit that model; all else was printed before.
+    """
+    path = _path_of(name, model_name)
+    vector = ControlVector.load(path)
+    fit, mismatch = _fit(vector, model_name)
+    if as_json:
+        output.print_json({"path": path, **_described(vector), "fit": fit})
+    else:
+        click.echo("\n".join(_lines(vector, path, fit)))
+    if mismatch is not None:
+        raise mismatch
+
+
+def _path_of(name: str, model_name: str | None) -> str:
+    if os.path.isfile(name):
+        return name
+    model = catalog.resolve_model(model_name).name if model_name else DEFAULT_MODEL
+    return str(find_vector(name, model))
+
+
+def _fit(
+    vector: ControlVector, model_name: str | None
+) -> tuple[dict[str, str] | None, VectorModelMismatchError | None]:
+    """Return how the vector fits the model, if there is one, and the error if it does not."""
+    if model_name is None:
+        return None, None
+    from pyemo.engine.model import Model
+
+    model = Model.load(model_name)
+    try:
+        fit = vector.check(model)
+    except VectorModelMismatchError as error:
+        return {"model": model.name, "kind": "does not fit", "sentence": str(error)}, error
+    return {"model": model.name, "kind": fit.kind.value, "sentence": fit.sentence}, None
+
+
+def _described(vector: ControlVector) -> dict[str, Any]:
+    meta = vector.metadata
+    return {
+        "name": vector.name,
+        "emotion": meta.emotion or None,
+        "format_version": meta.format_version,
+        "unit": vector.unit,
+        "architecture": meta.architecture or None,
+        "n_embd": vector.n_embd,
+        "layers": list(vector.layers),
+        "source": {
+            "model": meta.source_model or None,
+            "sha256": meta.source_sha256 or None,
+            "weights_fingerprint": meta.weights_fingerprint or None,
+            "chat_template_sha256": meta.chat_template_sha256 or None,
+        },
+        "recipe": meta.recipe or None,
+        "calibrations": [_calibration(entry) for entry in meta.calibrations],
+        "lengths": _lengths(vector),
+        "residual_norms": list(meta.residual_norms),
+        "neutral_projections": list(meta.neutral_projections),
+        "doses": [{"strength": s, "dose": dose} for s, dose in _doses(vector).items()],
+    }
+
+
+def _calibration(entry: Calibration) -> dict[str, Any]:
+    return {**dataclasses.asdict(entry), "evidence": json.loads(entry.evidence)}
+
+
+def _lengths(vector: ControlVector) -> list[float]:
+    rows = vector.directions.values()
+    return [float(np.linalg.norm(row.astype(np.float64))) for row in rows]
+
+
+def _doses(vector: ControlVector) -> dict[float, float]:
+    """Return strength -> dose, empty where the vector does not say what a dose is measured by."""
+    calibrated = [entry.strength for entry in vector.metadata.calibrations]
+    try:
+        return {s: vector.dose(s) for s in sorted({*STRENGTHS, *calibrated})}
+    except VectorError:  # raw, without residual norms
+        return {}
+
+
+# --- for people ---
+
+
+def _lines(vector: ControlVector, path: str, fit: dict[str, str] | None) -> list[str]:
+    meta = vector.metadata
+    lines = [
+        f"{vector.name}  ({output.printable(path)})",
+        *_fields(vector),
+        *_recipe(meta),
+        *(_calibrated(entry) for entry in meta.calibrations),
+        *_chart(vector),
+        *_dose_lines(vector),
+    ]
+    return [*lines, f"fit          {fit['sentence']}"] if fit is not None else lines
+
+
+def _fields(vector: ControlVector) -> list[str]:
+    meta = vector.metadata
+    unit = "raw: a strength is a plain factor; `pyemo rescale` gives it a meaning"
+    if vector.unit == "residual":
+        unit = "residual: strength 0.02 adds 2% of the residual norm at each layer"
+    layers = f"{vector.layers[0]} to {vector.layers[-1]}"
+    rows = {
+        "emotion": _emotion(emotions.EMOTIONS.get(meta.emotion), meta.emotion),
+        "unit": unit,
+        "directions": f"{len(vector.layers)}, of layers {layers}, {vector.n_embd} wide",
+        "architecture": meta.architecture,
+        "source": meta.source_model,
+        "file": meta.source_sha256,
+        "weights": meta.weights_fingerprint,
+        "template": meta.chat_template_sha256,
+    }
+    return [f"{label:<12} {value or 'not known'}" for label, value in rows.items()]
+
+
+def _emotion(emotion: Emotion | None, name: str) -> str:
+    if emotion is None:
+        return name
+    opposite = f"; its opposite: {emotion.opposite}" if emotion.opposite else ""
+    return f"{name} ({', '.join((emotion.noun, *emotion.synonyms))}){opposite}"
+
+
+def _recipe(meta: VectorMetadata) -> list[str]:
+    if not meta.recipe:
+        return ["recipe       not known"]
+    first, *rest = meta.recipe.strip().splitlines()
+    return [f"recipe       {first}", *(f"{'':<12} {line}" for line in rest)]
+
+
+def _calibrated(entry: Calibration) -> str:
+    low, high = entry.window
+    return (
+        f"calibrated   strength {entry.strength:g}, window {low:g} to {high:g}, on "
+        f"{entry.model_name} ({entry.sampler}, {entry.n_tokens} tokens)"
+    )
+
+
+def _chart(vector: ControlVector) -> list[str]:
+    """Return a bar for each layer: its direction's length, beside the residual norm if known."""
+    norms, projections = vector.residual_norms, vector.neutral_projections
+    lengths = dict(zip(vector.layers, _lengths(vector), strict=True))
+    longest = max(lengths.values())
+    lines = [
+        f"{'layer':<12} {'length of the direction':<{_BAR_WIDTH + 9}} "
+        + ("residual norm  neutral projection" if norms else "")
+    ]
+    for layer, length in lengths.items():
+        filled = output.bar(length / longest if longest else 0.0, _BAR_WIDTH)
+        norm = f"{output.short(norms[layer]):>13}" if norms else ""
+        neutral = f"{output.short(projections[layer]):>20}" if projections else ""
+        lines.append(f"{layer:>5}        {filled} {output.short(length):>8} {norm}{neutral}")
+    return [line.rstrip() for line in lines]
+
+
+def _dose_lines(vector: ControlVector) -> list[str]:
+    doses = _doses(vector)
+    if not doses:
+        return ["dose         not known: the vector does not say the model's residual norms"]
+    calibrated = {entry.strength for entry in vector.metadata.calibrations}
+    parts = [
+        f"{strength:g}: {dose:.1%}{' (calibrated)' if strength in calibrated else ''}"
+        for strength, dose in doses.items()
+    ]
+    return [f"dose         {', '.join(parts)} of the last layer's residual norm"]

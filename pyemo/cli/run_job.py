@@ -1,0 +1,258 @@
+"""One prompt answered under one mood or two: opened once, printed as it comes or as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import pyemo
+from pyemo.cli import output
+from pyemo.cli.guard_text import describe_guard, guard_lines
+from pyemo.cli.meters import gauge_lines
+from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, steering_of, title_of
+from pyemo.cli.options import EngineOptions, MoodOptions
+from pyemo.engine.engine import Engine
+from pyemo.engine.gauges import Gauge
+from pyemo.engine.model import LLAMA_CPP_PYTHON, Model
+from pyemo.engine.replies import Reply
+from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sequence import OFF
+from pyemo.engine.steering import Steering
+from pyemo.engine.tokens import Token
+
+if TYPE_CHECKING:
+    from pyemo.guard import GuardedReply
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line."""
+
+    prompt: str
+    system: str | None
+    raw: bool
+    max_tokens: int
+    stop: tuple[str, ...]
+    gauges: tuple[str, ...]
+    sampler: SamplerParams
+    engine: EngineOptions
+    mood: MoodOptions
+    guard: str | None = None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Job]:
+        """Open the model and an engine just large enough for the job; say what was chosen."""
+        began = time.perf_counter()
+        builder = MoodBuilder(self.mood, self.max_tokens)
+        prompt = read_prompt(self.prompt)
+        model = self.engine.load_model()
+        tokens = model.prompt_tokens(prompt, system=self.system, raw=self.raw)
+        terms = builder.terms(model, builder.specs)
+        gauges = builder.gauges(model, self.gauges)
+        with self.engine.open(model, len(tokens) + max(self.max_tokens, 1)) as engine:
+            for line in self._notes(model, terms):
+                output.note(line)
+            load_s = time.perf_counter() - began
+            yield Job(self, engine, prompt, tokens, terms, gauges, load_s)
+
+    def _notes(self, model: Model, terms: list[MoodTerm]) -> list[str]:
+        notes = [line for term in terms for line in term.notes]
+        if model.chat_template is None and not self.raw:
+            notes.append(f"{model.name} has no chat template: it continues the prompt as it is")
+        return notes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with its engine open."""
+
+    request: Request
+    engine: Engine
+    prompt: str
+    tokens: list[int]
+    terms: list[MoodTerm]
+    gauges: list[Gauge]
+    load_s: float
+
+    @property
+    def steering(self) -> Steering:
+        """The mood that was asked for."""
+        return steering_of(self.terms)
+
+    @property
+    def title(self) -> str:
+        """The mood in words."""
+        return title_of(self.terms)
+
+    def answer(self, steering: Steering) -> Answer:
+        """Begin a reply under ``steering``; nothing is decoded yet."""
+        request = self.request
+        settings: dict[str, Any] = {
+            "steering": steering,
+            "max_tokens": request.max_tokens,
+            "sampler": request.sampler,
+            "stop": request.stop,
+            "gauges": self.gauges,
+        }
+        if request.guard is None:
+            return Answer(self.engine.generate(self.tokens, **settings))
+        from pyemo.guard import Guard
+
+        guard = Guard(mode=request.guard)  # type: ignore[arg-type]
+        return Answer(guard.generate(self.engine, self.tokens, **settings))
+
+    def describe(self) -> dict[str, Any]:
+        """Return for JSON what all replies of the job share."""
+        model = self.engine.model
+        schedule = self.request.mood.schedule
+        return {
+            "prompt": output.valid_text(self.prompt),
+            "system": self.request.system,
+            "n_prompt_tokens": len(self.tokens),
+            "load_s": self.load_s,
+            "steering": {
+                "terms": describe_terms(self.terms, model.n_layer, schedule),
+                "dose": dose_of(self.steering, model.n_layer),
+            },
+            "model": {
+                "name": model.name,
+                "architecture": model.architecture,
+                "sha256": model.file_sha256,
+            },
+            "sampler": asdict(self.request.sampler),
+            "engine": {
+                "n_ctx": self.engine.n_ctx,
+                "n_threads": self.engine.n_threads,
+                "kv_type": self.request.engine.kv_type,
+            },
+            "versions": {
+                "pyemo": pyemo.__version__,
+                "llama-cpp-python": LLAMA_CPP_PYTHON,
+                "python": platform.python_version(),
+            },
+        }
+
+
+class Answer:
+    """A reply with a clock."""
+
+    def __init__(self, reply: Reply | GuardedReply) -> None:
+        self.reply = reply
+        self._began = time.perf_counter()
+        self._first_token_s = 0.0
+        self._total_s = 0.0
+
+    def texts(self) -> Iterator[str]:
+        """Decode token by token and yield their texts."""
+        for token in self.reply:
+            self._total_s = time.perf_counter() - self._began
+            self._first_token_s = self._first_token_s or self._total_s
+            yield token.text
+
+    def finish(self) -> Answer:
+        """Decode all tokens."""
+        for _ in self.texts():
+            pass
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        n_later = len(self.reply.tokens) - 1
+        later_s = self._total_s - self._first_token_s
+        return {
+            "text": self.reply.text,
+            "tokens": [_describe_token(token) for token in self.reply.tokens],
+            "stop_reason": self.reply.stop_reason,
+            "timings": {
+                "first_token_s": self._first_token_s,
+                "total_s": self._total_s,
+                "tokens_per_s": n_later / later_s if n_later and later_s else None,
+            },
+            **describe_guard(self.reply),
+        }
+
+
+def read_prompt(prompt: str) -> str:
+    """Return the prompt, from stdin for ``-``, without a last line end; any bytes survive."""
+    if prompt != "-":
+        return prompt
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def print_reply(job: Job, as_json: bool) -> None:
+    """Print the reply as it comes, or as one JSON object."""
+    answer = job.answer(job.steering)
+    if as_json:
+        output.print_json({**job.describe(), **answer.finish().describe()})
+        return
+    stream(answer)
+    _print_end(job, answer)
+
+
+def print_comparison(job: Job, as_json: bool) -> None:
+    """Print the unsteered and the steered reply, each computed alone, one after the other."""
+    if as_json:
+        plain, steered = (job.answer(mood).finish().describe() for mood in (OFF, job.steering))
+        output.print_json({**job.describe(), "unsteered": plain, "steered": steered})
+        return
+    titles = ("unsteered", job.title)
+    moods = (OFF, job.steering)
+    if output.is_wide():
+        from pyemo.cli.columns import stream_side_by_side
+
+        begin = [functools.partial(job.answer, mood) for mood in moods]
+        answers = stream_side_by_side(titles, begin)
+    else:
+        answers = [_stream_titled(job, *pair) for pair in zip(titles, moods, strict=True)]
+    for title, answer in zip(titles, answers, strict=True):
+        _print_end(job, answer, f"{title}: ")
+
+
+def _stream_titled(job: Job, title: str, steering: Steering) -> Answer:
+    click.secho(f"--- {output.printable(title)} ---", bold=True)
+    answer = job.answer(steering)
+    stream(answer)
+    return answer
+
+
+def stream(answer: Answer) -> None:
+    """Print the reply's text as it comes, and a line end after it."""
+    last = ""
+    for text in answer.texts():
+        click.echo(output.shown_text(text), nl=False)
+        last = text or last
+    if not last.endswith("\n"):
+        click.echo()
+
+
+def _print_end(job: Job, answer: Answer, title: str = "") -> None:
+    """Print on stderr what the text does not show."""
+    if job.gauges:
+        for line in gauge_lines(answer.reply.tokens):
+            output.note(title + line)
+    for line in guard_lines(answer.reply):
+        output.note(title + line)
+    if answer.reply.stop_reason == "context":
+        output.note(
+            f"{title}stopped: the context of {job.engine.n_ctx} tokens is full; "
+            "take a larger --n-ctx"
+        )
+
+
+def _describe_token(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "text": token.text,
+        "logprob": token.logprob,
+        "entropy": token.entropy,
+        "gauges": {name: reading._asdict() for name, reading in token.gauges.items()},
+    }

@@ -1,0 +1,210 @@
+"""Continuations of many prompts in batches of fixed shape: results that may be stored and compared.
+
+Kernels round differently in batches of different shape (docs/determinism.md). Here every batch has
+the same number of rows from its first token to its last: a continuation that has ended keeps its
+row, and a batch with too few jobs is filled up. A row's text then depends on its own mood and on
+its batch's prompts, but neither on the moods of other rows nor on when they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo.engine.engine import Engine
+from pyemo.engine.model import Model
+from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sequence import OFF, step_many
+from pyemo.engine.sequence import Sequence as EngineSequence
+from pyemo.engine.steering import Steering
+from pyemo.errors import ContextFullError, InputError
+
+GREEDY = SamplerParams(temperature=0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One continuation to compute: token ids, the mood, how tokens are drawn."""
+
+    prompt: tuple[int, ...]
+    steering: Steering = OFF
+    sampler: SamplerParams = GREEDY
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote.
+
+    Attributes:
+        tokens: ids, without an end-of-generation token.
+        pieces: the tokens' bytes.
+        entropies: of the distributions the tokens were drawn from, nats; (n_tokens,).
+        ended: whether the model ended it.
+    """
+
+    tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...]
+    entropies: tuple[float, ...]
+    ended: bool
+
+    @property
+    def text(self) -> str:
+        """The tokens' text; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(self.pieces).decode("utf-8", "replace")
+
+    def first(self, n_tokens: int) -> Continuation:
+        """Return what it would have been with ``n_tokens`` at most."""
+        if len(self.tokens) < n_tokens:
+            return self
+        return Continuation(
+            self.tokens[:n_tokens], self.pieces[:n_tokens], self.entropies[:n_tokens], False
+        )
+
+
+def continue_many(
+    engine: Engine,
+    jobs: Sequence[Job],
+    *,
+    max_tokens: int,
+    n_rows: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Continuation]:
+    """Return each job's continuation, computed ``n_rows`` at a time in batches of fixed shape.
+
+    A prompt that several rows of a batch share is computed once where no mood acts on it (the mood
+    is off, or its scope is "reply"), and for each row elsewhere, since its keys and values differ.
+
+    Args:
+        max_tokens: of a continuation, 1 or more.
+        n_rows: 1 or more; the engine must have as many free sequences.
+        on_progress: called with the number of jobs finished since the last call.
+    Raises:
+        ContextFullError: a batch does not fit into the engine's context.
+        InputError: a number outside its range.
+        DecodeAbortedError: logits that are not finite; the strength is far too high.
+    """
+    if max_tokens < 1 or not 1 <= n_rows <= engine.n_seq_max:
+        raise InputError(
+            f"max_tokens = {max_tokens}, n_rows = {n_rows}; they must be at least 1, and there are "
+            f"{engine.n_seq_max} sequences: open the engine with a larger n_seq_max"
+        )
+    check_room(engine, [job.prompt for job in jobs], max_tokens, n_rows)
+    found: list[Continuation] = []
+    for begin in range(0, len(jobs), n_rows):
+        batch = list(jobs[begin : begin + n_rows])
+        found += _run(engine, batch, max_tokens, n_rows)
+        if on_progress is not None:
+            on_progress(len(batch))
+    return found
+
+
+def n_ctx_for(prompts: Sequence[Sequence[int]], max_tokens: int, n_rows: int) -> int:
+    """Return the context that batches of these prompts need, rounded up to whole 256 cells."""
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    return -(-n_rows * (longest + max_tokens) // 256) * 256
+
+
+def check_lengths(model: Model, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+    """Raise unless the model can read each prompt with its continuation.
+
+    Raises:
+        ContextFullError: names the prompt and what it needs.
+    """
+    for index, prompt in enumerate(prompts):
+        if len(prompt) + max_tokens > model.n_ctx_train:
+            raise ContextFullError(
+                f"prompt {index + 1} has {len(prompt)} tokens and leaves no room for {max_tokens} "
+                f"more: {model.name} reads {model.n_ctx_train}; shorten it, or ask for fewer tokens"
+            )
+
+
+def check_room(
+    engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int, n_rows: int
+) -> None:
+    """Raise unless each prompt leaves room for its continuation, in the model and in a batch.
+
+    Raises:
+        ContextFullError: names the prompt and what it needs.
+    """
+    check_lengths(engine.model, prompts, max_tokens)
+    for index, prompt in enumerate(prompts):
+        n = len(prompt) + max_tokens
+        if n * n_rows > engine.n_ctx:
+            raise ContextFullError(
+                f"prompt {index + 1} has {len(prompt)} tokens; {n_rows} rows of it with "
+                f"{max_tokens} more take {n * n_rows} cells, and the context has {engine.n_ctx}: "
+                "shorten it, take fewer rows, or open the engine with a larger n_ctx"
+            )
+
+
+def score_unsteered(
+    engine: Engine, prompts: Sequence[tuple[int, ...]], continuations: Sequence[Continuation]
+) -> list[npt.NDArray[np.float32]]:
+    """Return each continuation's log-probabilities under the unsteered model, float32 (n_tokens,).
+
+    All are scored together, many a batch; an empty one has none.
+    """
+    found = [np.zeros(0, np.float32)] * len(continuations)
+    rows = [index for index, text in enumerate(continuations) if text.tokens]
+    pairs = [(list(continuations[index].tokens), list(prompts[index])) for index in rows]
+    for index, score in zip(rows, engine.score_many(pairs) if pairs else [], strict=True):
+        found[index] = score.logprobs
+    return found
+
+
+class _Row:
+    """What one row of a batch has written so far."""
+
+    def __init__(self, sequence: EngineSequence) -> None:
+        self.sequence = sequence
+        self.tokens: list[int] = []
+        self.pieces: list[bytes] = []
+        self.entropies: list[float] = []
+        self.ended = False
+
+    def continuation(self) -> Continuation:
+        return Continuation(
+            tuple(self.tokens), tuple(self.pieces), tuple(self.entropies), self.ended
+        )
+
+
+def _run(engine: Engine, jobs: list[Job], max_tokens: int, n_rows: int) -> list[Continuation]:
+    with _open_rows(engine, [*jobs, *[jobs[-1]] * (n_rows - len(jobs))]) as rows:
+        asked = rows[: len(jobs)]
+        for _ in range(max_tokens):
+            results = step_many([row.sequence for row in rows])
+            for row, result in zip(asked, results, strict=False):
+                row.ended = row.ended or result.is_end
+                if not row.ended:
+                    row.tokens.append(result.token)
+                    row.pieces.append(result.piece)
+                    row.entropies.append(result.entropy)
+            if all(row.ended for row in asked):
+                break
+        return [row.continuation() for row in asked]
+
+
+@contextmanager
+def _open_rows(engine: Engine, jobs: list[Job]) -> Iterator[list[_Row]]:
+    """Yield a row for each job, its prompt shared with an earlier one where that is the same."""
+    with ExitStack() as stack:
+        rows: list[_Row] = []
+        read: dict[tuple[int, ...], EngineSequence] = {}
+        for job in jobs:
+            shares = all(term.scope == "reply" for term in job.steering.terms)
+            if shares and job.prompt in read:
+                sequence = read[job.prompt].fork(sampler=job.sampler)
+                stack.callback(sequence.close)
+                sequence.steering = job.steering
+            else:
+                sequence = engine.sequence(job.prompt, steering=job.steering, sampler=job.sampler)
+                stack.callback(sequence.close)
+                if shares:
+                    sequence.logits()  # decodes the prompt, so that later rows can fork it
+                    read[job.prompt] = sequence
+            rows.append(_Row(sequence))
+        yield rows

@@ -1,0 +1,437 @@
+"""The engine: sequences of tokens over one loaded model, each with its own mood.
+
+The Python face of csrc/engine.cpp: prompts to tokens, steering to native terms, bytes to text.
+Nothing above it touches llama.cpp; nothing here knows what an emotion is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as SequenceABC
+from dataclasses import replace
+from types import TracebackType
+from typing import Literal, TypeAlias, TypeVar, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo import _core
+from pyemo.engine.chat_template import Message
+from pyemo.engine.gauges import Gauge
+from pyemo.engine.model import Model, forward_log
+from pyemo.engine.replies import Reply, generate_many
+from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sequence import OFF, NativeMoods, Pooling, Segments, Sequence, native_pooling
+from pyemo.engine.steering import Steering
+from pyemo.engine.threads import ThreadChoice, Threads
+from pyemo.engine.tokens import token_ids, whole
+from pyemo.errors import ClosedError, InputError
+from pyemo.files.catalog import DEFAULT_MODEL
+from pyemo.measures.perplexity import Score
+
+Prompt: TypeAlias = "str | SequenceABC[Message] | SequenceABC[int]"
+"""A user's message, a list of messages, or token ids."""
+
+KVType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+
+
+class Engine:
+    """A model with a KV cache, ready to generate, score and read.
+
+    ```
+    with Engine() as engine:
+        angry = ControlVector.load("angry", model=engine.model)
+        for token in engine.generate("Hello!", steering=Steering({angry: 0.02})):
+            print(token.text, end="", flush=True)
+    ```
+
+    Calls from several threads are safe and take turns. Decodes release the GIL; Ctrl-C stops them.
+
+    Args:
+        model: catalog name, path or Hugging Face repository (see ``pyemo models``), or a
+            :class:`Model` that several engines share.
+        n_ctx: cells of the KV cache, shared by all sequences; one token of one sequence takes one,
+            a fork's common past is counted once.
+        n_seq_max: sequences at a time, 1 to 256.
+        n_threads: threads of a decode; None to choose once, now, from the cores this process may
+            use and the system's load; "auto" to choose again before each reply; "live" to follow
+            the load within replies too. What that does to a result: docs/determinism.md.
+        n_batch: rows of one decode at most; longer prompts are taken in chunks.
+        n_outputs_max: rows of one decode that have logits, at most; a row costs two times n_vocab
+            floats. Scoring takes chunks of this size.
+        kv_type: number type of the KV cache.
+        kv_unified: whether sequences share the cells. Off, each has n_ctx / n_seq_max of its own
+            and does not pass over the others': faster for many long ones at a time (twice as fast
+            for 32 of 250 tokens), slower for prompts and forks, and a sequence holds less.
+        n_gpu_layers: see :meth:`Model.load`.
+    Raises:
+        ModelError: see :meth:`Model.load`.
+        InputError: a number outside its range.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Model = DEFAULT_MODEL,
+        *,
+        n_ctx: int = 2048,
+        n_seq_max: int = 1,
+        n_threads: Threads = None,
+        n_batch: int = 512,
+        n_outputs_max: int = 32,
+        kv_type: KVType = "f16",
+        kv_unified: bool = True,
+        n_gpu_layers: int = 0,
+    ) -> None:
+        self.model = (
+            model if isinstance(model, Model) else Model.load(model, n_gpu_layers=n_gpu_layers)
+        )
+        self.threads = ThreadChoice(n_threads)
+        if kv_type not in get_args(KVType):
+            raise InputError(f"kv_type {kv_type!r} is unknown; use {', '.join(get_args(KVType))}")
+        try:
+            self._core: _core.Engine | None = _core.Engine(
+                self.model.native,
+                n_ctx=whole("n_ctx", n_ctx),
+                n_batch=whole("n_batch", n_batch),
+                n_seq_max=whole("n_seq_max", n_seq_max),
+                n_outputs_max=whole("n_outputs_max", n_outputs_max),
+                n_threads=self.threads.n_threads,
+                n_threads_batch=self.threads.n_threads,
+                kv_type=kv_type,
+                kv_unified=kv_unified,
+            )
+        finally:
+            forward_log()
+        self.moods = NativeMoods(self.model)
+        # What takes several native calls; the native engine has a lock of its own for each.
+        self.turns = threading.RLock()
+        self.n_outputs_max = n_outputs_max
+        self.kv_type: KVType = kv_type
+
+    # --- life ---
+
+    def close(self) -> None:
+        """Free the KV cache and buffers. The model stays while others hold it.
+
+        May be called twice.
+        """
+        self._core = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def native(self) -> _core.Engine:
+        """The native engine, for the modules of pyemo.
+
+        Raises:
+            ClosedError: the engine was closed.
+        """
+        if self._core is None:
+            raise ClosedError("the engine is closed; open a new one: pyemo.Engine(...)")
+        return self._core
+
+    # --- facts ---
+
+    @property
+    def n_ctx(self) -> int:
+        """Cells of the KV cache."""
+        return self.native.n_ctx
+
+    @property
+    def n_seq_max(self) -> int:
+        """Sequences at a time."""
+        return self.native.n_seq_max
+
+    @property
+    def n_threads(self) -> int:
+        """Threads of a decode. Setting it fixes it; costs nothing (docs/determinism.md)."""
+        return self.native.n_threads
+
+    @n_threads.setter
+    def n_threads(self, n_threads: int) -> None:
+        self.native.set_n_threads(n_threads, n_threads)
+        self.threads = ThreadChoice(n_threads)
+
+    def follow_load(self, *, within_reply: bool = False) -> None:
+        """Set the threads anew if ``n_threads`` is "auto", or "live" where a reply goes on."""
+        choice = self.threads
+        if not choice.follows:
+            return
+        n_threads = choice.within_reply() if within_reply else choice.before_reply()
+        if n_threads != self.native.n_threads:
+            self.native.set_n_threads(n_threads, n_threads)
+
+    @property
+    def steering_unsupported(self) -> str:
+        """Why this model cannot be steered or read; empty if it can (proved on opening)."""
+        return self.native.steering_unsupported
+
+    # --- generating ---
+
+    def sequence(
+        self,
+        prompt: Prompt = (),
+        *,
+        steering: Steering = OFF,
+        sampler: SamplerParams | None = None,
+        system: str | None = None,
+        raw: bool = False,
+        gauges: Iterable[Gauge] = (),
+    ) -> Sequence:
+        """Return a new sequence that begins with ``prompt``; nothing is decoded yet.
+
+        Args:
+            prompt: a user's message, messages, or token ids; empty to append later.
+            steering: its mood; may be changed between any two tokens.
+            sampler: how tokens are drawn; None for :class:`SamplerParams`'s defaults.
+            system: a system message in front.
+            raw: take the prompt as it is, without the chat template.
+            gauges: what to read at every token.
+        Raises:
+            SequenceLimitError: n_seq_max sequences are open.
+            ContextFullError: the prompt is longer than the context.
+            InputError, VectorError: see :class:`Steering`, :class:`Gauge` and the prompt.
+        """
+        tokens = self._prompt_tokens(prompt, system, raw)
+        return Sequence(self, tokens, steering, sampler or SamplerParams(), tuple(gauges))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        steering: Steering = OFF,
+        max_tokens: int = 128,
+        seed: int | None = None,
+        sampler: SamplerParams | None = None,
+        stop: SequenceABC[str] = (),
+        system: str | None = None,
+        raw: bool = False,
+        gauges: Iterable[Gauge] = (),
+        n_top: int = 0,
+    ) -> Reply:
+        """Return the reply to ``prompt`` as an iterator of tokens, each decoded when asked for.
+
+        Stopping to iterate stops the work. The sequence is closed with the reply's end; to go on
+        after it, use :meth:`sequence`.
+
+        Args:
+            max_tokens: 1 or more.
+            seed: shorthand for the seed of ``sampler``.
+            stop: strings that end the reply; they are not part of it.
+            n_top: alternatives to report with each token.
+        Raises:
+            as :meth:`sequence`.
+        """
+        sampler = sampler or SamplerParams()
+        if seed is not None:
+            sampler = replace(sampler, seed=seed)
+        sequence = self.sequence(
+            prompt, steering=steering, sampler=sampler, system=system, raw=raw, gauges=gauges
+        )
+        try:
+            return Reply(sequence, max_tokens, stop, n_top, closes_sequence=True)
+        except InputError:
+            sequence.close()
+            raise
+
+    def generate_many(
+        self,
+        prompts: SequenceABC[Prompt],
+        *,
+        steering: Steering | SequenceABC[Steering] = OFF,
+        max_tokens: int = 128,
+        sampler: SamplerParams | SequenceABC[SamplerParams] | None = None,
+        stop: SequenceABC[str] = (),
+        system: str | None = None,
+        raw: bool = False,
+        fixed_shape: bool = True,
+        on_reply: Callable[[int, Reply], None] | None = None,
+    ) -> list[Reply]:
+        """Return the finished replies to all prompts, computed side by side in batches.
+
+        Args:
+            steering, sampler: one for all, or one for each prompt.
+            fixed_shape: keep finished sequences as idle rows until their batch ends, so that a
+                reply depends on its batch's prompts but not on when the others end
+                (docs/determinism.md). Off is faster where replies differ in length.
+            on_reply: called with the index and the reply when one is finished.
+        Raises:
+            ContextFullError: a prompt with its reply is longer than the context.
+            otherwise as :meth:`sequence`.
+        """
+        return generate_many(
+            self,
+            [self._prompt_tokens(prompt, system, raw) for prompt in prompts],
+            steering=_each(steering, Steering, len(prompts), "steering"),
+            samplers=_each(sampler or SamplerParams(), SamplerParams, len(prompts), "sampler"),
+            max_tokens=max_tokens,
+            stop=stop,
+            fixed_shape=fixed_shape,
+            on_reply=on_reply,
+        )
+
+    # --- reading and scoring ---
+
+    def score(
+        self, text: Prompt, *, given: Prompt | None = None, steering: Steering = OFF
+    ) -> Score:
+        """Return how likely the model finds ``text``; see :meth:`score_many`."""
+        return self.score_many([(text, given)], steering=steering)[0]
+
+    def score_many(
+        self,
+        texts: SequenceABC[tuple[Prompt, Prompt | None]],
+        *,
+        steering: Steering | SequenceABC[Steering] = OFF,
+    ) -> list[Score]:
+        """Return log-probabilities of (text, given) pairs, many texts a batch.
+
+        Texts are taken as they are, without a chat template (pass
+        ``given=engine.prompt_tokens(...)`` for one). Without ``given`` a text's first token is
+        scored only if the model puts a BOS token before it. ``given`` and ``text`` are tokenized
+        apart. For the scope of ``steering``, given is the prompt and text the reply. Computed from
+        a clean KV cache in chunks of ``n_outputs_max`` rows; memory is n_outputs_max x n_vocab,
+        whatever the length.
+
+        Raises:
+            ContextFullError: a text is longer than the context has room for.
+            InputError: a text without a token to score.
+            DecodeAbortedError: logits that are not finite.
+        """
+        jobs = []
+        for (text, given), mood in zip(
+            texts, _each(steering, Steering, len(texts), "steering"), strict=True
+        ):
+            before = self._plain_tokens("" if given is None else given, add_special=True)
+            after = self._plain_tokens(text, add_special=False)
+            tokens = before + after
+            if len(tokens) - max(1, len(before)) < 1:
+                raise InputError(
+                    f"text {text!r} leaves no token to score; it needs one more than it is given"
+                )
+            segments: Segments = [(0, False), (len(before), True)] if before else [(0, True)]
+            jobs.append((tokens, len(before), self.moods.spans(mood, segments, 0, len(tokens))))
+        with self._logging():
+            rows = self.native.score(jobs)
+        return [Score(row, chunk=self.n_outputs_max, kv_type=self.kv_type) for row in rows]
+
+    def read(
+        self,
+        text: Prompt,
+        *,
+        layers: Iterable[int] | None = None,
+        pooling: Pooling = "mean",
+        tokens: slice = slice(None),
+        steering: Steering = OFF,
+    ) -> npt.NDArray[np.float32]:
+        """Return hidden states of one text; see :meth:`read_many`."""
+        return self.read_many(
+            [text], layers=layers, pooling=pooling, tokens=[tokens], steering=steering
+        )[0]
+
+    def read_many(
+        self,
+        texts: SequenceABC[Prompt],
+        *,
+        layers: Iterable[int] | None = None,
+        pooling: Pooling = "mean",
+        tokens: SequenceABC[slice] | None = None,
+        steering: Steering = OFF,
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return for each text the outputs of ``layers``, as the next block reads them.
+
+        Args:
+            texts: taken as they are (with BOS where the model expects one), or token ids.
+            layers: None for all. The last block costs logits for every token read.
+            pooling: "mean" or "last" over the positions: float32 (n_layers, n_embd); "all": float32
+                (n_positions, n_layers, n_embd).
+            tokens: for each text a slice of its positions, such as slice(10, None); step 1.
+            steering: acts while reading; the whole text counts as prompt.
+        Raises:
+            SteeringUnsupportedError: the model's block outputs cannot be read.
+            InputError: no such layer, a text without tokens, an empty slice.
+            ContextFullError: a text is longer than the context has room for.
+        """
+        chosen = list(range(self.model.n_layer)) if layers is None else list(layers)
+        slices = [slice(None)] * len(texts) if tokens is None else list(tokens)
+        jobs = []
+        for text, part in zip(texts, slices, strict=True):
+            ids = self._plain_tokens(text, add_special=True)
+            begin, end, step = part.indices(len(ids))
+            if begin >= end or step != 1:
+                raise InputError(
+                    f"positions {part} of a text of {len(ids)} tokens are none; "
+                    "take slice(begin, end)"
+                )
+            jobs.append((ids, begin, end, self.moods.spans(steering, [(0, False)], 0, len(ids))))
+        self.follow_load()
+        with self._logging():
+            rows = self.native.read(jobs, chosen, native_pooling(pooling))
+        shape = (len(chosen), self.model.n_embd)
+        return [row.reshape((-1, *shape) if pooling == "all" else shape) for row in rows]
+
+    def prompt_tokens(
+        self, prompt: str | SequenceABC[Message], *, system: str | None = None, raw: bool = False
+    ) -> list[int]:
+        """Return the tokens a reply to ``prompt`` starts from; see :meth:`Model.prompt_tokens`."""
+        return self.model.prompt_tokens(prompt, system=system, raw=raw)
+
+    # --- for Sequence ---
+
+    def _prompt_tokens(self, prompt: Prompt, system: str | None, raw: bool) -> list[int]:
+        if isinstance(prompt, str) or _are_messages(prompt):
+            return self.model.prompt_tokens(prompt, system=system, raw=raw)  # type: ignore[arg-type]
+        if system is not None:
+            raise InputError("a system prompt needs a prompt of text or messages, not token ids")
+        return token_ids(prompt)  # type: ignore[arg-type]
+
+    def _plain_tokens(self, text: Prompt, *, add_special: bool) -> list[int]:
+        if isinstance(text, str):
+            return self.model.tokenize(text, add_special=add_special)
+        if _are_messages(text):
+            raise InputError("messages cannot be scored or read; pass a text or prompt_tokens(...)")
+        return token_ids(text)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            forward_log()
+
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self._core is None else f"n_ctx={self.n_ctx}, n_seq_max={self.n_seq_max}"
+        )
+        return f"<Engine {self.model.name}, {state}>"
+
+
+def _are_messages(prompt: Prompt) -> bool:
+    return isinstance(prompt, SequenceABC) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+_T = TypeVar("_T")
+
+
+def _each(value: _T | SequenceABC[_T], kind: type[_T], n: int, name: str) -> list[_T]:
+    """Return ``value`` n times, or as the list it is."""
+    if isinstance(value, kind):
+        return [value] * n
+    values = list(cast("SequenceABC[_T]", value)) if isinstance(value, Iterable) else [value]
+    if wrong := [item for item in values if not isinstance(item, kind)]:
+        raise InputError(f"{name} = {wrong[0]!r}; it must be a {kind.__name__}")
+    if len(values) != n:
+        raise InputError(f"{len(values)} values of {name} for {n} texts; pass one, or one for each")
+    return values

@@ -1,0 +1,246 @@
+"""A loaded model: weights, vocabulary, and what identifies it. Immutable; engines may share one."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from pyemo import _core
+from pyemo.engine import threads
+from pyemo.engine.chat_template import Message, as_messages, render_chat
+from pyemo.engine.tokens import token_ids, whole
+from pyemo.errors import InputError
+from pyemo.files.catalog import DEFAULT_MODEL, resolve_model
+from pyemo.files.local import file_sha256
+
+LLAMA_CPP_PYTHON: str = _core.llama_cpp_python
+"""Version of llama-cpp-python that the extension was built against, and runs on."""
+
+_logger = logging.getLogger("pyemo.llama")
+
+
+def _check_llama_cpp() -> None:
+    """The extension and the installed libllama must be the same: its ABI is not stable."""
+    # As a rule its folder's name says it; importlib.metadata takes 30 ms and 4 MB to import.
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is not None and spec.origin is not None:
+        info = f"llama_cpp_python-{_core.llama_cpp_python}.dist-info"
+        if (Path(spec.origin).parents[1] / info).is_dir():
+            return
+    from importlib.metadata import version
+
+    installed = version("llama-cpp-python")
+    if installed != _core.llama_cpp_python:
+        raise ImportError(
+            f"pyemo was built against llama-cpp-python {_core.llama_cpp_python}, but {installed} "
+            f"is installed; run: pip install llama-cpp-python=={_core.llama_cpp_python}"
+        )
+
+
+_check_llama_cpp()
+
+
+def forward_log() -> None:
+    """Hand llama.cpp's log lines, from level INFO on, to the ``pyemo.llama`` logger."""
+    for level, line in _core.drain_log():
+        _logger.log(level, line)
+
+
+class Model:
+    """A GGUF model in memory.
+
+    Example:
+        >>> model = Model.load()
+        >>> model.architecture, model.n_layer, model.n_embd
+        ('llama', 30, 576)
+    """
+
+    def __init__(self, native: _core.Model, name: str, path: Path) -> None:
+        """Use :meth:`load`."""
+        self.native = native
+        self.name = name
+        self.path = path
+        self.metadata: Mapping[str, str] = MappingProxyType(native.metadata())
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        n_gpu_layers: int = 0,
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+    ) -> Model:
+        """Load a model by catalog name, path, or Hugging Face repository.
+
+        Args:
+            name: see ``pyemo models``; a path that exists wins.
+            n_gpu_layers: layers to put on a GPU, -1 for all; needs a llama-cpp-python built for it.
+                Not run by us: pyemo's tests have no GPU.
+            use_mmap: map the file instead of reading it; pages then count once for all processes.
+            use_mlock: keep the weights from being swapped out.
+
+        Raises:
+            ModelNotFoundError, ModelChecksumError: see :func:`pyemo.files.catalog.resolve_model`.
+            ModelLoadError: not a GGUF, cut off, damaged, or unknown to this llama.cpp.
+        """
+        threads.watch()  # loading gives the engine's first look at the system's load its span
+        resolved = resolve_model(name)
+        try:
+            native = _core.Model(
+                str(resolved.path),
+                use_mmap=use_mmap,
+                use_mlock=use_mlock,
+                n_gpu_layers=whole("n_gpu_layers", n_gpu_layers),
+            )
+        finally:
+            forward_log()
+        return cls(native, resolved.name, resolved.path)
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture, such as ``llama`` or ``gemma3``."""
+        return self.metadata.get("general.architecture", "")
+
+    @property
+    def n_layer(self) -> int:
+        """Number of blocks; layers are 0 to n_layer - 1."""
+        return self.native.n_layer
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the residual stream."""
+        return self.native.n_embd
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return self.native.n_vocab
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Context length the model was trained on, in tokens."""
+        return self.native.n_ctx_train
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own Jinja chat template, or None for a base model."""
+        return self.metadata.get("tokenizer.chat_template")
+
+    @functools.cached_property
+    def file_sha256(self) -> str:
+        """SHA-256 of the file; remembered by path, size and time."""
+        return file_sha256(self.path)
+
+    @functools.cached_property
+    def weights_fingerprint(self) -> str:
+        """SHA-256 of float32 norm tensors and vocabulary; quantization leaves both as they are."""
+        import hashlib  # with OpenSSL's library; not every use needs it
+
+        return hashlib.sha256(_core.fingerprint_material(str(self.path))).hexdigest()
+
+    @property
+    def chat_template_sha256(self) -> str | None:
+        """SHA-256 of the chat template's UTF-8 text, or None without one."""
+        template = self.chat_template
+        if template is None:
+            return None
+        import hashlib
+
+        return hashlib.sha256(template.encode()).hexdigest()
+
+    def tokenize(
+        self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Return the token ids of ``text``. Every byte sequence survives the way there and back.
+
+        Args:
+            text: str (lone surrogates from ``errors="surrogateescape"`` become their bytes) or
+                bytes.
+            add_special: put the tokens around it that the model expects around a text, such as BOS.
+            parse_special: read ``<|im_end|>`` and the like as one token; off, they are plain
+                characters.
+        Raises:
+            InputError: bytes that are not UTF-8 and a vocabulary without tokens for them; a lone
+                surrogate that stands for no byte.
+        """
+        if isinstance(text, str):
+            try:
+                text = text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"the text has a lone surrogate at character {error.start}, which is no text "
+                    'and no byte; pass bytes, or decode them with errors="surrogateescape"'
+                ) from None
+        return self.native.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        """Return the bytes of ``tokens``; control tokens are left out unless ``special``.
+
+        Raises:
+            InputError: a token id outside 0 to n_vocab - 1.
+        """
+        pieces = [self.native.piece(token, special=special) for token in token_ids(tokens)]
+        text = b"".join(pieces)
+        return text[1:] if self.native.adds_space_prefix and text.startswith(b" ") else text
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """Return ``messages`` as the model's chat template writes them, up to where a reply begins.
+
+        Raises:
+            InputError: the model has no chat template, or it refuses these messages.
+        """
+        template = self.chat_template
+        if template is None:
+            raise InputError(f"{self.name} has no chat template; put everything into one text")
+        return render_chat(
+            template,
+            messages,
+            bos_token=self._special_text(self.native.bos),
+            eos_token=self._special_text(self.native.eos),
+        )
+
+    def prompt_tokens(
+        self, prompt: str | Sequence[Message], *, system: str | None = None, raw: bool = False
+    ) -> list[int]:
+        """Return the tokens a reply to ``prompt`` starts from.
+
+        With a chat template the prompt is a user's message (or a list of messages) in it; without
+        one (a base model), or with ``raw``, it is a text to be continued.
+
+        Raises:
+            InputError: empty prompt; ``system`` or messages for a model without a chat template.
+        """
+        if not raw and self.chat_template is not None:
+            text = self.prompt_text(as_messages(prompt, system))
+            # As transformers: the template writes its own BOS where the model wants one.
+            return self._not_empty(self.tokenize(text, parse_special=True))
+        if not isinstance(prompt, str) or system is not None:
+            raise InputError(
+                f"{self.name} is used without a chat template and cannot take "
+                f"{'a system prompt' if system is not None else 'messages'}; "
+                "put everything into one text"
+            )
+        return self._not_empty(self.tokenize(prompt, add_special=True, parse_special=True))
+
+    def _special_text(self, token: int) -> str:
+        return (
+            self.native.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+        )
+
+    @staticmethod
+    def _not_empty(tokens: list[int]) -> list[int]:
+        if not tokens:
+            raise InputError(
+                "the prompt is empty and this model has no BOS token; write at least one word"
+            )
+        return tokens
+
+    def __repr__(self) -> str:
+        size = f"n_layer={self.n_layer}, n_embd={self.n_embd}"
+        return f"Model({self.name!r}, {self.architecture}, {size})"

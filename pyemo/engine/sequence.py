@@ -1,0 +1,468 @@
+"""A sequence: tokens with a KV cache, a mood and a sampler; and how a mood becomes native terms."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceABC
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo import _core
+from pyemo.engine.gauges import Gauge, GaugeReading
+from pyemo.engine.model import Model
+from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.steering import Steering
+from pyemo.engine.tokens import Token, TokenLogprob, token_ids, whole
+from pyemo.errors import ClosedError, InputError
+from pyemo.vectors.control_vector import ControlVector
+
+if TYPE_CHECKING:
+    from pyemo.engine.engine import Engine
+    from pyemo.engine.replies import Reply
+
+Pooling: TypeAlias = Literal["mean", "last", "all"]
+
+NativeSpans: TypeAlias = "list[tuple[int, list[_core.Term]]]"
+Segments: TypeAlias = "list[tuple[int, bool]]"
+"""Where prompts and replies begin: (first position, is_reply), ascending from 0."""
+
+OFF = Steering()
+
+
+class NativeMoods:
+    """Turns moods into native terms for one model; each vector is uploaded once."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._uploaded: weakref.WeakKeyDictionary[ControlVector, _core.Directions] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def spans(self, steering: Steering, segments: Segments, begin: int, end: int) -> NativeSpans:
+        """Return the terms from position ``begin`` on; the last also hold after ``end``."""
+        spans: NativeSpans = []
+        for index, (first, is_reply) in enumerate(segments):
+            is_last = index + 1 == len(segments)
+            start = max(first, begin)
+            stop = max(end, start + 1) if is_last else segments[index + 1][0]
+            scheduled = is_reply and steering.is_scheduled
+            for position in range(start, stop if scheduled else min(stop, start + 1)):
+                t = position - first if is_reply else 0
+                spans.append((position, self._terms(steering, is_reply=is_reply, t=t)))
+        return spans or [(begin, [])]
+
+    def _terms(self, steering: Steering, *, is_reply: bool, t: int) -> list[_core.Term]:
+        n_layer = self._model.n_layer
+        return [
+            _core.Term(
+                self._upload(term.vector),
+                term.strength_at(t),
+                _core.Operator[term.operator],
+                min(term.layers.start, n_layer) if term.layers else 0,
+                min(term.layers.stop, n_layer) if term.layers else n_layer,
+            )
+            for term in steering.terms
+            if term.scope == "both" or (term.scope == "reply") == is_reply
+        ]
+
+    def _upload(self, vector: ControlVector) -> _core.Directions:
+        directions = self._uploaded.get(vector)
+        if directions is None:
+            # That it fits is checked here; whose weights it was made on, where it is loaded.
+            vector.check(self._model, allow_other_weights=True)
+            directions = _core.Directions(
+                self._model.n_layer, self._model.n_embd, list(vector.directions.items())
+            )
+            self._uploaded[vector] = directions
+        return directions
+
+
+class Sequence:
+    """Tokens with a KV cache, a mood and a sampler. Made by :meth:`Engine.sequence`.
+
+    Assigning ``steering`` acts from the next token decoded on: tokens decoded earlier keep the keys
+    and values of the old mood. :meth:`refresh` recomputes them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokens: SequenceABC[int],
+        steering: Steering,
+        sampler: SamplerParams,
+        gauges: tuple[Gauge, ...],
+    ) -> None:
+        """Use :meth:`Engine.sequence`."""
+        self._engine = engine
+        self._sampler = sampler
+        self._steering = OFF
+        self._segments: Segments = []
+        self._kept = 0  # positions before it keep their mood, though the last may be pending
+        self._gauges: tuple[Gauge, ...] = ()
+        self._reading: tuple[list[int], Pooling] = ([], "mean")
+        self._id: int | None = engine.native.add_sequence(_native_sampler(sampler))
+        try:
+            self.append(tokens)
+            self.steering = steering
+            self.gauges = gauges
+        except BaseException:
+            self.close()
+            raise
+
+    # --- life ---
+
+    def close(self) -> None:
+        """Free its place in the engine. May be called twice, and after the engine was closed."""
+        seq, self._id = self._id, None
+        if seq is not None and self._engine._core is not None:
+            self._engine._core.remove(seq)
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_id", None) is not None:
+            self.close()
+
+    @property
+    def id(self) -> int:
+        """Its number in the engine.
+
+        Raises:
+            ClosedError: the sequence was closed.
+        """
+        if self._id is None:
+            raise ClosedError("the sequence is closed; make a new one: engine.sequence(...)")
+        return self._id
+
+    @property
+    def _native(self) -> _core.Engine:
+        _ = self.id
+        return self._engine.native
+
+    # --- what it holds ---
+
+    @property
+    def engine(self) -> Engine:
+        """The engine it belongs to."""
+        return self._engine
+
+    @property
+    def tokens(self) -> list[int]:
+        """All token ids, prompts and replies."""
+        return self._native.tokens(self.id)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, prompts and replies."""
+        return self._native.n_tokens(self.id)
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are not decoded yet."""
+        return self._native.n_pending(self.id)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many tokens as a sequence of this engine can have."""
+        return self.n_tokens >= self._native.n_ctx_seq
+
+    @property
+    def steering(self) -> Steering:
+        """Its mood. Assigning acts from the next token decoded on."""
+        return self._steering
+
+    @steering.setter
+    def steering(self, steering: Steering) -> None:
+        if not isinstance(steering, Steering):
+            raise InputError(f"not a Steering: {steering!r}; write Steering({{vector: 0.02}})")
+        with self._engine.turns:
+            n = self.n_tokens
+            begin = max(n - self.n_pending, self._kept)
+            self._native.set_spans(
+                self.id, self._engine.moods.spans(steering, self._segments, begin, n)
+            )
+            self._steering = steering
+
+    @property
+    def sampler(self) -> SamplerParams:
+        """How its tokens are drawn. May be assigned between any two tokens."""
+        return self._sampler
+
+    @sampler.setter
+    def sampler(self, sampler: SamplerParams) -> None:
+        self._native.set_sampler(self.id, _native_sampler(sampler))
+        self._sampler = sampler
+
+    @property
+    def gauges(self) -> tuple[Gauge, ...]:
+        """What is read at every token. May be assigned between any two tokens."""
+        return self._gauges
+
+    @gauges.setter
+    def gauges(self, gauges: Iterable[Gauge]) -> None:
+        chosen = tuple(gauges)
+        if wrong := [gauge for gauge in chosen if not isinstance(gauge, Gauge)]:
+            raise InputError(f"not a Gauge: {wrong[0]!r}; write Gauge(vector)")
+        natives = []
+        for gauge in chosen:
+            assert gauge.layer is not None
+            norm = gauge.vector.residual_norms[gauge.layer]
+            neutral = gauge.vector.neutral_projections[gauge.layer]
+            natives.append(_core.Gauge(gauge.unit, gauge.layer, neutral, norm))
+        self._native.set_gauges(self.id, natives)
+        self._gauges = chosen
+
+    # --- tokens in ---
+
+    def append(self, tokens: SequenceABC[int], *, is_reply: bool = False) -> None:
+        """Add tokens at the end; they are decoded with the next step.
+
+        Args:
+            is_reply: count them as the model's own words, for the steering's scope and schedule.
+        Raises:
+            ContextFullError: more tokens than the context holds.
+            InputError: a token id outside the vocabulary.
+        """
+        ids = token_ids(tokens)
+        if not ids:
+            return
+        with self._engine.turns:
+            n = self.n_tokens
+            self._native.append(self.id, ids)
+            self._begin_segment(n, is_reply)
+
+    def _begin_segment(self, n: int, is_reply: bool) -> None:
+        if not self._segments or self._segments[-1][1] != is_reply:
+            self._segments.append((n, is_reply))
+            self._apply_mood()  # where the new segment begins is known now
+
+    # --- tokens out ---
+
+    def step(self, *, n_top: int = 0) -> Token:
+        """Decode what is pending, draw the next token, append it, and return it.
+
+        Its ``text`` is the token's own, U+FFFD for an unfinished character; iterate over
+        :meth:`generate` for text that is put together.
+
+        Raises:
+            ContextFullError: the context is full.
+            DecodeAbortedError: logits that are not finite; the tokens stay as they were.
+        """
+        result = step_many([self], n_top=n_top)[0]
+        return make_token(self, result, result.piece.decode("utf-8", "replace"))
+
+    def generate(
+        self, *, max_tokens: int = 128, stop: SequenceABC[str] = (), n_top: int = 0
+    ) -> Reply:
+        """Return the model's next words as an iterator of tokens. The sequence stays open."""
+        from pyemo.engine.replies import Reply
+
+        return Reply(self, max_tokens, stop, n_top, closes_sequence=False)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Decode what is pending; return the last token's logits, float32 (n_vocab,), a copy."""
+        self._update_schedule()
+        return self._native.logits(self.id)
+
+    def score_next(
+        self, tokens: SequenceABC[int], *, is_reply: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """Append ``tokens`` and return how likely each was, under the mood of now.
+
+        Many tokens cost one decode; their chunks are those of ``n_outputs_max`` rows.
+
+        Args:
+            is_reply: see :meth:`append`.
+        Returns:
+            float32 (n_tokens,), natural log-probability of each given all before it; one fewer for
+            a sequence that was empty.
+        Raises:
+            ContextFullError: more tokens than the context holds; none is appended then.
+            DecodeAbortedError: logits that are not finite.
+        """
+        n = self.n_tokens
+        if not self._segments or self._segments[-1][1] != is_reply:
+            self._segments.append((n, is_reply))
+        self._apply_mood()
+        return self._native.score_next(self.id, token_ids(tokens))
+
+    # --- going back and sideways ---
+
+    def fork(self, *, sampler: SamplerParams | None = None) -> Sequence:
+        """Return a twin with the same past, mood and gauges; the past is shared, not copied.
+
+        The twin draws the same tokens as long as both are steered alike; give it another
+        ``sampler`` for another draw. Readings that were started are not taken over.
+
+        Raises:
+            SequenceLimitError: n_seq_max sequences are open.
+        """
+        twin = object.__new__(Sequence)
+        twin._id = None
+        twin._engine = self._engine
+        twin._sampler = self._sampler
+        twin._steering = self._steering
+        twin._segments = list(self._segments)
+        twin._kept = self._kept
+        twin._gauges = self._gauges
+        twin._reading = ([], "mean")
+        twin._id = self._native.fork(self.id)
+        if sampler is not None:
+            twin.sampler = sampler
+        return twin
+
+    def rollback(self, n_tokens: int) -> None:
+        """Take the last ``n_tokens`` tokens off, as if they had never been.
+
+        The tokens that stay keep the mood they were decoded under. Where llama.cpp cannot go back
+        that far (a sliding window that has moved on, a recurrent model) they are computed again.
+
+        Raises:
+            InputError: fewer tokens than that, or a negative number.
+        """
+        n = self.n_tokens - whole("n_tokens", n_tokens)
+        if n_tokens < 0 or n < 0:
+            raise InputError(f"cannot take {n_tokens} tokens off a sequence of {n + n_tokens}")
+        with self._engine.turns:
+            n_decoded = self.n_tokens - self.n_pending
+            self._native.rollback(self.id, n)
+            self._segments = [segment for segment in self._segments if segment[0] < n]
+            self._kept = min(n, max(self._kept, n_decoded))
+            # What comes next may be a prompt where a reply was, or the other way round.
+            self._apply_mood()
+
+    def refresh(self) -> None:
+        """Compute the KV cache again under the mood of now; costs one prefill at the next step."""
+        with self._engine.turns:
+            spans = self._engine.moods.spans(self._steering, self._segments, 0, self.n_tokens)
+            self._native.refresh(self.id, spans)
+            self._kept = 0
+
+    # --- reading while it runs ---
+
+    def start_reading(
+        self,
+        layers: Iterable[int],
+        *,
+        pooling: Pooling = "mean",
+        begin: int | None = None,
+        end: int | None = None,
+    ) -> None:
+        """Collect hidden states of coming tokens as they are decoded anyway.
+
+        Args:
+            layers: which blocks' outputs.
+            pooling: see :meth:`Engine.read_many`.
+            begin, end: positions in the sequence; begin is not decoded yet. None: from now, to the
+                end.
+        """
+        first = self.n_tokens - self.n_pending if begin is None else begin
+        last = 2**31 - 1 if end is None else end
+        chosen = list(layers)
+        self._native.start_reading(self.id, chosen, native_pooling(pooling), first, last)
+        self._reading = (chosen, pooling)
+
+    def reading(self) -> tuple[int, npt.NDArray[np.float32]]:
+        """Return (positions read so far, pooled hidden states); see :meth:`Engine.read_many`.
+
+        Raises:
+            InputError: reading was not started.
+        """
+        count, flat = self._native.reading(self.id)
+        layers, pooling = self._reading
+        shape = (len(layers), self._engine.model.n_embd)
+        return count, flat.reshape((-1, *shape) if pooling == "all" else shape)
+
+    def stop_reading(self) -> None:
+        """Forget what was read."""
+        self._native.stop_reading(self.id)
+
+    # --- inside ---
+
+    def _apply_mood(self) -> None:
+        # A schedule is asked before every decode, and only then.
+        if not self._steering.is_scheduled:
+            self.steering = self._steering
+
+    def _update_schedule(self) -> None:
+        if self._steering.is_scheduled:
+            self.steering = self._steering
+
+    def __repr__(self) -> str:
+        if self._id is None:
+            return "<Sequence closed>"
+        return f"<Sequence {self._id}, {self.n_tokens} tokens, {self._steering!r}>"
+
+
+def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core.StepResult]:
+    """Decode what is pending in all sequences together, and draw one token for each.
+
+    Raises:
+        InputError: no sequences, or not all of one engine.
+    """
+    if not sequences:
+        raise InputError("no sequences to step; pass at least one")
+    engine = sequences[0].engine
+    if any(sequence.engine is not engine for sequence in sequences):
+        raise InputError("the sequences belong to several engines; step those of one at a time")
+    n_top = whole("n_top", n_top)
+    with engine.turns:
+        for sequence in sequences:
+            sequence._update_schedule()
+        if engine.threads.is_live:
+            engine.follow_load(within_reply=True)
+        results = engine.native.step([sequence.id for sequence in sequences], n_top)
+        for sequence in sequences:
+            if not sequence._segments or not sequence._segments[-1][1]:
+                sequence._begin_segment(sequence.n_tokens - 1, is_reply=True)
+    return results
+
+
+def make_token(sequence: Sequence, result: _core.StepResult, text: str) -> Token:
+    """Return the public token of a native step result."""
+    if not sequence._gauges and not result.top:
+        return Token(text, result.token, result.logprob, result.entropy)
+    readings = {
+        gauge.name or "": GaugeReading(*reading)
+        for gauge, reading in zip(sequence._gauges, result.gauges, strict=False)
+    }
+    top = tuple(TokenLogprob(token, logprob) for token, logprob in result.top)
+    return Token(text, result.token, result.logprob, result.entropy, top, readings, result.dose)
+
+
+def native_pooling(pooling: Pooling) -> _core.Pooling:
+    """Return the native value.
+
+    Raises:
+        InputError: no such pooling.
+    """
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling {pooling!r} is unknown; use {', '.join(get_args(Pooling))}")
+    return _core.Pooling[pooling]
+
+
+def _native_sampler(sampler: SamplerParams) -> _core.SamplerParams:
+    if not isinstance(sampler, SamplerParams):
+        raise InputError(f"not a SamplerParams: {sampler!r}; write SamplerParams(temperature=0)")
+    return _core.SamplerParams(
+        temperature=sampler.temperature,
+        top_k=sampler.top_k,
+        top_p=sampler.top_p,
+        min_p=sampler.min_p,
+        repeat_penalty=sampler.repeat_penalty,
+        repeat_last_n=sampler.repeat_last_n,
+        seed=sampler.seed,
+    )

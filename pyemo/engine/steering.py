@@ -1,0 +1,323 @@
+"""What to apply to a sequence: vectors with strengths, operators, layers, scope and schedule.
+
+Immutable values; the engine turns them into native terms. Knows nothing of tokens or models.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
+
+from pyemo.errors import InputError, VectorError
+from pyemo.vectors.control_vector import ControlVector
+
+Operator: TypeAlias = Literal["add", "project_out", "clamp", "add_keep_norm"]
+"""How a direction changes a row h of the residual stream; u is the unit direction, v the direction,
+s the strength.
+
+- ``add``: h + s v
+- ``project_out``: h - s (h.u) u; s = 1 removes the direction
+- ``clamp``: sets h.u to s |v|, and |v| is the residual norm for a vector in residual units. The one
+  operator for which strength 0 is not off: it removes the direction
+- ``add_keep_norm``: add, then scale the row back to its length
+"""
+
+Scope: TypeAlias = Literal["prompt", "reply", "both"]
+"""Which tokens' rows are steered: those of the prompt, those of the reply's own tokens, or both."""
+
+Schedule: TypeAlias = Callable[[int], float]
+"""Factor on the strength at the reply's token t = 0, 1, ...; the prompt has that of t = 0."""
+
+OPERATORS: tuple[str, ...] = get_args(Operator)
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A schedule that rises linearly from 1/n at the reply's first token to 1 at its n-th."""
+
+    n_tokens: int
+
+    def __post_init__(self) -> None:
+        _require_tokens("ramp", self.n_tokens)
+
+    def __call__(self, t: int) -> float:
+        return min(1.0, (t + 1) / self.n_tokens)
+
+
+@dataclass(frozen=True)
+class HalfLife:
+    """A schedule that halves the strength every n tokens: 2 ** (-t / n)."""
+
+    n_tokens: float
+
+    def __post_init__(self) -> None:
+        _require_tokens("half-life", self.n_tokens)
+
+    def __call__(self, t: int) -> float:
+        return float(2.0 ** (-t / self.n_tokens))
+
+
+def parse_schedule(text: str) -> Schedule | None:
+    """Return the schedule that ``ramp:N`` or ``half-life:N`` names; None for ``constant``.
+
+    Raises:
+        InputError: another word, or N is not a number of at least 1.
+    """
+    kind, _, count = text.partition(":")
+    if text == "constant":
+        return None
+    try:
+        if kind == "ramp":
+            return Ramp(int(count))
+        if kind == "half-life":
+            return HalfLife(float(count))
+    except ValueError:
+        pass
+    raise InputError(
+        f"schedule {text!r} is unknown; use constant, ramp:N or half-life:N with N >= 1 tokens"
+    )
+
+
+@dataclass(frozen=True)
+class SteeringTerm:
+    """One control vector at one strength. See :class:`Steering` for the fields."""
+
+    vector: ControlVector
+    strength: float
+    operator: Operator = "add"
+    layers: range | None = None
+    scope: Scope = "both"
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vector, ControlVector):
+            raise InputError(
+                f"not a ControlVector: {self.vector!r}; load one with ControlVector.load"
+            )
+        if not isinstance(self.strength, numbers.Real) or not math.isfinite(self.strength):
+            raise InputError(f"strength {self.strength!r} is not a finite number")
+        object.__setattr__(self, "strength", float(self.strength))  # NumPy's scalars are welcome
+        if abs(self.strength) > 1e6:
+            raise InputError(f"strength {self.strength!r} is outside -1e6 to 1e6")
+        if self.operator not in OPERATORS:
+            raise InputError(
+                f"operator {self.operator!r} is unknown; use one of {', '.join(OPERATORS)}"
+            )
+        if self.scope not in SCOPES:
+            raise InputError(f"scope {self.scope!r} is unknown; use one of {', '.join(SCOPES)}")
+        if self.schedule is not None and not callable(self.schedule):
+            raise InputError("schedule must be None or a function of the token's index")
+        if self.layers is not None:
+            _check_layers(self.layers)
+            if not any(layer in self.layers for layer in self.vector.layers):
+                raise InputError(
+                    f"{self.vector.name!r} has no direction in layers {self.layers.start}:"
+                    f"{self.layers.stop}; it has {self.vector.layers[0]} to "
+                    f"{self.vector.layers[-1]}"
+                )
+
+    def strength_at(self, t: int) -> float:
+        """Return the strength at the reply's token ``t``.
+
+        Raises:
+            InputError: the schedule gives no finite number.
+        """
+        if self.schedule is None:
+            return self.strength
+        factor = self.schedule(t)
+        if not isinstance(factor, numbers.Real) or not math.isfinite(factor):
+            raise InputError(
+                f"the schedule gave {factor!r} for token {t}; it must give a finite number"
+            )
+        return self.strength * float(factor)
+
+
+class Steering:
+    """The mood of a sequence: a mix of control vectors with strengths. Immutable.
+
+    ```
+    Steering({angry: 0.02})                             # 2% of the residual norm at each layer
+    Steering({angry: 0.02, calm: -0.01}, layers=range(8, 20))
+    Steering({angry: 0.04}, schedule=HalfLife(40), scope="reply")
+    mood + Steering({sad: 1.0}, operator="project_out")  # terms of both
+    mood * 0.5                                           # half of every strength
+    ```
+
+    Args:
+        strengths: vector -> strength. For a vector in residual units the strength is a fraction of
+            the residual norm at each steered layer; for a raw one a factor of the direction as it
+            is. The sign turns it round; 0 is off (but see ``clamp`` in :data:`Operator`).
+        operator: how the direction changes a row, see :data:`Operator`. All ``add`` terms of a mix
+            are summed into one; the others follow in the order given.
+        layers: half-open range of layers to steer, of those the vector has; None for all of them.
+        scope: rows of the prompt, of the reply, or both (as llama.cpp and the paper do).
+        schedule: strength over the reply's tokens, see :data:`Schedule`; None for constant.
+    Raises:
+        InputError: anything outside these ranges.
+    """
+
+    __slots__ = ("_terms",)
+
+    def __init__(
+        self,
+        strengths: Mapping[ControlVector, float] | None = None,
+        *,
+        operator: Operator = "add",
+        layers: range | None = None,
+        scope: Scope = "both",
+        schedule: Schedule | None = None,
+    ) -> None:
+        self._terms = tuple(
+            SteeringTerm(vector, strength, operator, layers, scope, schedule)
+            for vector, strength in (strengths or {}).items()
+        )
+
+    @classmethod
+    def from_terms(cls, *terms: SteeringTerm) -> Steering:
+        """Return the mix of these terms, in this order."""
+        mix = cls()
+        mix._terms = terms
+        return mix
+
+    @property
+    def terms(self) -> tuple[SteeringTerm, ...]:
+        """The terms, in the order they apply."""
+        return self._terms
+
+    @property
+    def is_scheduled(self) -> bool:
+        """True if any strength changes over the reply's tokens."""
+        return any(term.schedule is not None for term in self._terms)
+
+    def dose(self, n_layer: int) -> float:
+        """Return |sum of all added directions times strengths| / residual norm of the last block.
+
+        The direct displacement of the last block's output in its own norms, before what later
+        blocks make of it; it makes strengths on different layer ranges comparable. Only ``add``
+        terms count.
+
+        Raises:
+            VectorError: a vector without residual norms; rescale it.
+        """
+        total = None
+        norm = 0.0
+        for term in self._terms:
+            if term.operator != "add":
+                continue
+            if n_layer - 1 not in term.vector.residual_norms:
+                raise VectorError(
+                    f"{term.vector.name!r} does not say the model's residual norms, so its dose is "
+                    "unknown; rescale it: pyemo rescale"
+                )
+            norm = term.vector.residual_norms[n_layer - 1]
+            for layer, direction in term.vector.directions.items():
+                if term.layers is None or layer in term.layers:
+                    step = term.strength * direction.astype("float64")
+                    total = step if total is None else total + step
+        return 0.0 if total is None else float((total @ total) ** 0.5) / norm
+
+    def __add__(self, other: object) -> Steering:
+        if not isinstance(other, Steering):
+            return NotImplemented
+        return self.from_terms(*self._terms, *other._terms)
+
+    def __mul__(self, factor: object) -> Steering:
+        if not isinstance(factor, numbers.Real):
+            return NotImplemented
+        return self.from_terms(
+            *(replace(term, strength=term.strength * float(factor)) for term in self._terms)
+        )
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Steering:
+        return self * -1.0
+
+    def __bool__(self) -> bool:
+        return bool(self._terms)
+
+    def __eq__(self, other: object) -> bool:
+        return self._terms == other._terms if isinstance(other, Steering) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._terms)
+
+    def __repr__(self) -> str:
+        parts = []
+        for term in self._terms:
+            layers = "" if term.layers is None else f"@{term.layers.start}:{term.layers.stop}"
+            extra = "" if term.operator == "add" else f" {term.operator}"
+            parts.append(f"{term.vector.name}={term.strength:g}{layers}{extra}")
+        return f"<Steering {', '.join(parts) or 'off'}>"
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """One ``NAME_OR_FILE[=STRENGTH][@LAYERS]`` of the command line."""
+
+    source: str
+    strength: float | None
+    layers: range | None
+
+
+def parse_vector_spec(text: str) -> VectorSpec:
+    """Return what ``anger``, ``anger=0.02``, ``anger=0.02@8:20`` or ``./my.gguf@14`` say.
+
+    A file that exists under the whole text wins; layers are ``A:B`` (half-open), ``:B``, ``A:`` or
+    one layer.
+
+    Raises:
+        InputError: no name, a strength that is not a number, layers that are not a range.
+    """
+    if os.path.isfile(text):
+        return VectorSpec(text, None, None)
+    rest, at, layers_text = text.rpartition("@")
+    if not at or os.sep in layers_text:
+        rest, layers_text = text, ""
+    source, equals, strength_text = rest.rpartition("=")
+    if not equals:
+        source, strength_text = rest, ""
+    if not source:
+        raise InputError(f"{text!r} names no vector; write NAME_OR_FILE[=STRENGTH][@LAYERS]")
+    strength = None
+    if strength_text or equals:
+        try:
+            strength = float(strength_text)
+        except ValueError:
+            raise InputError(
+                f"strength {strength_text!r} in {text!r} is not a number; write {source}=0.02"
+            ) from None
+    return VectorSpec(source, strength, parse_layers(layers_text) if at and layers_text else None)
+
+
+def parse_layers(text: str) -> range:
+    """Return the half-open range that ``8:20``, ``8:``, ``:20`` or ``14`` names.
+
+    Raises:
+        InputError: anything else.
+    """
+    begin, colon, end = text.partition(":")
+    try:
+        first = int(begin) if begin else 0
+        stop = (int(end) if end else 1 << 20) if colon else first + 1
+        return _check_layers(range(first, stop))
+    except ValueError:
+        raise InputError(
+            f"layers {text!r} are not a range; write 8:20 (8 to 19), 8:, :20 or 14"
+        ) from None
+
+
+def _check_layers(layers: range) -> range:
+    if not isinstance(layers, range) or layers.step != 1 or layers.start < 0 or not len(layers):
+        raise InputError(f"layers {layers!r} are not a range; pass range(8, 20), from 0, not empty")
+    return layers
+
+
+def _require_tokens(name: str, n_tokens: float) -> None:
+    if not math.isfinite(n_tokens) or n_tokens < 1:
+        raise InputError(f"{name} of {n_tokens} tokens; it must be at least 1")

@@ -1,0 +1,1 @@
+"""Where bytes come from: a name or a path becomes a checked file, and whole files are written."""

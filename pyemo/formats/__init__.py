@@ -1,0 +1,1 @@
+"""Another quantization of a model file, and what it costs."""

@@ -1,0 +1,1 @@
+"""Numbers about texts: repetition, perplexity, regimes, intervals. No engine, no judge."""

@@ -1,0 +1,1 @@
+"""Which strengths do what: trials, sweeps and the calibrated window."""

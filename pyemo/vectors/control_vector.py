@@ -1,0 +1,504 @@
+"""The control vector: one direction for each steered layer, with what is known of it.
+
+Owns the noun and its arithmetic. Knows nothing of how a direction is applied (``steering``,
+``engine``) or found (``extract``).
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo.errors import (
+    InputError,
+    VectorError,
+    VectorFileError,
+    VectorNotFoundError,
+    VectorShapeError,
+)
+from pyemo.files import catalog
+from pyemo.vectors import file as vector_file
+from pyemo.vectors.file import Float32Array, VectorFile
+from pyemo.vectors.fit import Fit, FitKind, compare
+from pyemo.vectors.gguf_header import shown, shown_path
+from pyemo.vectors.metadata import Calibration, Unit, VectorMetadata
+
+if TYPE_CHECKING:
+    from pyemo.engine.model import Model
+
+__all__ = ["Calibration", "ControlVector", "Fit", "FitKind", "VectorMetadata"]
+
+
+class ControlVector:
+    """One direction for each steered layer, for one emotion.
+
+    Also called steering vector or CAA vector; what multiplies it, our ``strength``, is ``coeff`` in
+    repeng and the number of ``--control-vector-scaled`` in llama.cpp.
+
+    Immutable; two vectors are equal only if they are the same object, so a vector can be a key:
+    ``Steering({angry: 0.02})``. Layers count from 0 and name the block whose output a direction is
+    added to; a layer without a direction is not steered. Layer 0 can be steered but not saved,
+    because llama.cpp's file format has no place for it.
+
+    Args:
+        directions: layer -> (n_embd,) finite numbers; copied as float32.
+        name: what tables and messages call it.
+        metadata: what is known of it; by default nothing, and its unit is "raw".
+    Raises:
+        VectorShapeError: no direction, or one that is not a finite row as wide as the others.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_directions",
+        "_metadata",
+        "_name",
+        "_neutral_projections",
+        "_residual_norms",
+    )
+    __array_ufunc__ = None  # numpy.float64(2) * vector is left to __rmul__
+
+    def __init__(
+        self,
+        directions: Mapping[int, npt.ArrayLike],
+        *,
+        name: str = "vector",
+        metadata: VectorMetadata | None = None,
+    ) -> None:
+        self._name = name
+        self._metadata = metadata = metadata or VectorMetadata()
+        rows = {_layer(layer): _row(layer, row) for layer, row in directions.items()}
+        self._directions: Mapping[int, Float32Array] = MappingProxyType(dict(sorted(rows.items())))
+        try:
+            vector_file.check_directions(self._directions)
+        except VectorError as error:
+            raise VectorShapeError(f"the control vector {name!r} {error}") from None
+        for row in (metadata.residual_norms, metadata.neutral_projections):
+            if row and len(row) <= self.layers[-1]:
+                raise VectorShapeError(
+                    f"the control vector {name!r} has a direction for layer {self.layers[-1]}, but "
+                    f"norms or projections for {len(row)} layers only"
+                )
+        norms = enumerate(metadata.residual_norms)
+        projections = enumerate(metadata.neutral_projections)
+        self._residual_norms = MappingProxyType(dict(norms))
+        self._neutral_projections = MappingProxyType(
+            {layer: value for layer, value in projections if layer in self._directions}
+        )
+
+    # --- what it holds ---
+
+    @property
+    def name(self) -> str:
+        """What tables and messages call it."""
+        return self._name
+
+    @property
+    def directions(self) -> Mapping[int, Float32Array]:
+        """Layer -> float32 (n_embd,), sorted by layer; read-only views."""
+        return self._directions
+
+    @property
+    def metadata(self) -> VectorMetadata:
+        """Where it comes from and what its numbers mean."""
+        return self._metadata
+
+    @property
+    def unit(self) -> Unit:
+        """ "residual": a strength is a fraction of the residual norm; "raw": of unknown length."""
+        return self._metadata.unit
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have a direction, sorted."""
+        return tuple(self._directions)
+
+    @property
+    def n_embd(self) -> int:
+        """The width of every direction."""
+        return next(iter(self._directions.values())).size
+
+    @property
+    def residual_norms(self) -> Mapping[int, float]:
+        """Layer -> median residual norm of neutral texts; all layers of the source, or empty."""
+        return self._residual_norms
+
+    @property
+    def neutral_projections(self) -> Mapping[int, float]:
+        """Layer -> mean projection of neutral texts on the unit direction; empty if unknown."""
+        return self._neutral_projections
+
+    def __repr__(self) -> str:
+        emotion = f", emotion={self._metadata.emotion!r}" if self._metadata.emotion else ""
+        return (
+            f"<ControlVector {self._name!r}{emotion}, n_embd={self.n_embd}, "
+            f"layers={_ranges(self.layers)}, unit={self.unit!r}>"
+        )
+
+    # --- files ---
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        model: Model | None = None,
+        *,
+        allow_other_weights: bool = False,
+    ) -> ControlVector:
+        """Return the vector of a file, or the bundled one of an emotion for ``model``.
+
+        A file that exists wins. With a model the vector is checked against it, see ``check``.
+
+        Files of repeng and llama.cpp's cvector-generator load with the unit "raw". The latter
+        writes the output of block N-1 as ``direction.N``, llama.cpp adds it to the output of block
+        N, and so does pyemo; ``shifted(-1)`` puts it back where it was measured.
+
+        Raises:
+            VectorNotFoundError: neither a file nor a bundled vector for this model.
+            VectorFileError: the file is not a control vector, or damaged.
+            VectorShapeError: a direction is not float32, not one row or not finite.
+            VectorModelMismatchError: it was made for other weights, or does not fit.
+        """
+        path = find_vector(name_or_path, None if model is None else model.name)
+        file = vector_file.read(path)
+        try:
+            vector = cls(file.directions, name=path.stem, metadata=VectorMetadata.from_file(file))
+        except VectorError as error:
+            raise type(error)(f"vector file {shown_path(path)}: {error}") from None
+        if model is not None:
+            vector.check(model, allow_other_weights=allow_other_weights)
+        return vector
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a GGUF control vector, which llama.cpp and repeng read.
+
+        The same vector gives the same bytes, and the file is replaced whole or not at all.
+
+        Raises:
+            VectorFileError: it has a direction for layer 0, its architecture is not known, or the
+                disk refuses.
+        """
+        meta = self._metadata
+        if not meta.architecture:
+            raise VectorFileError(
+                f"the control vector {self._name!r} does not say its model's architecture, which a "
+                "file must: set it with with_metadata, or rescale it with its model as the source"
+            )
+        vector_file.write(path, VectorFile(self._directions, meta.to_fields(), meta.architecture))
+
+    # --- the model ---
+
+    def check(self, model: Model, *, allow_other_weights: bool = False) -> Fit:
+        """Return how the vector relates to ``model``, or raise if it must not be added to it.
+
+        Only width, layers and architecture can be checked for a vector that does not say which
+        weights it was made on; the answer then is UNKNOWN_SOURCE.
+
+        Args:
+            allow_other_weights: accept other weights, and another architecture, of this shape.
+        Raises:
+            VectorModelMismatchError: it does not fit this model, or was made on other weights.
+        """
+        return compare(self, model, allow_other_weights=allow_other_weights)
+
+    def calibration_for(self, model_sha256: str, n_tokens: int = 1) -> Calibration | None:
+        """Return the calibration on the model file with that SHA-256, None if there is none.
+
+        Of several, the one of the shortest texts that are as long as ``n_tokens``, else that of
+        the longest: a strength that lasts for a text lasts for its beginning.
+        """
+        own = [e for e in self._metadata.calibrations if e.model_sha256 == model_sha256]
+        own.sort(key=lambda entry: entry.n_tokens)
+        long_enough = [entry for entry in own if entry.n_tokens >= n_tokens]
+        return next(iter(long_enough or own[::-1]), None)
+
+    def with_calibration(self, calibration: Calibration) -> ControlVector:
+        """Return the vector with a calibration, which replaces one of the same file and length."""
+        others = self.without_calibrations(calibration.model_sha256, [calibration.n_tokens])
+        kept = (*others.metadata.calibrations, calibration)
+        return self.with_metadata(replace(self._metadata, calibrations=kept))
+
+    def without_calibrations(self, model_sha256: str, lengths: Iterable[int]) -> ControlVector:
+        """Return the vector without what it says of that model file and texts of these lengths."""
+        dropped = {(model_sha256, n_tokens) for n_tokens in lengths}
+        entries = self._metadata.calibrations
+        kept = tuple(e for e in entries if (e.model_sha256, e.n_tokens) not in dropped)
+        return self.with_metadata(replace(self._metadata, calibrations=kept))
+
+    def with_metadata(self, metadata: VectorMetadata, *, name: str | None = None) -> ControlVector:
+        """Return the same directions with other metadata, and another name if one is given."""
+        return ControlVector(self._directions, name=name or self._name, metadata=metadata)
+
+    # --- arithmetic ---
+
+    def __add__(self, other: object) -> ControlVector:
+        if not isinstance(other, ControlVector):
+            return NotImplemented
+        return self._combined(other, 1.0, "{} + {}")
+
+    def __sub__(self, other: object) -> ControlVector:
+        if not isinstance(other, ControlVector):
+            return NotImplemented
+        return self._combined(other, -1.0, "{} - {}")
+
+    def __neg__(self) -> ControlVector:
+        return self._scaled(-1.0, "-{}")
+
+    def __mul__(self, factor: object) -> ControlVector:
+        if not isinstance(factor, numbers.Real):
+            return NotImplemented
+        return self._scaled(_factor(factor), f"{float(factor):g} * {{}}")
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> ControlVector:
+        if not isinstance(divisor, numbers.Real):
+            return NotImplemented
+        if divisor == 0:
+            raise InputError(f"cannot divide the control vector {self._name!r} by 0")
+        return self._scaled(_factor(1 / divisor), f"{{}} / {float(divisor):g}")
+
+    # --- other vectors from this one ---
+
+    def only_layers(self, layers: Iterable[int]) -> ControlVector:
+        """Return the vector with just the directions of ``layers``, such as ``range(8, 20)``.
+
+        Calibrations go, unless all layers stay: a strength on fewer layers is another dose.
+
+        Raises:
+            InputError: the vector has no direction in ``layers``.
+        """
+        wanted = layers if isinstance(layers, range) else sorted({_layer(il) for il in layers})
+        kept = {layer: row for layer, row in self._directions.items() if layer in wanted}
+        if not kept:
+            raise InputError(
+                f"the control vector {self._name!r} has no direction in layers "
+                f"{_ranges(wanted)}; it has layers {_ranges(self.layers)}"
+            )
+        if len(kept) == len(self._directions):
+            return self
+        row = self._metadata.neutral_projections
+        projections = tuple(value if layer in kept else 0.0 for layer, value in enumerate(row))
+        metadata = replace(self._metadata, neutral_projections=projections, calibrations=())
+        return ControlVector(kept, name=self._name, metadata=metadata)
+
+    def shifted(self, by: int) -> ControlVector:
+        """Return a raw vector with each direction moved ``by`` layers.
+
+        For files of other layer conventions: ``shifted(-1)`` moves what llama.cpp's
+        cvector-generator calls ``direction.N`` to the block N-1 it was measured at.
+
+        Raises:
+            VectorError: the unit is not "raw"; such directions belong to their layers.
+            InputError: a direction would come to lie before layer 0.
+        """
+        if self.unit != "raw":
+            raise VectorError(
+                f"the control vector {self._name!r} has the unit {self.unit!r}: its directions are "
+                "as long as the residual of their own layers; only raw vectors can be shifted"
+            )
+        if self.layers[0] + by < 0:
+            raise InputError(
+                f"cannot shift the control vector {self._name!r} by {by}: its first direction is "
+                f"layer {self.layers[0]}; leave layers out with only_layers first"
+            )
+        moved = {layer + by: row for layer, row in self._directions.items()}
+        metadata = replace(self._metadata, neutral_projections=(), calibrations=())
+        return ControlVector(moved, name=self._name, metadata=metadata)
+
+    def rescaled(
+        self,
+        residual_norms: Sequence[float],
+        neutral_projections: Sequence[float] = (),
+        *,
+        source: Model | None = None,
+    ) -> ControlVector:
+        """Return the vector in the unit "residual": each direction as long as its layer's norm.
+
+        What the lengths of the directions said before is lost, their sense is kept. Calibrations
+        go, since a strength now means something else.
+
+        Args:
+            residual_norms: for all layers of the model, layer 0 first; above 0.
+            neutral_projections: for all layers, or nothing where they were not measured.
+            source: the model they were measured on; recorded as the vector's source.
+        Raises:
+            InputError: a norm is not above 0 or a number not finite, or the rows differ in length.
+            VectorShapeError: a direction is zero, or lies past the last norm.
+        """
+        metadata = replace(
+            self._metadata if source is None else self._metadata.with_source(source),
+            unit="residual",
+            residual_norms=tuple(residual_norms),
+            neutral_projections=tuple(neutral_projections),
+            calibrations=(),
+        )
+        if self.layers[-1] >= len(metadata.residual_norms):
+            raise VectorShapeError(
+                f"the control vector {self._name!r} has a direction for layer {self.layers[-1]}, "
+                f"but {len(metadata.residual_norms)} residual norms were given"
+            )
+        scaled: dict[int, Any] = {}
+        for layer, row in self._directions.items():
+            length = np.linalg.norm(row.astype(np.float64))
+            if length == 0:
+                raise VectorShapeError(
+                    f"the control vector {self._name!r} has a zero direction at layer {layer}, "
+                    "which has no sense to keep; leave it out with only_layers"
+                )
+            scaled[layer] = row.astype(np.float64) * (metadata.residual_norms[layer] / length)
+        return ControlVector(scaled, name=self._name, metadata=metadata)
+
+    # --- readings ---
+
+    def dose(self, strength: float, layers: Iterable[int] | None = None) -> float:
+        """Return how far a strength moves the last block's residual, over that residual's norm.
+
+        The length of the sum of strength times direction over the steered layers, as if each block
+        passed the displacement on unchanged, divided by the residual norm of the last block.
+        So 2% on 29 layers can be told from 2% on one.
+
+        Args:
+            layers: those steered; by default all that have a direction.
+        Raises:
+            InputError: the strength is not finite, or no direction lies in ``layers``.
+            VectorError: the vector says nothing of residual norms.
+        """
+        if not isinstance(strength, numbers.Real) or not math.isfinite(strength):
+            raise InputError(f"a strength is a finite number, got {shown(strength)}")
+        if not self._residual_norms:
+            raise VectorError(
+                f"the control vector {self._name!r} (unit {self.unit!r}) has no residual norms, so "
+                "its dose is not known; rescale it on its model first (`pyemo rescale`)"
+            )
+        steered = self if layers is None else self.only_layers(layers)
+        rows = [row.astype(np.float64) for row in steered.directions.values()]
+        moved = abs(float(strength)) * float(np.linalg.norm(np.sum(rows, axis=0)))
+        return moved / self._residual_norms[len(self._residual_norms) - 1]
+
+    # --- helpers ---
+
+    def _combined(self, other: ControlVector, sign: float, pattern: str) -> ControlVector:
+        if self.unit != other.unit:
+            raise VectorError(
+                f"cannot combine {self._name!r} (unit {self.unit!r}) with {other._name!r} (unit "
+                f"{other.unit!r}); rescale the raw one on its model first"
+            )
+        if self.n_embd != other.n_embd:
+            raise VectorShapeError(
+                f"cannot combine {self._name!r} ({self.n_embd} wide) with {other._name!r} "
+                f"({other.n_embd} wide); both must be made for the same model"
+            )
+        directions: dict[int, Any] = dict(self._directions)
+        with np.errstate(over="ignore"):  # infinity is refused by name in the constructor
+            for layer, row in other._directions.items():
+                directions[layer] = directions.get(layer, np.float32(0)) + np.float32(sign) * row
+        metadata = _shared(self._metadata, other._metadata)
+        name = _named(pattern, self._name, other._name)
+        return ControlVector(directions, name=name, metadata=metadata)
+
+    def _scaled(self, factor: float, pattern: str) -> ControlVector:
+        with np.errstate(over="ignore"):  # infinity is refused by name in the constructor
+            directions = {
+                layer: row.astype(np.float64) * factor for layer, row in self._directions.items()
+            }
+        # the unit direction stays for a factor above 0, turns round below, and is none at 0
+        row = self._metadata.neutral_projections if factor else ()
+        projections = tuple(math.copysign(1.0, factor) * value for value in row)
+        metadata = replace(
+            self._metadata, emotion="", recipe="", neutral_projections=projections, calibrations=()
+        )
+        return ControlVector(directions, name=_named(pattern, self._name), metadata=metadata)
+
+
+def find_vector(name_or_path: str | os.PathLike[str], model_name: str | None = None) -> Path:
+    """Return the file that is meant: an existing path wins, else the vector bundled for a model.
+
+    Raises:
+        VectorNotFoundError: a name without a model's, or no vector of that name for the model.
+    """
+    text = os.fspath(name_or_path)
+    path = Path(os.path.expanduser(text))
+    if os.path.isfile(path) or not isinstance(name_or_path, str) or _is_path(text):
+        return path  # what is not a file after all is refused by name when it is read
+    if model_name is None:
+        raise VectorNotFoundError(
+            f"no vector file {shown(text)}; a bundled vector is taken by its emotion's name "
+            "together with a model: ControlVector.load(name, model=engine.model)"
+        )
+    return catalog.vector_path(text, model_name)
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith(".gguf") or os.sep in text or (os.altsep or os.sep) in text
+
+
+def _layer(layer: object) -> int:
+    if isinstance(layer, bool) or not isinstance(layer, numbers.Integral) or layer < 0:
+        raise InputError(f"a layer is a whole number from 0, got {shown(layer)}")
+    return int(layer)
+
+
+def _row(layer: int, values: npt.ArrayLike) -> Float32Array:
+    """Return a read-only float32 copy; what is too large for float32 becomes infinite."""
+    try:
+        with np.errstate(over="ignore"):
+            row: Float32Array = np.array(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise VectorShapeError(f"direction {layer} is not a row of numbers: {error}") from error
+    row.flags.writeable = False
+    return row
+
+
+def _shared(mine: VectorMetadata, its: VectorMetadata) -> VectorMetadata:
+    """Return what two vectors agree on, for their sum.
+
+    Neutral projections go: a sum's cannot be computed from its parts'.
+    """
+    agreed = {
+        name: getattr(mine, name)
+        for name in (
+            "architecture",
+            "source_model",
+            "source_sha256",
+            "weights_fingerprint",
+            "chat_template_sha256",
+            "residual_norms",
+        )
+        if getattr(mine, name) == getattr(its, name)
+    }
+    return VectorMetadata(unit=mine.unit, **agreed)
+
+
+def _factor(number: Any) -> float:
+    try:
+        factor = float(number)
+    except OverflowError:  # a whole number beyond float
+        factor = math.inf
+    if not math.isfinite(factor):
+        raise InputError(f"a control vector is multiplied by finite numbers, got {factor}")
+    return factor
+
+
+def _named(pattern: str, *names: str) -> str:
+    """Return a computed vector's name: its parts in brackets where need be, and not endless."""
+    name = pattern.format(*(f"({name})" if " " in name else name for name in names))
+    return name if len(name) <= 80 else f"{name[:77]}..."
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Return sorted layers as half-open ranges, such as "1:10, 12:13"."""
+    if isinstance(layers, range) and layers.step == 1:
+        return f"{layers.start}:{layers.stop}"
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    ends = [layer + 1 for layer in layers if layer + 1 not in layers]
+    return ", ".join(f"{start}:{end}" for start, end in zip(starts, ends, strict=True)) or "none"

@@ -1,0 +1,303 @@
+"""Read and write the GGUF control-vector file: directions and fields, as plain data.
+
+Owns the file of docs/vector-format.md and the checks of its directions. Knows nothing of what the
+fields mean, except that a later ``pyemo.format_version`` is refused. What it accepts, llama.cpp
+accepts; what llama.cpp would load wrongly or not at all is refused here by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo.errors import VectorError, VectorFileError, VectorNotFoundError, VectorShapeError
+from pyemo.vectors.gguf_header import (
+    ALIGNMENT_KEY,
+    ARCHITECTURE_KEY,
+    ARRAY,
+    NUMBERS,
+    STRING,
+    FieldValue,
+    TensorInfo,
+    read_header,
+    refuse,
+    round_up,
+    shown,
+    shown_path,
+)
+
+FORMAT_VERSION = 1
+VERSION_KEY = "pyemo.format_version"
+MAX_LAYER = 4095
+MAX_FILE_BYTES = 1 << 29
+
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+
+_ARCHITECTURE = "controlvector"
+_MODEL_HINT_KEY = "controlvector.model_hint"
+_LAYER_COUNT_KEY = "controlvector.layer_count"
+_STRUCTURE_KEYS = {ARCHITECTURE_KEY, ALIGNMENT_KEY, _MODEL_HINT_KEY, _LAYER_COUNT_KEY}
+
+_KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
+# one spelling for each layer: llama.cpp takes "direction.01" and "direction.1x" for layer 1 too
+_DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,9})")
+_GGML_F32 = 0
+_BOOL, _UINT32, _INT64, _FLOAT64 = 7, 4, 11, 12
+
+
+@dataclass(frozen=True, eq=False)
+class VectorFile:
+    """What a control-vector file holds.
+
+    Attributes:
+        directions: layer (1 to 4095) -> float32 (n_embd,), the same n_embd for all.
+        fields: every key but the four that make the file a GGUF control vector. Numbers are Python
+            numbers, arrays of numbers NumPy arrays, arrays of strings tuples.
+        model_hint: the architecture it was made for ("llama"), "" where a file names none.
+    """
+
+    directions: Mapping[int, Float32Array]
+    fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    model_hint: str = ""
+
+
+def read(path: str | os.PathLike[str]) -> VectorFile:
+    """Return the directions and fields of the control-vector file at ``path``.
+
+    Takes the memory of the file's directions and a few megabytes, whatever the file claims.
+
+    Raises:
+        VectorNotFoundError: no such file.
+        VectorFileError: not a control-vector file, damaged, or of a later format version.
+        VectorShapeError: a direction is not float32, not one row, not finite, or of another width.
+    """
+    try:
+        # a named pipe would block open(), a device would never end
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            refuse("is not a file; pass the path of a GGUF control vector")
+        with open(path, "rb") as file:
+            return _read_open(file)
+    except FileNotFoundError:
+        raise VectorNotFoundError(f"no vector file {shown_path(path)}; check the path") from None
+    except VectorError as error:
+        raise type(error)(f"vector file {shown_path(path)} {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise VectorFileError(f"vector file {shown_path(path)} cannot be read: {error}") from error
+
+
+def write(path: str | os.PathLike[str], vector_file: VectorFile) -> None:
+    """Write ``vector_file`` to ``path``, which is replaced whole or not at all.
+
+    Equal content gives equal bytes. The file is read back before it takes its place.
+
+    Raises:
+        VectorFileError: no direction, a layer below 1, a field GGUF cannot hold, or a disk error.
+        VectorShapeError: a direction is not float32, not one row, not finite, or of another width.
+    """
+    target = Path(path)
+    temporary = target.parent / f".{target.name[:200]}.{os.urandom(4).hex()}.tmp"
+    try:
+        check_directions(vector_file.directions)
+        _check_writable(vector_file)
+        _write_gguf(temporary, vector_file)
+        with open(temporary, "rb") as file:
+            _read_open(file)
+        os.replace(temporary, target)
+    except VectorError as error:
+        raise type(error)(f"vector file {shown_path(path)} was not written: it {error}") from None
+    except (OSError, ValueError) as error:
+        raise VectorFileError(
+            f"vector file {shown_path(path)} cannot be written: {error}; choose a folder that "
+            "exists and can be written to"
+        ) from error
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+
+
+def check_directions(directions: Mapping[int, Float32Array]) -> None:
+    """Raise unless every direction is one finite float32 row and all are equally wide.
+
+    Raises:
+        VectorShapeError: names the layer and what is wrong with its direction.
+        VectorFileError: there is no direction.
+    """
+    if not directions:
+        refuse("holds no direction; a control vector has one for each layer it steers")
+    width = 0
+    for layer, direction in directions.items():
+        if not isinstance(direction, np.ndarray) or direction.dtype != np.float32:
+            kind = getattr(direction, "dtype", type(direction).__name__)
+            raise VectorShapeError(f"has direction {layer} of type {kind}; it must be float32")
+        if direction.ndim != 1 or direction.size == 0:
+            raise VectorShapeError(
+                f"has direction {layer} of shape {direction.shape}; it must be one row (n_embd,)"
+            )
+        width = width or direction.size
+        if direction.size != width:
+            raise VectorShapeError(
+                f"has direction {layer} of width {direction.size} where another is {width} wide; "
+                "all must be n_embd wide"
+            )
+        if not np.isfinite(direction).all():
+            raise VectorShapeError(f"has NaN or infinity in direction {layer}; extract it again")
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def _read_open(file: BinaryIO) -> VectorFile:
+    """Return what an open file holds; messages lack its name, the caller puts it before them."""
+    header = read_header(file, _ARCHITECTURE)
+    _check_version(header.fields)
+    layers = [_layer_of(tensor) for tensor in header.tensors]
+    n_data = _check_layout(header.tensors, header.alignment)
+    _check_size(os.fstat(file.fileno()).st_size, header.data_start + n_data)
+    directions: dict[int, Float32Array] = {}
+    for layer, tensor in sorted(zip(layers, header.tensors, strict=True)):
+        file.seek(header.data_start + tensor.offset)
+        row = np.fromfile(file, "<f4", tensor.shape[0])
+        if row.size < tensor.shape[0]:
+            refuse("became shorter while it was read; read it again")
+        directions[layer] = row.astype(np.float32, copy=False)
+    check_directions(directions)
+    hint = header.fields.get(_MODEL_HINT_KEY, "")
+    if not isinstance(hint, str):
+        refuse(f"has {_MODEL_HINT_KEY} {shown(hint)}; it must be text")
+    fields = {key: value for key, value in header.fields.items() if key not in _STRUCTURE_KEYS}
+    return VectorFile(directions, fields, hint)
+
+
+def _layer_of(tensor: TensorInfo) -> int:
+    """Return the layer of ``direction.N``, or refuse a tensor that is none or no float32 row."""
+    match = _DIRECTION.fullmatch(tensor.name)
+    if match is None:
+        refuse(
+            f"holds the tensor {shown(tensor.name)}; a control vector holds direction.1, "
+            "direction.2 and so on and nothing else, llama.cpp refuses it too"
+        )
+    layer = int(match[1])
+    if not 1 <= layer <= MAX_LAYER:
+        refuse(f"holds {tensor.name}; layers in a file run from 1 to {MAX_LAYER}")
+    if tensor.ggml_type != _GGML_F32:
+        raise VectorShapeError(
+            f"has {tensor.name} of ggml type {tensor.ggml_type}; it must be 0, float32, as "
+            "llama.cpp asks: convert it"
+        )
+    if len(tensor.shape) != 1 or tensor.shape[0] == 0:
+        raise VectorShapeError(
+            f"has {tensor.name} of shape {tensor.shape}; it must be one row (n_embd,)"
+        )
+    return layer
+
+
+def _check_layout(tensors: tuple[TensorInfo, ...], alignment: int) -> int:
+    """Return the bytes all directions take, or refuse a repeat, another width, a gap or overlap."""
+    if not tensors:
+        refuse("holds no direction; a control vector has one for each layer it steers")
+    expected = 0
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            refuse(f"is damaged: it has {tensor.name} twice")
+        seen.add(tensor.name)
+        if tensor.shape != tensors[0].shape:
+            raise VectorShapeError(
+                f"has {tensor.name} {tensor.shape[0]} wide and {tensors[0].name} "
+                f"{tensors[0].shape[0]}; all must be n_embd wide"
+            )
+        if tensor.offset != expected:
+            refuse(f"is damaged: {tensor.name} is said to lie at {tensor.offset}, not {expected}")
+        expected += round_up(4 * tensor.shape[0], alignment)
+    return expected
+
+
+def _check_size(size: int, needed: int) -> None:
+    if size < needed:
+        refuse(f"is cut off: it has {size} bytes where its header needs {needed}")
+    if size > needed:
+        refuse(f"has {size - needed} bytes after its last direction; it was altered")
+    if size > MAX_FILE_BYTES:
+        refuse(f"has {size} bytes; a control vector has at most {MAX_FILE_BYTES}")
+
+
+def _check_version(fields: Mapping[str, FieldValue]) -> None:
+    """Refuse a later format version, and fields of pyemo without a version."""
+    if VERSION_KEY not in fields:
+        if any(key.startswith("pyemo.") for key in fields):
+            refuse(f"has fields of pyemo but no {VERSION_KEY}; it was altered, fetch it again")
+        return
+    version = fields[VERSION_KEY]
+    if type(version) is not int or version < 1:
+        refuse(f"has {VERSION_KEY} {shown(version)}; it must be a whole number from 1")
+    if version > FORMAT_VERSION:
+        refuse(f"has {VERSION_KEY} {version}; this pyemo reads {FORMAT_VERSION}: upgrade pyemo")
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def _check_writable(vector_file: VectorFile) -> None:
+    """Refuse layers, a hint and fields the format has no place for."""
+    for layer in vector_file.directions:
+        if type(layer) is not int or not 1 <= layer <= MAX_LAYER:
+            refuse(
+                f"has a direction for layer {shown(layer)}; layers in a file run from 1 to "
+                f"{MAX_LAYER}, llama.cpp has none for layer 0: leave it out"
+            )
+    if not isinstance(vector_file.model_hint, str) or not vector_file.model_hint:
+        refuse("has no model hint; name the model's architecture, such as 'llama'")
+    for key in vector_file.fields:
+        if not _KEY.fullmatch(key) or key in _STRUCTURE_KEYS:
+            refuse(f"has the field {shown(key)}; a key is lower-case words joined by dots")
+    _check_version(vector_file.fields)
+
+
+def _write_gguf(path: Path, vector_file: VectorFile) -> None:
+    import gguf  # here: only writing needs it, and it takes a tenth of a second to import
+
+    writer = gguf.GGUFWriter(path, _ARCHITECTURE)
+    try:
+        writer.add_string(_MODEL_HINT_KEY, vector_file.model_hint)
+        writer.add_uint32(_LAYER_COUNT_KEY, len(vector_file.directions))
+        for key, value in sorted(vector_file.fields.items()):
+            plain, kind, item_kind = _gguf_value(key, value)
+            item_type = None if item_kind is None else gguf.GGUFValueType(item_kind)
+            writer.add_key_value(key, plain, gguf.GGUFValueType(kind), item_type)
+        for layer, direction in sorted(vector_file.directions.items()):
+            writer.add_tensor(f"direction.{layer}", direction)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _gguf_value(key: str, value: FieldValue) -> tuple[object, int, int | None]:
+    """Return a field as plain Python, its GGUF type, and the type of an array's items."""
+    if isinstance(value, bool):
+        return value, _BOOL, None
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        return value, (_UINT32 if 0 <= value < 1 << 32 else _INT64), None
+    if isinstance(value, float):
+        return value, _FLOAT64, None
+    if isinstance(value, str) and value:
+        return value, STRING, None
+    if isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
+        return list(value), ARRAY, STRING
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.size:
+        for kind, dtype in NUMBERS.items():
+            if value.dtype == dtype:
+                return value.tolist(), ARRAY, kind
+    raise VectorFileError(
+        f"has the field {shown(key)} of value {shown(value)}; a field is text, a number, a tuple "
+        "of texts or a NumPy row of numbers, and not empty"
+    )

@@ -1,0 +1,116 @@
+"""Whether a control vector belongs to a model: same file, same weights, unknown, or others.
+
+Owns that question and its words. llama.cpp asks only for the width, so a vector of another model
+loads there in silence. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyemo.errors import VectorModelMismatchError
+
+if TYPE_CHECKING:
+    from pyemo.engine.model import Model
+    from pyemo.vectors.control_vector import ControlVector
+
+
+class FitKind(enum.Enum):
+    """How a control vector relates to a model it can be added to."""
+
+    SAME_FILE = "same file"
+    SAME_WEIGHTS = "same weights, other file"
+    UNKNOWN_SOURCE = "unknown source"
+    OTHER_WEIGHTS = "other weights"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a control vector relates to a model: the kind, and a sentence that says it."""
+
+    kind: FitKind
+    sentence: str
+
+
+# what Hugging Face, and so repeng, calls an architecture -> what llama.cpp calls it
+_SAME_FAMILY = {"mistral": "llama", "gemma3text": "gemma3"}
+
+
+def compare(vector: ControlVector, model: Model, *, allow_other_weights: bool = False) -> Fit:
+    """Return how ``vector`` relates to ``model``, or raise if it must not be added to it.
+
+    Hashes are compared only where the vector names them, for they cost a reading of the file.
+
+    Raises:
+        VectorModelMismatchError: it cannot be added to this model, or was made on other weights.
+    """
+    _check_shape(vector, model)
+    meta = vector.metadata
+    source = repr(meta.source_model) if meta.source_model else "a model"
+    if meta.architecture and _family(meta.architecture) != _family(model.architecture):
+        difference = (
+            f"was made for the architecture {meta.architecture!r}, and {model.name!r} is "
+            f"{model.architecture!r}"
+        )
+    elif meta.source_sha256 and meta.source_sha256 == model.file_sha256:
+        return Fit(FitKind.SAME_FILE, f"{vector.name!r} was made on this very model file.")
+    elif not meta.weights_fingerprint:
+        return Fit(
+            FitKind.UNKNOWN_SOURCE,
+            f"{vector.name!r} does not say which weights it was made on; only width, layers and "
+            f"architecture were compared with {model.name!r}.",
+        )
+    elif meta.weights_fingerprint == model.weights_fingerprint:
+        return Fit(
+            FitKind.SAME_WEIGHTS,
+            f"{vector.name!r} was made on {source}, another file of the weights of "
+            f"{model.name!r}, such as another quantization.{_other_template(vector, model)}",
+        )
+    else:
+        difference = f"was made on {source}, whose weights are not those of {model.name!r}"
+
+    if not allow_other_weights:
+        raise VectorModelMismatchError(
+            f"the control vector {vector.name!r} {difference}; use a vector made for this model, "
+            "or allow other weights"
+        )
+    return Fit(
+        FitKind.OTHER_WEIGHTS,
+        f"{vector.name!r} {difference}; it is used because other weights were allowed, and may "
+        f"mean nothing there.{_other_template(vector, model)}",
+    )
+
+
+def _other_template(vector: ControlVector, model: Model) -> str:
+    """Return a sentence if the chat template is not the one the vector was made with."""
+    wanted = vector.metadata.chat_template_sha256
+    same = not wanted or wanted == model.chat_template_sha256
+    return "" if same else " The chat template is another one too."
+
+
+def _check_shape(vector: ControlVector, model: Model) -> None:
+    n_layer = len(vector.residual_norms)
+    if vector.n_embd != model.n_embd:
+        problem = f"is {vector.n_embd} wide (n_embd), the model {model.name!r} {model.n_embd}"
+    elif vector.layers[-1] >= model.n_layer:
+        problem = (
+            f"has a direction for layer {vector.layers[-1]}, the model {model.name!r} has only "
+            f"layers 0 to {model.n_layer - 1}"
+        )
+    elif n_layer and n_layer != model.n_layer:
+        problem = (
+            f"was made on a model of {n_layer} layers, the model {model.name!r} has {model.n_layer}"
+        )
+    else:
+        return
+    raise VectorModelMismatchError(
+        f"the control vector {vector.name!r} {problem}; use a vector made for this model"
+    )
+
+
+def _family(architecture: str) -> str:
+    """Return an architecture's name with the spellings of Hugging Face and llama.cpp made one."""
+    plain = architecture.casefold().replace("_", "").replace("-", "")
+    return _SAME_FAMILY.get(plain, plain)

@@ -1,0 +1,303 @@
+"""What a vector file says beside its directions: the ``pyemo.*`` fields, checked and typed.
+
+Owns the meaning of those fields (docs/vector-format.md lists them) and turns them into values and
+back. Knows nothing of directions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
+
+import numpy as np
+
+from pyemo.errors import InputError, VectorFileError
+from pyemo.vectors.file import FORMAT_VERSION, VERSION_KEY, VectorFile
+from pyemo.vectors.gguf_header import FieldValue, shown
+
+if TYPE_CHECKING:
+    from pyemo.engine.model import Model
+
+Unit: TypeAlias = Literal["residual", "raw"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST_NAME = 200
+
+# text fields: key -> attribute
+_TEXTS = {
+    "pyemo.emotion": "emotion",
+    "pyemo.recipe": "recipe",
+    "pyemo.unit": "unit",
+    "pyemo.source.name": "source_model",
+    "pyemo.source.sha256": "source_sha256",
+    "pyemo.source.weights_fingerprint": "weights_fingerprint",
+    "pyemo.source.chat_template_sha256": "chat_template_sha256",
+}
+# float32 rows over all layers of the source model: key -> attribute
+_ROWS = {
+    "pyemo.residual_norms": "residual_norms",
+    "pyemo.neutral_projections": "neutral_projections",
+}
+_CALIBRATIONS = "pyemo.calibrations"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which strengths of a vector keep one model file's texts of one length surgical: measured.
+
+    It holds for the operator ``add`` on all layers of the vector, over prompt and reply.
+
+    Attributes:
+        model_sha256: the model file it was measured on.
+        model_name: that file's name in the catalog, or its stem.
+        sampler: the sampler in words, such as "greedy" or "temperature=0.7 top_p=0.9".
+        n_tokens: tokens generated for each text.
+        window: (lowest, highest) strength that is surgical.
+        strength: the recommended one, within the window.
+        evidence: what was measured, as JSON text of any shape; kept in canonical form.
+    """
+
+    model_sha256: str
+    model_name: str
+    sampler: str
+    n_tokens: int
+    window: tuple[float, float]
+    strength: float
+    evidence: str = "{}"
+
+    def __post_init__(self) -> None:
+        _check_hash("model_sha256", self.model_sha256)
+        _check_name("model_name", self.model_name)
+        _check_name("sampler", self.sampler)
+        if type(self.n_tokens) is not int or self.n_tokens < 1:
+            _refuse("n_tokens", self.n_tokens, "a whole number from 1")
+        numbers = (*_pair(self.window), self.strength)
+        if not all(_is_finite(number) for number in numbers):
+            _refuse("window and strength", numbers, "finite numbers")
+        low, high, strength = map(float, numbers)
+        if not low <= strength <= high:
+            _refuse("strength", strength, f"within the window [{low}, {high}]")
+        object.__setattr__(self, "window", (low, high))
+        object.__setattr__(self, "strength", strength)
+        object.__setattr__(self, "evidence", _dump(_parse("evidence", self.evidence)))
+
+
+@dataclass(frozen=True)
+class VectorMetadata:
+    """Where a control vector comes from and what its numbers mean.
+
+    A text that is not known is "", a row that is not known is (). Rows run over all layers of the
+    source model, layer 0 first, and hold float32 values.
+
+    Attributes:
+        unit: "residual": each direction was extracted as long as the model's residual norm at its
+            layer, so a strength is a fraction of it; "raw": nothing is known of the length.
+        emotion: the emotion's adjective.
+        recipe: how it was extracted, every choice, as TOML text.
+        architecture: the source model's, such as "llama"; the file's ``controlvector.model_hint``.
+        source_model: the source model's name.
+        source_sha256: the source model file's SHA-256, 64 lower-case hexadecimal digits.
+        weights_fingerprint: SHA-256 that all quantizations of the source's weights share.
+        chat_template_sha256: of the chat template the vector was extracted with.
+        residual_norms: median residual norm of neutral texts at each layer's output, above 0.
+        neutral_projections: mean projection of neutral hidden states on each layer's unit
+            direction; 0 at layers without a direction.
+        calibrations: at most one for each model file and length of text.
+        format_version: of the file it was read from; 0 for a file of another tool.
+    """
+
+    unit: Unit = "raw"
+    emotion: str = ""
+    recipe: str = ""
+    architecture: str = ""
+    source_model: str = ""
+    source_sha256: str = ""
+    weights_fingerprint: str = ""
+    chat_template_sha256: str = ""
+    residual_norms: tuple[float, ...] = ()
+    neutral_projections: tuple[float, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.unit, str) or self.unit not in ("residual", "raw"):
+            _refuse("unit", self.unit, "'residual' or 'raw'")
+        for name in ("emotion", "architecture", "source_model"):
+            _check_name(name, getattr(self, name), may_be_empty=True)
+        if not isinstance(self.recipe, str) or not _is_printable(self.recipe):
+            _refuse("recipe", self.recipe, "TOML text without control characters")
+        for name in ("source_sha256", "weights_fingerprint", "chat_template_sha256"):
+            _check_hash(name, getattr(self, name), may_be_empty=True)
+        for name in ("residual_norms", "neutral_projections"):
+            object.__setattr__(self, name, _row(name, getattr(self, name)))
+        self._check_rows()
+        object.__setattr__(self, "calibrations", _calibrations(self.calibrations))
+
+    def _check_rows(self) -> None:
+        if any(norm <= 0 for norm in self.residual_norms):
+            _refuse("residual_norms", min(self.residual_norms), "above 0 at every layer")
+        lengths = {len(row) for row in (self.residual_norms, self.neutral_projections) if row}
+        if len(lengths) > 1:
+            _refuse("the rows' lengths", sorted(lengths), "one value for each layer of the model")
+
+    @classmethod
+    def from_file(cls, file: VectorFile) -> VectorMetadata:
+        """Return what a vector file's fields say; fields that are not known are left aside.
+
+        Raises:
+            VectorFileError: a field has the wrong type or a value outside its range.
+        """
+        fields = file.fields
+        values: dict[str, Any] = {
+            attribute: fields[key] for key, attribute in _TEXTS.items() if key in fields
+        }
+        try:
+            for key, attribute in _ROWS.items():
+                if key in fields:
+                    values[attribute] = _float32_row(key, fields[key])
+            values["calibrations"] = _from_json(fields.get(_CALIBRATIONS, "[]"))
+            values["format_version"] = fields.get(VERSION_KEY, 0)
+            return cls(architecture=file.model_hint, **values)
+        except InputError as error:
+            raise VectorFileError(f"a field is wrong: {error}") from None
+
+    def with_source(self, model: Model) -> VectorMetadata:
+        """Return it with ``model`` recorded as what the vector was made on."""
+        return replace(
+            self,
+            architecture=model.architecture,
+            source_model=model.name,
+            source_sha256=model.file_sha256,
+            weights_fingerprint=model.weights_fingerprint,
+            chat_template_sha256=model.chat_template_sha256 or "",
+        )
+
+    def to_fields(self) -> dict[str, FieldValue]:
+        """Return the ``pyemo.*`` fields to write; what is not known is left out."""
+        fields: dict[str, FieldValue] = {VERSION_KEY: FORMAT_VERSION}
+        for key, attribute in _TEXTS.items():
+            if text := getattr(self, attribute):
+                fields[key] = text
+        for key, attribute in _ROWS.items():
+            if row := getattr(self, attribute):
+                fields[key] = np.array(row, dtype=np.float32)
+        if self.calibrations:
+            fields[_CALIBRATIONS] = _dump([_to_json(entry) for entry in self.calibrations])
+        return fields
+
+
+def _to_json(calibration: Calibration) -> dict[str, Any]:
+    return {
+        "model_sha256": calibration.model_sha256,
+        "model_name": calibration.model_name,
+        "sampler": calibration.sampler,
+        "n_tokens": calibration.n_tokens,
+        "window": list(calibration.window),
+        "strength": calibration.strength,
+        "evidence": json.loads(calibration.evidence),
+    }
+
+
+def _from_json(text: object) -> tuple[Calibration, ...]:
+    entries = _parse("calibrations", text)
+    if not isinstance(entries, list):
+        _refuse("calibrations", entries, "a JSON array of objects")
+    return tuple(_calibration(entry) for entry in entries)
+
+
+def _calibration(entry: object) -> Calibration:
+    if not isinstance(entry, dict):
+        _refuse("a calibration", entry, "a JSON object")
+    names = ("model_sha256", "model_name", "sampler", "n_tokens", "window", "strength")
+    missing = [name for name in names if name not in entry]
+    if missing:
+        _refuse("a calibration", entry, f"an object with {', '.join(missing)}")
+    values = {name: entry[name] for name in names}
+    return Calibration(**values, evidence=_dump(entry.get("evidence", {})))
+
+
+def _calibrations(entries: object) -> tuple[Calibration, ...]:
+    if not isinstance(entries, Sequence) or not all(isinstance(e, Calibration) for e in entries):
+        _refuse("calibrations", entries, "a tuple of Calibration")
+    keys = [(entry.model_sha256, entry.n_tokens) for entry in entries]
+    if len(set(keys)) < len(keys):
+        _refuse("calibrations", keys, "at most one for each model file and n_tokens")
+    return tuple(entries)
+
+
+def _parse(name: str, text: object) -> Any:
+    """Return JSON text's value; NaN, infinity and endless nesting are refused."""
+    if not isinstance(text, str):
+        _refuse(name, text, "JSON text")
+    try:
+        value = json.loads(text)
+        _dump(value)
+    except (ValueError, RecursionError):
+        _refuse(name, text, "JSON text without NaN or infinity")
+    return value
+
+
+def _dump(value: object) -> str:
+    """Return canonical JSON: one text for one value."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def _float32_row(key: str, value: FieldValue) -> tuple[float, ...]:
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        _refuse(key, value, "an array of float32")
+    return _row(key, value.tolist())
+
+
+def _row(name: str, values: object) -> tuple[float, ...]:
+    """Return numbers rounded to float32, so that a file keeps them exactly."""
+    try:
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused below
+            row = np.asarray(values, dtype=np.float64).astype(np.float32)
+    except (TypeError, ValueError):
+        _refuse(name, values, "one number for each layer")
+    if row.ndim != 1 or not np.isfinite(row).all():
+        _refuse(name, values, "one finite number for each layer")
+    return tuple(row.tolist())
+
+
+def _pair(window: object) -> Sequence[Any]:
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        _refuse("window", window, "a pair (lowest, highest)")
+    return window
+
+
+def _is_finite(number: object) -> bool:
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        return False
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond float
+        return False
+
+
+def _is_printable(text: str) -> bool:
+    """Whether text can be printed to a terminal without moving its cursor or changing colours."""
+    return all(line.isprintable() for line in text.replace("\t", " ").split("\n"))
+
+
+def _check_name(name: str, value: object, may_be_empty: bool = False) -> None:
+    is_right = isinstance(value, str) and value.isprintable() and len(value) <= _LONGEST_NAME
+    if not is_right or not (value or may_be_empty):
+        _refuse(name, value, f"printable text of at most {_LONGEST_NAME} characters")
+
+
+def _check_hash(name: str, value: object, may_be_empty: bool = False) -> None:
+    is_missing = may_be_empty and isinstance(value, str) and not value
+    if not is_missing and not (isinstance(value, str) and _SHA256.fullmatch(value)):
+        _refuse(name, value, "64 lower-case hexadecimal digits")
+
+
+def _refuse(name: str, value: object, allowed: str) -> NoReturn:
+    raise InputError(f"{name} is {shown(value)}; it must be {allowed}")

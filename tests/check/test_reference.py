@@ -1,0 +1,124 @@
+"""References: what agrees, what does not, and files that are none; checked against NumPy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engines import log_softmax, random_vector
+
+from pyemo import Engine, Model, Steering
+from pyemo.check.reference import MAX_KL, MIN_TOP1, Reference, compare, record
+from pyemo.errors import InputError
+from pyemo.formats.quantize import requantize
+
+PROMPTS = ["the happy story", "a dog and a gate"]
+N_TOKENS = 4
+
+
+@pytest.fixture(scope="module")
+def recorded(load: Callable[[str], Model]) -> Reference:
+    vector = random_vector(load("llama"))
+    with Engine(load("llama"), n_ctx=256, n_threads=1) as engine:
+        return record(engine, PROMPTS, vector=vector, strength=0.5, n_tokens=N_TOKENS)
+
+
+def test_the_same_model_agrees_bit_for_bit_with_any_threads(
+    load: Callable[[str], Model], recorded: Reference
+) -> None:
+    for n_threads in (1, 2):
+        with Engine(load("llama"), n_ctx=256, n_threads=n_threads) as engine:
+            found = compare(recorded, engine, vector=random_vector(load("llama")))
+        assert (found.top1, found.n_tokens, found.same_file) == (1.0, 4 * N_TOKENS, True)
+        assert found.mean_kl < 1e-9
+
+
+def test_a_file_gives_back_what_was_saved(
+    load: Callable[[str], Model], recorded: Reference, tmp_path: Path
+) -> None:
+    recorded.save(tmp_path / "r.json")
+    again = Reference.load(tmp_path / "r.json")
+    assert again.source == recorded.source
+    for run, other in zip(again.runs, recorded.runs, strict=True):
+        assert run.tokens == other.tokens
+        np.testing.assert_array_equal(run.top, other.top)
+        np.testing.assert_allclose(run.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_steered_runs_are_recorded_beside_unsteered_ones(recorded: Reference) -> None:
+    assert [run.is_steered for run in recorded.runs] == [False, False, True, True]
+    assert (recorded.runs[0].logprobs != recorded.runs[2].logprobs).any()
+
+
+def test_predictions_are_those_of_the_logits(
+    load: Callable[[str], Model], recorded: Reference
+) -> None:
+    run = recorded.runs[2]
+    mood = Steering({random_vector(load("llama")): 0.5})
+    prompt = list(run.tokens[: run.n_prompt])
+    with (
+        Engine(load("llama"), n_ctx=256, n_threads=1) as engine,
+        engine.sequence(prompt, steering=mood) as sequence,
+    ):
+        logprobs = log_softmax(sequence.logits())
+    np.testing.assert_allclose(run.logprobs[0], np.sort(logprobs)[::-1][:64], atol=1e-6)
+    assert run.tokens[run.n_prompt] == logprobs.argmax()
+
+
+def test_another_quantization_is_told_apart(
+    load: Callable[[str], Model], recorded: Reference, tmp_path: Path
+) -> None:
+    file = requantize(load("llama").path, "Q4_0", target=tmp_path / "q.gguf").path
+    with Engine(file, n_ctx=256, n_threads=1) as engine:
+        found = compare(recorded, engine, vector=random_vector(load("llama")))
+    assert not found.same_file
+    assert found.mean_kl > MAX_KL
+    assert found.top1 < MIN_TOP1
+
+
+def test_another_model_is_refused(load: Callable[[str], Model], recorded: Reference) -> None:
+    with (
+        Engine(load("gemma2"), n_ctx=256, n_threads=1) as engine,
+        pytest.raises(InputError, match="recorded with 'llama', whose weights are not"),
+    ):
+        compare(recorded, engine, vector=random_vector(load("gemma2")))
+
+
+def test_another_vector_or_none_is_refused(
+    load: Callable[[str], Model], recorded: Reference
+) -> None:
+    with Engine(load("llama"), n_ctx=256, n_threads=1) as engine:
+        with pytest.raises(InputError, match="recorded with another vector"):
+            compare(recorded, engine, vector=random_vector(load("llama"), seed=5))
+        with pytest.raises(InputError, match="recorded with a vector; give the same --cvec"):
+            compare(recorded, engine)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "is no reference"),
+        ({"version": 2}, "has version 2, this pyemo reads 1"),
+        ({"runs": []}, "is damaged"),
+        ({"source": {}}, "is damaged"),
+        ({"runs": [{"tokens": [1, 2], "n_prompt": 2}]}, "is damaged"),
+    ],
+)
+def test_files_that_are_no_reference_are_refused(
+    recorded: Reference, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "r.json"
+    recorded.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        Reference.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def test_files_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(InputError, match="reference"):
+        Reference.load(tmp_path / "r.json")
