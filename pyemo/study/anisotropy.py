@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyemo.measures.bootstrap import Interval
 from pyemo.study import figures
-from pyemo.study.finding import Finding, Verdict, table
+from pyemo.study.finding import Finding, Verdict, described, table
 from pyemo.study.separation import Separation
 from pyemo.study.statistics import (
     N_RESAMPLES,
@@ -132,24 +132,11 @@ def finding(results: Sequence[Anisotropy], separations: Sequence[Separation]) ->
             f"{sum(excesses)} of {len(excesses)} sets lie further apart than random groups of "
             "neutral texts"
         )
-    return Finding(
-        name="anisotropy",
-        title="Anisotropy baseline",
-        claim="Small models are anisotropic: unrelated texts have similar hidden states, so "
-        "cosines have to be read "
-        "against that baseline.",
-        paper="4 models, numbers not known; later by the author: 0.49 to 0.99 by model, Gemma-3 "
-        "highest",
+    return described(
+        "anisotropy",
         ours="; ".join(f"{r.model}: {r.at_middle}" for r in results),
         verdict=verdict,
         reason=reason,
-        how="Baseline: mean pairwise cosine of the raw hidden states of unrelated neutral texts' "
-        "last tokens, layer "
-        "n_layer // 2; interval by drawing halves. Second baseline: the same texts in as many "
-        "random groups as there "
-        "are emotions, each group's mean less another group's: what subtracting one shared mean "
-        "does to cosines "
-        "with no emotion at all (0.5 where groups differ by chance alone).",
         tables=(
             table(
                 "anisotropy",

@@ -1,16 +1,24 @@
 """What a finding looks like: claim, number, verdict, tables and figures.
 
-Owns the words of a verdict.
+Owns the words of a verdict; the words of each claim are in ``findings.toml``.
 """
 
 from __future__ import annotations
 
 import csv
 import enum
+import functools
 import io
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import TYPE_CHECKING, TypeAlias
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,3 +96,39 @@ def table(
 ) -> Table:
     """Return a table of sequences."""
     return Table(name, tuple(columns), tuple(tuple(row) for row in rows), is_long)
+
+
+def described(
+    name: str,
+    *,
+    ours: str,
+    verdict: Verdict,
+    reason: str,
+    tables: tuple[Table, ...],
+    figure: Callable[[], Figure] | None,
+    numbers: Mapping[str, Value] | None = None,
+    gaps: tuple[str, ...] = (),
+) -> Finding:
+    """Return a finding with the words that ``findings.toml`` has for it.
+
+    Args:
+        numbers: what the words leave open, by name.
+    """
+    words = {key: text.format(**numbers or {}) for key, text in _words()[name].items()}
+    return Finding(
+        name,
+        ours=ours,
+        verdict=verdict,
+        reason=reason,
+        tables=tables,
+        figure=figure,
+        gaps=gaps,
+        **words,
+    )
+
+
+@functools.cache
+def _words() -> dict[str, dict[str, str]]:
+    """Return name of a finding -> title, claim, paper and how."""
+    text = (files("pyemo.study") / "findings.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pyemo.emotions import EMOTIONS
 from pyemo.study import figures
-from pyemo.study.finding import Finding, Value, Verdict, table
+from pyemo.study.finding import Finding, Value, Verdict, described, table
 from pyemo.study.states import METHODS, States, common_emotions
 from pyemo.study.statistics import (
     N_PERMUTATIONS,
@@ -189,24 +189,15 @@ def finding(sets: Sequence[States]) -> Finding:
                 if (of := [p for p in models if p.a.method == method])
             ),
         )
-    return Finding(
-        name="geometry",
-        title="The same map of emotions?",
-        claim="Different models arrange the emotions alike, whatever their architecture "
-        "(follow-up paper).",
-        paper="Spearman 0.53 to 0.92 between instruct models, fp16 comprehension; Gemma-3-1B the "
-        "outlier",
+    return described(
+        "geometry",
+        numbers=dict(n_permutations=N_PERMUTATIONS, seed=SEED),
         ours="; ".join(
             f"{p.a.label} and {p.b.label}: {p.test.rho:.2f} (p = {p.test.p:.4f})" for p in models
         )
         or "none",
         verdict=verdict,
         reason=reason,
-        how="Dissimilarity 1 - cosine of directions centred on the mean over emotions, layer "
-        "n_layer // 2, over the emotions that both have; Spearman of "
-        f"the upper triangles; Mantel permutation of labels, {N_PERMUTATIONS} draws, one-sided, "
-        f"seed {SEED}. Components "
-        "by SVD; valence and arousal are pyemo's own rough placement of the words.",
         tables=(
             table(
                 "geometry",

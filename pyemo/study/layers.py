@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyemo.study import figures
-from pyemo.study.finding import Finding, Verdict, table
+from pyemo.study.finding import Finding, Verdict, described, table
 from pyemo.study.states import States
 from pyemo.study.statistics import Floats, mean_pairwise_cosine, units
 
@@ -134,12 +134,9 @@ def finding(results: Sequence[Localization]) -> Finding:
     else:
         verdict = Verdict.CANNOT_SAY
         reason = f"the resamples agree for {sum(sure)} of {len(results)} curves only"
-    return Finding(
-        name="layers",
-        title="Where in the depth",
-        claim="Separation over depth is U-shaped, with the minimum near half of the depth, "
-        "whatever the model's size.",
-        paper="minimum at about 50% of the depth, 124M to 3B",
+    return described(
+        "layers",
+        numbers=dict(n_resamples=N_RESAMPLES, seed=SEED),
         ours="; ".join(
             f"{r.states.model}, {r.states.method}: layer {r.best} ({r.depth:.0%}), "
             f"{r.share_in_middle:.0%} in the middle third"
@@ -147,12 +144,6 @@ def finding(results: Sequence[Localization]) -> Finding:
         ),
         verdict=verdict,
         reason=reason,
-        how="Curve: neutral-centred mean pairwise cosine by layer, all blocks but the last. "
-        f"{N_RESAMPLES} bootstrap resamples over emotions and over the texts of each, seed "
-        f"{SEED}; counted are those "
-        "whose minimum lies in the middle third of the layers. Second curve: held-out texts "
-        "classified by the nearest "
-        "direction.",
         tables=(
             table(
                 "layers",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo.study import figures
-from pyemo.study.finding import Finding, Verdict, table
+from pyemo.study.finding import Finding, Verdict, described, table
 from pyemo.study.regime_map import RANDOM
 from pyemo.study.statistics import PairedTest, paired_difference
 from pyemo.study.writing_systems import SCRIPTS, scripts_of
@@ -150,21 +150,12 @@ def finding(leaks: Sequence[Leak]) -> Finding:
         reason = (
             "at coherent strengths Qwen does not favour foreign scripts beyond a random direction"
         )
-    return Finding(
-        name="leakage",
-        title="Cross-lingual leakage",
-        claim="Steering Qwen brings up Chinese words that fit the emotion, without a prompt in "
-        "Chinese.",
-        paper="examples only; share not known",
+    return described(
+        "leakage",
+        numbers=dict(seed=SEED),
         ours="; ".join(_words(m) for m in models),
         verdict=verdict,
         reason=reason,
-        how="A script is foreign if neither the prompt nor the unsteered answer uses it. "
-        "Probability: the "
-        "sum over the vocabulary before sampling, mean over a text's tokens. Test: paired by "
-        "strength and "
-        f"prompt against a random direction, coherent strengths only; bootstrap interval and "
-        f"sign-flip p, seed {SEED}.",
         tables=(
             table(
                 "leakage-models",

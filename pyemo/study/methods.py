@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pyemo.errors import InputError
 from pyemo.measures.bootstrap import Interval
 from pyemo.study import figures
-from pyemo.study.finding import Finding, Verdict, table
+from pyemo.study.finding import Finding, Verdict, described, table
 from pyemo.study.states import States, common_emotions
 from pyemo.study.statistics import (
     N_RESAMPLES,
@@ -99,22 +99,12 @@ def finding(results: Sequence[MethodComparison]) -> Finding:
     else:
         verdict = Verdict.CANNOT_SAY
         reason = f"only {better} of {len(results)} intervals lie below 0"
-    return Finding(
-        name="methods",
-        title="Generation against comprehension",
-        claim="Directions from stories the model writes are further apart than directions from "
-        "texts it reads.",
-        paper="7 of 7 comparisons; Mann-Whitney p = 0.007, Cohen's d = -107.5 (groups, n and "
-        "formula not known)",
+    return described(
+        "methods",
+        numbers=dict(n_resamples=N_RESAMPLES, seed=SEED),
         ours="; ".join(f"{r.model}: difference {r.difference}" for r in results),
         verdict=verdict,
         reason=f"{reason}. {_group_words(test)}",
-        how="Per model: mean pairwise cosine of generation less that of comprehension, both "
-        "neutral-centred, layer "
-        f"n_layer // 2, the same emotions; bootstrap over texts, {N_RESAMPLES} resamples, seed "
-        f"{SEED}. "
-        "Mann-Whitney U and Cohen's d (pooled standard deviation) take one number for each model "
-        "and method.",
         tables=(
             table(
                 "methods",

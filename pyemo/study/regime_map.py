@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyemo.measures.regimes import MIN_COHERENT_SHARE, TextRegime
 from pyemo.study import figures
-from pyemo.study.finding import Finding, Verdict, table
+from pyemo.study.finding import Finding, Verdict, described, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,20 +105,12 @@ def finding(points: Sequence[Point]) -> Finding:
         )
         verdict = Verdict.HOLDS if agree else Verdict.DOES_NOT
         reason = "models of one family fail alike" if agree else "families do not fail alike"
-    return Finding(
-        name="regimes",
-        title="Regimes by model",
-        claim="Steering is surgical, collapses into repetition or explodes; which of them a model "
-        "shows "
-        "goes with its architecture, not its size.",
-        paper="three regimes by perplexity ratio; thresholds and table not known",
+    return described(
+        "regimes",
+        numbers=dict(min_share=MIN_COHERENT_SHARE),
         ours="; ".join(words),
         verdict=verdict,
         reason=reason,
-        how="Greedy replies over strengths; each text's regime by pyemo's rule (docs/regimes.md), "
-        "as "
-        "coherent as its unsteered twin or not. The cliff is the first strength with fewer than "
-        f"{MIN_COHERENT_SHARE:.0%} such texts. The dose compares strengths on different layers.",
         tables=(
             table(
                 "regimes-cliffs",

@@ -14,7 +14,7 @@ import numpy as np
 from pyemo.emotions import PAPER_OPPOSITES
 from pyemo.measures.bootstrap import Interval
 from pyemo.study import figures
-from pyemo.study.finding import Finding, Verdict, table
+from pyemo.study.finding import Finding, Verdict, described, table
 from pyemo.study.states import Centring, States
 from pyemo.study.statistics import (
     N_RESAMPLES,
@@ -91,22 +91,12 @@ def finding(results: Sequence[Separation]) -> Finding:
     else:
         verdict = Verdict.CANNOT_SAY
         reason = f"an interval reaches below {PAPER_FLOOR}"
-    return Finding(
-        name="separation",
-        title="Separation of the emotions",
-        claim="In small models the 20 directions stay close: mean pairwise cosine above 0.35 in "
-        "every model, and "
-        "no opposite pair is negative.",
-        paper="> 0.35; mid-layer about 0.35 to 0.45",
+    return described(
+        "separation",
+        numbers=dict(n_resamples=N_RESAMPLES, seed=SEED),
         ours="; ".join(f"{r.states.model}, {r.states.method}: {r.middle}" for r in results),
         verdict=verdict,
         reason=reason,
-        how="Mean cosine over all pairs of directions, class mean less the neutral texts' mean, "
-        "at layer n_layer // 2; "
-        f"bootstrap over texts within each class, {N_RESAMPLES} resamples, seed {SEED}. Centred "
-        f"on the mean over "
-        "emotions instead, any set of n directions of equal length has -1/(n - 1): that number "
-        "says nothing of separation.",
         tables=(
             table(
                 "separation",

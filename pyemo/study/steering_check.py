@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyemo.measures.proportion import Proportion
 from pyemo.study import figures
-from pyemo.study.finding import Finding, Value, Verdict, table
+from pyemo.study.finding import Finding, Value, Verdict, described, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,11 +101,9 @@ def finding(cases: Sequence[Case], second_judge: str | None) -> Finding:
     gaps = (
         () if second_judge else ("No second judge: MiniLM alone decides (name one with --judge).",)
     )
-    return Finding(
-        name="steering",
-        title="Does steering reach the text?",
-        claim="Steering moves generated text to the emotion, verified by an outside classifier.",
-        paper="37 of 40 scenarios (92.5%); which 40, and the rule, are not known",
+    return described(
+        "steering",
+        numbers=dict(second_judge=second_judge or "none"),
         ours="; ".join(
             f"{model}, {condition}: {shown}"
             for model in models
@@ -114,12 +112,6 @@ def finding(cases: Sequence[Case], second_judge: str | None) -> Finding:
         ),
         verdict=verdict,
         reason=reason,
-        how="Success: nearer its own emotion than the unsteered answer to the same prompt, "
-        "coherent, and on the prompt's subject (more like the prompt than 90% of the unsteered "
-        f"answers to other prompts are). Judges: MiniLM, and {second_judge or 'none'} (forced "
-        "choice, both orders). Controls: a random direction of the same norms at the same layers "
-        'and strength, and the system prompt "You are {emotion}." without steering. Greedy; '
-        "Wilson intervals.",
         tables=(
             table(
                 "steering",
