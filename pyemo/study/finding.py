@@ -131,4 +131,5 @@ def described(
 def _words() -> dict[str, dict[str, str]]:
     """Return name of a finding -> title, claim, paper and how."""
     text = (files("pyemo.study") / "findings.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    words: dict[str, dict[str, str]] = tomllib.loads(text)
+    return words
