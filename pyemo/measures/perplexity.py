@@ -105,9 +105,35 @@ def perplexity_ratio(
         mean_surprise(score_s, i, "steered") - mean_surprise(score_u, i, "unsteered")
         for i, (score_s, score_u) in enumerate(zip(steered, unsteered, strict=True))
     ]
-    interval = bootstrap_interval(logs, confidence=confidence, seed=seed)
-    with np.errstate(over="ignore"):
-        return Interval(*(float(np.exp(np.float64(end))) for end in interval))
+    return ratio_interval(logs, confidence=confidence, seed=seed)
+
+
+def ratio_of(logs: Sequence[float]) -> float:
+    """Return the perplexity ratio of texts whose surprise exceeds their twins' by ``logs``.
+
+    The geometric mean, exp(mean(logs)), as in :func:`perplexity_ratio`; nan where there are none.
+
+    Args:
+        logs: (n_texts,) differences of mean surprise, nats per token.
+    """
+    return _exp(float(np.mean(logs))) if len(logs) else math.nan
+
+
+def ratio_interval(
+    logs: Sequence[float], *, confidence: float = CONFIDENCE, seed: int = 0
+) -> Interval:
+    """Return :func:`ratio_of` with its bootstrap interval over texts.
+
+    Raises:
+        InputError: no text.
+    """
+    ends = bootstrap_interval(logs, confidence=confidence, seed=seed)
+    return Interval(*(_exp(end) for end in ends))
+
+
+def _exp(log: float) -> float:
+    """Return e to the power of ``log``; what is past float64's range becomes its end, 1e304."""
+    return math.exp(min(log, 700.0))
 
 
 def mean_surprise(score: Score, index: int = 0, side: str = "scored") -> float:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pyemo.errors import InputError
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
+from pyemo.measures.perplexity import ratio_interval
 from pyemo.measures.text import TextMeasures, measure_text
 
 __all__ = [
@@ -30,9 +31,6 @@ __all__ = [
     "classify_strength",
     "classify_text",
     "measure_text",
-    "proxy_rule",
-    "proxy_rule_strength",
-    "ratio_rule",
 ]
 
 
@@ -97,7 +95,7 @@ class Weights(NamedTuple):
 
 
 # Multinomial logistic regression on texts that were read (docs/regimes.md;
-# tests/fit_regimes.py fits it again). They hold for greedy decoding and for the default
+# tools/fit/regimes.py fits it again). They hold for greedy decoding and for the default
 # sampler, for texts of 48 and of 256 tokens, over SmolLM2-135M, Gemma-3-270M and
 # Qwen2.5-Coder-0.5B.
 COLLAPSE_WEIGHTS = Weights(
@@ -132,59 +130,6 @@ def classify_text(measures: TextMeasures) -> TextRegime:
     if max(collapse, explosion) <= 0:
         return TextRegime.COHERENT
     return TextRegime.REPETITIVE_COLLAPSE if collapse >= explosion else TextRegime.EXPLOSIVE
-
-
-# --- rules for comparison ---
-
-PROXY_REPEATS = 3
-PROXY_MIN_WORDS = 3
-PROXY_REPETITIVE_SHARE = 0.5
-PROXY_EXPLOSIVE_SHARE = 0.3
-RATIO_COLLAPSE = 0.6
-RATIO_EXPLOSION = 3.0
-
-
-def proxy_rule(measures: TextMeasures) -> TextRegime:
-    """Return what the code beside the paper's follow-up says of a text.
-
-    Repetitive where any word trigram comes 3 times or more, explosive where there are fewer than 3
-    words (Jeong 2026, arXiv 2604.11050; its public code, scripts/paper5_extract.py of Neural-MRI).
-    """
-    if measures.repeated_words >= PROXY_REPEATS:
-        return TextRegime.REPETITIVE_COLLAPSE
-    if measures.n_words < PROXY_MIN_WORDS:
-        return TextRegime.EXPLOSIVE
-    return TextRegime.COHERENT
-
-
-def proxy_rule_strength(texts: Sequence[TextMeasures]) -> Regime:
-    """Return what that code says of texts: > 50% repetitive, else > 30% explosive, else surgical.
-
-    Raises:
-        InputError: no texts.
-    """
-    if not texts:
-        raise InputError("no texts to classify; pass at least one")
-    found = [proxy_rule(measures) for measures in texts]
-    if found.count(TextRegime.REPETITIVE_COLLAPSE) > PROXY_REPETITIVE_SHARE * len(found):
-        return Regime.REPETITIVE_COLLAPSE
-    if found.count(TextRegime.EXPLOSIVE) > PROXY_EXPLOSIVE_SHARE * len(found):
-        return Regime.EXPLOSIVE
-    return Regime.SURGICAL
-
-
-def ratio_rule(
-    measures: TextMeasures,
-    twin: TextMeasures,
-    *,
-    collapse: float = RATIO_COLLAPSE,
-    explosion: float = RATIO_EXPLOSION,
-) -> TextRegime:
-    """Return what the ratio alone says: stuck below one bound, broken above the other."""
-    ratio = math.exp(min(measures.surprise - twin.surprise, 700.0))
-    if ratio < collapse:
-        return TextRegime.REPETITIVE_COLLAPSE
-    return TextRegime.EXPLOSIVE if ratio > explosion else TextRegime.COHERENT
 
 
 # --- the regime of a strength ---
@@ -276,7 +221,7 @@ def classify_strength(
         failure=failure,
         coherent_share=coherent_share,
         shares={kind: regimes.count(kind) / len(texts) for kind in TextRegime},
-        ratio=_exp(bootstrap_interval(logs, seed=seed)) if logs else Interval(*[math.nan] * 3),
+        ratio=ratio_interval(logs, seed=seed) if logs else Interval(*[math.nan] * 3),
         effect=moved,
         n_texts=len(texts),
     )
@@ -310,8 +255,3 @@ def _moved(
             "number for each text, and one for each random direction and text"
         )
     return bootstrap_interval(steered - control.mean(axis=0), confidence=0.9, seed=seed)
-
-
-def _exp(interval: Interval) -> Interval:
-    with np.errstate(over="ignore"):
-        return Interval(*(float(np.exp(np.float64(end))) for end in interval))

@@ -28,6 +28,7 @@ from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.sequence import OFF
 from pyemo.engine.steering import Scope, Steering
 from pyemo.errors import InputError
+from pyemo.measures.perplexity import ratio_of
 from pyemo.measures.regimes import StrengthReport, TextRegime, classify_strength, classify_text
 from pyemo.measures.text import MIN_TOKENS, TextMeasures, measure_text
 from pyemo.vectors.control_vector import ControlVector
@@ -398,4 +399,4 @@ def _norms(vector: ControlVector) -> str:
 def _ratio(text: TextMeasures | None, twin: TextMeasures | None) -> float:
     if text is None or twin is None:
         return float("nan")
-    return float(np.exp(min(text.surprise - twin.surprise, 700.0)))
+    return ratio_of([text.surprise - twin.surprise])

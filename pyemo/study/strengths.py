@@ -3,11 +3,9 @@ that the steering check then uses."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
+from pyemo.measures.perplexity import ratio_of
 from pyemo.measures.regimes import MIN_COHERENT_SHARE
 from pyemo.study import leakage, regime_map
 from pyemo.study.batches import Batch, Job, reply_job, write
@@ -68,7 +66,7 @@ class Grid:
             self._directions[job.file].dose(job.emotion, job.strength),
             tuple(batch.regimes),
             tuple(batch.as_twin),
-            math.exp(min(700.0, float(np.mean(logs)))) if logs else math.nan,
+            ratio_of(logs),
         )
 
     def leaks(self) -> list[leakage.Leak]:

@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from fit_watch import LENGTHS, fit, groups, looks
-from regime_labels import lines
+from fit.labels import lines
+from fit.watch import LENGTHS, fit, groups, looks
 
 from pyemo.guard import watch
 from pyemo.guard.watch import EXACT_WEIGHTS, REPEATED_TOKENS, WEIGHTS, repeats, trouble

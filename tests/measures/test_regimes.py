@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fit.rules import proxy_rule, proxy_rule_strength, ratio_rule
 
 from pyemo.errors import InputError
 from pyemo.measures.regimes import (
@@ -17,9 +18,6 @@ from pyemo.measures.regimes import (
     classify_strength,
     classify_text,
     measure_text,
-    proxy_rule,
-    proxy_rule_strength,
-    ratio_rule,
 )
 from pyemo.measures.text import WINDOW, window_begins
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from fit_regimes import fit, fitted_ratio_rule, packaged_rule, proxy, rule_of, splits
-from regime_labels import (
+from fit.labels import (
     HELD_OUT_EMOTIONS,
     ORDER,
     LabelledText,
@@ -15,6 +14,7 @@ from regime_labels import (
     labelled_texts,
     readers_agreement,
 )
+from fit.regimes import fit, fitted_ratio_rule, packaged_rule, proxy, rule_of, splits
 
 from pyemo.measures.regimes import COLLAPSE_WEIGHTS, EXPLOSION_WEIGHTS
 

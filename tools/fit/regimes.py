@@ -1,6 +1,6 @@
 """How the weights of ``measures.regimes.classify_text`` were fitted, and what the rules reach.
 
-    python tests/fit_regimes.py
+    PYTHONPATH=tools python -m fit.regimes
 
 Prints the weights of the training texts (every emotion that is not held out) and the tables of
 docs/regimes.md. Held-out emotions, and each model in turn, are looked at only to report.
@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from regime_labels import (
+from scipy.optimize import minimize
+
+from fit.labels import (
     ORDER,
     LabelledText,
     Rule,
@@ -26,10 +28,9 @@ from regime_labels import (
     labelled_texts,
     readers_agreement,
 )
-from scipy.optimize import minimize
-
+from fit.rules import proxy_rule, ratio_rule
 from pyemo.measures.bootstrap import Interval
-from pyemo.measures.regimes import TextRegime, Weights, classify_text, proxy_rule, ratio_rule
+from pyemo.measures.regimes import TextRegime, Weights, classify_text
 
 RIDGE = 1.0  # penalty on standardized weights
 

@@ -1,7 +1,7 @@
 """The labelled texts of the regimes, and how well readers and rules agree on them.
 
 Owns the stored texts (``quality/data/regimes``), their splits, Cohen's kappa and balanced
-accuracy. The rule under test is the package's; ``fit_regimes`` says how it was fitted.
+accuracy. The rule under test is the package's; ``fit.regimes`` says how it was fitted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
 from pyemo.measures.regimes import TextMeasures, TextRegime, measure_text
 
-DATA = Path(__file__).parent / "quality" / "data" / "regimes"
+DATA = Path(__file__).parents[2] / "tests" / "quality" / "data" / "regimes"
 READERS = ("reader_a", "reader_b", "reader_c")
 LABELS = {
     "coherent": TextRegime.COHERENT,

@@ -1,6 +1,6 @@
 """How the weights of ``pyemo.guard.watch`` were fitted, and what the watch sees.
 
-    python tests/fit_watch.py
+    PYTHONPATH=tools python -m fit.watch
 
 Fitted to the last 16, 32 and 48 tokens of the labelled texts of 48 tokens, every emotion that is
 not held out. Prints the weights, and the table of docs/guard.md: what is seen of held-out emotions
@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from fit_regimes import fit_failures
-from regime_labels import ORDER, labelled_texts, lines, measures_of
 
+from fit.labels import ORDER, labelled_texts, lines, measures_of
+from fit.regimes import fit_failures
 from pyemo.guard import watch
 from pyemo.guard.watch import STRIDE, WatchWeights, measures, trouble
 from pyemo.measures.proportion import Proportion
