@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <numeric>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "errors.h"
@@ -98,6 +99,31 @@ double uniform(uint64_t seed, uint64_t position) {
     return double(z >> 11) * 0x1.0p-53;
 }
 
+// A match counts up to here: the penalty is past any logit by then, and a loop of one token would cost its square.
+constexpr int longest_match = 50;
+
+// DRY (p-e-w 2024, llama.cpp's llama_sampler_init_dry): the token that would go on with a repeat loses
+// multiplier * base^(length - allowed_length), where length tokens before it stand the same way earlier on.
+// Token -> what its logit loses. Written here and not taken from llama.cpp, whose sampler keeps state.
+std::unordered_map<llama_token, float> dry_penalties(const SamplerParams & params,
+                                                     const std::vector<llama_token> & tokens) {
+    std::unordered_map<llama_token, float> out;
+    const int n = int(tokens.size());
+    const int first = n - std::min(n, params.dry_last_n);
+    for (int i = first + 1; i < n; ++i) {
+        int length = 0;
+        while (length < longest_match && i - 1 - length >= first && tokens[i - 1 - length] == tokens[n - 1 - length]) {
+            ++length;
+        }
+        if (length >= params.dry_allowed_length) {
+            const float lost = params.dry_multiplier * std::pow(params.dry_base, float(length - params.dry_allowed_length));
+            float & most = out[tokens[i]];
+            most = std::max(most, lost);
+        }
+    }
+    return out;
+}
+
 }  // namespace
 
 Sampler::Sampler(const SamplerParams & params, int n_vocab) : params_(params), n_vocab_(n_vocab) {
@@ -111,7 +137,7 @@ Sampler::Sampler(const SamplerParams & params, int n_vocab) : params_(params), n
 }
 
 llama_token Sampler::sample(const float * logits, const std::vector<llama_token> & tokens) {
-    if (!chain_ && params_.repeat_penalty == 1.0f) {
+    if (!chain_ && params_.repeat_penalty == 1.0f && params_.dry_multiplier == 0.0f) {
         return argmax(logits, n_vocab_);
     }
     return sample_chain(logits, tokens);
@@ -123,14 +149,23 @@ llama_token Sampler::sample_chain(const float * logits, const std::vector<llama_
         const size_t n = std::min(tokens.size(), size_t(params_.repeat_last_n));
         penalised.insert(tokens.end() - n, tokens.end());
     }
+    std::unordered_map<llama_token, float> lost;
+    if (params_.dry_multiplier != 0.0f) {
+        lost = dry_penalties(params_, tokens);
+    }
     // A penalty of 1 or more only lowers: who is among the first k afterwards was among the first k + penalised before.
     const bool lowers = params_.repeat_penalty >= 1.0f;
-    find_candidates(logits, lowers && params_.top_k > 0 ? size_t(params_.top_k) + penalised.size() : size_t(n_vocab_));
+    const size_t n_lowered = penalised.size() + lost.size();
+    const size_t k = chain_ ? size_t(params_.top_k) : 1;
+    find_candidates(logits, lowers && k > 0 ? k + n_lowered : size_t(n_vocab_));
     for (llama_token_data & candidate : candidates_) {
         // Keskar et al. 2019 (arXiv 1909.05858), with llama.cpp's correction for negative logits.
         if (!penalised.empty() && penalised.count(candidate.id) != 0) {
             float & logit = candidate.logit;
             logit = logit <= 0.0f ? logit * params_.repeat_penalty : logit / params_.repeat_penalty;
+        }
+        if (const auto found = lost.find(candidate.id); found != lost.end()) {
+            candidate.logit -= found->second;
         }
     }
     llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, false};

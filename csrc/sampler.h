@@ -19,6 +19,10 @@ struct SamplerParams {
     float repeat_penalty = 1.0f;  // 1: off
     int repeat_last_n = 64;       // tokens the penalty looks back on, >= 0
     uint64_t seed = 0;
+    float dry_multiplier = 0.0f;  // 0: off
+    float dry_base = 1.75f;       // >= 1
+    int dry_allowed_length = 2;   // a repeat of fewer tokens costs nothing, >= 1
+    int dry_last_n = 256;         // tokens that repeats are looked for in, >= 0
 };
 
 // What the unmodified logits say of a token and of the distribution it came from.

@@ -17,6 +17,7 @@ from pyemo.engine.sampling import SamplerParams
 Array = npt.NDArray[np.float32]
 
 _MASK = 2**64 - 1
+_LONGEST_MATCH = 50  # as in csrc/sampler.cpp
 
 
 def uniform(seed: int, position: int) -> float:
@@ -29,7 +30,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 def penalized(logits: Array, tokens: Sequence[int], sampler: SamplerParams) -> Array:
-    """Return the logits after the repetition penalty (Keskar et al. 2019, arXiv 1909.05858).
+    """Return the logits after DRY and the repetition penalty (Keskar 2019, arXiv 1909.05858).
 
     Args:
         logits: float32 (n_vocab,).
@@ -38,12 +39,31 @@ def penalized(logits: Array, tokens: Sequence[int], sampler: SamplerParams) -> A
         the array itself where nothing is penalized, else a copy.
     """
     recent = tokens[max(0, len(tokens) - sampler.repeat_last_n) :]
-    if sampler.repeat_penalty == 1.0 or not recent:
-        return logits
-    out: Array = logits.copy()
-    ids = np.unique(np.asarray(recent))
-    penalty = np.float32(sampler.repeat_penalty)
-    out[ids] = np.where(out[ids] <= 0, out[ids] * penalty, out[ids] / penalty)
+    out = logits
+    if sampler.repeat_penalty != 1.0 and recent:
+        out = logits.copy()
+        ids = np.unique(np.asarray(recent))
+        penalty = np.float32(sampler.repeat_penalty)
+        out[ids] = np.where(out[ids] <= 0, out[ids] * penalty, out[ids] / penalty)
+    if sampler.dry_multiplier:
+        out = out.copy()
+        for token, lost in dry_penalties(tokens, sampler).items():
+            out[token] -= lost
+    return out
+
+
+def dry_penalties(tokens: Sequence[int], sampler: SamplerParams) -> dict[int, np.float32]:
+    """Return what DRY takes from the logits of tokens that would go on with a repeat."""
+    window = list(tokens[max(0, len(tokens) - sampler.dry_last_n) :])
+    out: dict[int, np.float32] = {}
+    for i in range(1, len(window)):
+        length = 0
+        while length < min(_LONGEST_MATCH, i) and window[i - 1 - length] == window[-1 - length]:
+            length += 1
+        if length >= sampler.dry_allowed_length:
+            power = np.float32(sampler.dry_base) ** np.float32(length - sampler.dry_allowed_length)
+            lost = np.float32(sampler.dry_multiplier) * power
+            out[window[i]] = max(lost, out.get(window[i], lost))
     return out
 
 

@@ -232,7 +232,8 @@ class TransformersBackend:
     ) -> Iterator[int]:
         """Yield each text's next token."""
         chosen = [samplers[text.index] for text in batch.texts]
-        if all(s.repeat_penalty == 1 and (s.temperature == 0 or s.top_k > 0) for s in chosen):
+        is_plain = all(s.repeat_penalty == 1 and s.dry_multiplier == 0 for s in chosen)
+        if is_plain and all(s.temperature == 0 or s.top_k > 0 for s in chosen):
             k = max(1 if s.temperature == 0 else s.top_k for s in chosen)
             values, ids = logits.topk(min(k, logits.shape[-1]))
             top = zip(ids.cpu().numpy(), values.cpu().numpy(), strict=True)

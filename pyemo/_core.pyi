@@ -83,6 +83,10 @@ class SamplerParams:
         repeat_penalty: float,
         repeat_last_n: int,
         seed: int,
+        dry_multiplier: float,
+        dry_base: float,
+        dry_allowed_length: int,
+        dry_last_n: int,
     ) -> None: ...
 
 class StepResult:

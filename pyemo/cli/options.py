@@ -294,6 +294,7 @@ def sampler_options(command: Command) -> Callable[..., Any]:
         top_p: float,
         min_p: float,
         repeat_penalty: float,
+        dry_multiplier: float,
         seed: int,
         **rest: Any,
     ) -> Any:
@@ -303,6 +304,7 @@ def sampler_options(command: Command) -> Callable[..., Any]:
             top_p=top_p,
             min_p=min_p,
             repeat_penalty=repeat_penalty,
+            dry_multiplier=dry_multiplier,
             seed=seed,
         )
         return command(*args, sampler=sampler, **rest)
@@ -315,6 +317,7 @@ def sampler_options(command: Command) -> Callable[..., Any]:
             _number("--top-p", "Keep the most likely tokens up to this share; 1 keeps all."),
             _number("--min-p", "Drop tokens below this share of the likeliest one's; 0 keeps all."),
             _number("--repeat-penalty", "Make the last 64 tokens less likely; 1 is off."),
+            _number("--dry-multiplier", "Make going on with a repeat less likely (DRY); 0 is off."),
             _number("--seed", "The same seed, file, machine and threads give the same text."),
         ],
     )

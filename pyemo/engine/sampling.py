@@ -15,7 +15,7 @@ from pyemo.errors import InputError
 class SamplerParams:
     """The sampler of one sequence; llama.cpp's defaults and order.
 
-    First the penalty, then top-k, top-p, min-p and the temperature.
+    First the penalties, then top-k, top-p, min-p and the temperature.
 
     ```
     SamplerParams()                  # temperature 0.8, top-k 40, top-p 0.95, min-p 0.05
@@ -37,6 +37,13 @@ class SamplerParams:
             tokens by this (Keskar et al. 2019, arXiv 1909.05858); > 0, 1 is off.
         repeat_last_n: >= 0.
         seed: 0 <= seed < 2**64.
+        dry_multiplier: DRY, "don't repeat yourself" (llama.cpp's ``llama_sampler_init_dry``): the
+            token that would go on with a repeat of ``length`` tokens, at least
+            ``dry_allowed_length``, loses dry_multiplier * dry_base ** (length - dry_allowed_length)
+            of its logit. 0 is off, up to 100; 0.8 keeps long steered replies out of loops.
+        dry_base: 1 <= dry_base <= 10.
+        dry_allowed_length: 1 or more; repeats of fewer tokens cost nothing.
+        dry_last_n: tokens that repeats are looked for in, the prompt's included; >= 0.
     """
 
     temperature: float = 0.8
@@ -46,6 +53,10 @@ class SamplerParams:
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
     seed: int = 0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = 256
 
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, 0 <= self.temperature <= 100, "0 (greedy) to 100")
@@ -56,7 +67,14 @@ class SamplerParams:
         _require("repeat_penalty", penalty, 0 < penalty <= 100, "above 0 up to 100; 1 is off")
         _require("repeat_last_n", self.repeat_last_n, 0 <= self.repeat_last_n < 2**31, "0 or more")
         _require("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2**64 - 1")
-        for name in ("top_k", "repeat_last_n", "seed"):
+        _require(
+            "dry_multiplier", self.dry_multiplier, 0 <= self.dry_multiplier <= 100, "0 (off) to 100"
+        )
+        _require("dry_base", self.dry_base, 1 <= self.dry_base <= 10, "1 to 10")
+        length = self.dry_allowed_length
+        _require("dry_allowed_length", length, 1 <= length < 2**31, "1 or more")
+        _require("dry_last_n", self.dry_last_n, 0 <= self.dry_last_n < 2**31, "0 or more")
+        for name in ("top_k", "repeat_last_n", "seed", "dry_allowed_length", "dry_last_n"):
             if not isinstance(getattr(self, name), int):
                 raise InputError(f"{name} = {getattr(self, name)!r} is not a whole number")
 

@@ -465,4 +465,8 @@ def _native_sampler(sampler: SamplerParams) -> _core.SamplerParams:
         repeat_penalty=sampler.repeat_penalty,
         repeat_last_n=sampler.repeat_last_n,
         seed=sampler.seed,
+        dry_multiplier=sampler.dry_multiplier,
+        dry_base=sampler.dry_base,
+        dry_allowed_length=sampler.dry_allowed_length,
+        dry_last_n=sampler.dry_last_n,
     )

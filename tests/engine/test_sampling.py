@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 
 from pyemo import Engine, Model, SamplerParams, Sequence
 from pyemo.errors import InputError
+from pyemo.extract import numpy_sampler
 
 TOKENS = [30, 41, 52, 63, 74, 85, 96, 107, 41, 129, 140, 30]
 PLAIN = SamplerParams(temperature=1, top_k=0, top_p=1, min_p=0)
@@ -318,3 +320,68 @@ def test_numbers_hold_over_a_vocabulary_of_262144(wide: Engine) -> None:
     entropy = -(np.exp(expected) * expected).sum()
     found = token.logprob, token.entropy
     assert found == pytest.approx((expected[token.id], entropy), abs=1e-4)
+
+
+# --- DRY: don't repeat yourself ---
+
+DRY = SamplerParams(temperature=0, dry_multiplier=0.8)
+
+
+def test_dry_takes_from_the_token_that_would_go_on_with_a_repeat() -> None:
+    # "7 8 9" stood before; after "7 8" the 9 goes on with a repeat of two tokens
+    assert numpy_sampler.dry_penalties([7, 8, 9, 1, 7, 8], DRY) == {9: pytest.approx(0.8)}
+    # of three tokens: one power of the base more; the longer repeat counts
+    assert numpy_sampler.dry_penalties([5, 7, 8, 9, 1, 5, 7, 8], DRY) == {
+        9: pytest.approx(0.8 * 1.75)
+    }
+    assert numpy_sampler.dry_penalties([7, 8, 9, 1, 8], DRY) == {}
+    assert numpy_sampler.dry_penalties([7, 8, 9, 1, 7, 8], replace(DRY, dry_last_n=4)) == {}
+    assert numpy_sampler.dry_penalties([], DRY) == {}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        DRY,
+        replace(DRY, repeat_penalty=1.2),
+        SamplerParams(temperature=1.0, dry_multiplier=3.0, dry_allowed_length=1),
+        SamplerParams(temperature=1.0, top_k=0, top_p=1, min_p=0, dry_multiplier=0.8, dry_base=3),
+    ],
+    ids=["greedy", "with_penalty", "sampled", "unfiltered"],
+)
+def test_a_token_under_dry_is_the_one_that_numpy_draws(
+    engine: Engine, params: SamplerParams
+) -> None:
+    loop = [30, 41, 52, 63] * 6 + [30, 41]
+    for seed in range(20):
+        sampler = replace(params, seed=seed)
+        with engine.sequence(loop, sampler=sampler) as sequence:
+            logits = sequence.logits()
+            left = numpy_sampler.penalized(logits, loop, sampler)
+            ids, values = numpy_sampler.most_likely(left, sampler)
+            expected = numpy_sampler.draw(ids, values, sampler, len(loop))
+            assert sequence.step().id == expected
+
+
+def test_dry_breaks_a_loop(engine: Engine) -> None:
+    def distinct(sampler: SamplerParams) -> int:
+        with engine.sequence([30, 41, 52, 63] * 4, sampler=sampler) as sequence:
+            return len({sequence.step().id for _ in range(40)})
+
+    assert distinct(replace(DRY, dry_multiplier=100.0)) > distinct(GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dry_multiplier", -1.0),
+        ("dry_multiplier", float("nan")),
+        ("dry_base", 0.5),
+        ("dry_allowed_length", 0),
+        ("dry_last_n", -1),
+        ("dry_last_n", 2.5),
+    ],
+)
+def test_a_dry_value_out_of_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=name):
+        SamplerParams(**{name: value})
