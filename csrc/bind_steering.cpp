@@ -18,12 +18,7 @@ const float * row_of(const FloatArray & array, int n_embd, const char * what) {
 }  // namespace
 
 void register_steering(py::module_ & m) {
-    py::native_enum<Operator>(m, "Operator", "enum.Enum")
-        .value("add", Operator::add)
-        .value("project_out", Operator::project_out)
-        .value("clamp", Operator::clamp)
-        .value("add_keep_norm", Operator::add_keep_norm)
-        .finalize();
+    m.def("operator_names", &operator_names, "Return the names of the operators a Term takes.");
     py::native_enum<Pooling>(m, "Pooling", "enum.Enum")
         .value("mean", Pooling::mean)
         .value("last", Pooling::last)
@@ -40,8 +35,8 @@ void register_steering(py::module_ & m) {
              }), py::arg("n_layer"), py::arg("n_embd"), py::arg("directions"));
 
     py::class_<Term>(m, "Term", "One control vector at one strength, with an operator, on layers [il_begin, il_end).")
-        .def(py::init([](std::shared_ptr<Directions> vector, float strength, Operator op, int il_begin, int il_end) {
-                 return Term{std::move(vector), strength, op, il_begin, il_end};
+        .def(py::init([](std::shared_ptr<Directions> vector, float strength, const std::string & op, int il_begin, int il_end) {
+                 return Term{std::move(vector), strength, &operator_named(op), il_begin, il_end};
              }), py::arg("vector").none(false), py::arg("strength"), py::arg("operator"), py::arg("il_begin"), py::arg("il_end"));
 
     py::class_<Gauge>(m, "Gauge", "A unit direction at a layer; see pyemo.engine.gauges.")
@@ -67,7 +62,7 @@ void register_steering(py::module_ & m) {
               }
               std::vector<float> row(h.data(), h.data() + h.size());
               Mix(terms, n_layer, int(row.size())).apply(il, row.data());
-              return to_array(row, {py::ssize_t(row.size())});
+              return to_array(row);
           }, py::arg("h").noconvert(), py::arg("terms"), py::arg("il"), py::arg("n_layer"),
           "Return the row after the terms of layer il; float32 (n_embd,), a copy.");
 }

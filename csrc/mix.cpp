@@ -51,19 +51,19 @@ Mix::Mix(const std::vector<Term> & terms, int n_layer, int n_embd)
                 continue;
             }
             Layer & layer = layers_[il];
-            if (term.op != Operator::add) {
-                // Strength 0 is off for all but clamp, where it sets the projection to zero.
-                if (term.strength != 0.0f || term.op == Operator::clamp) {
-                    layer.others.push_back({term.vector.get(), term.strength, term.op});
-                }
-            } else if (term.strength != 0.0f && layer.delta_offset < 0) {
+            if (term.strength == 0.0f && term.op->is_off_at_zero) {
+                continue;
+            }
+            if (term.op->apply != nullptr) {
+                layer.others.push_back({term.vector.get(), term.strength, term.op});
+            } else if (layer.delta_offset < 0) {
                 layer.delta_offset = n_delta++ * n_embd;
             }
         }
     }
     deltas_.assign(size_t(n_delta) * n_embd, 0.0f);
     for (const Term & term : terms_) {
-        if (term.op != Operator::add || term.strength == 0.0f) {
+        if (term.op->apply != nullptr || term.strength == 0.0f) {
             continue;
         }
         for (int il = term.il_begin; il < term.il_end; ++il) {
@@ -71,7 +71,7 @@ Mix::Mix(const std::vector<Term> & terms, int n_layer, int n_embd)
                 continue;
             }
             float * delta = deltas_.data() + layers_[il].delta_offset;
-            const float * v = term.vector->values(il);
+            const float * v = term.vector->at(il).values;
             for (int i = 0; i < n_embd; ++i) {
                 delta[i] += term.strength * v[i];
             }
@@ -85,13 +85,7 @@ void Mix::apply(int il, float * h) const {
         add(h, deltas_.data() + layer.delta_offset, n_embd_);
     }
     for (const Other & other : layer.others) {
-        const Directions & v = *other.vector;
-        switch (other.op) {
-            case Operator::project_out:   project_out(h, v.unit(il), other.strength, n_embd_); break;
-            case Operator::clamp:         clamp(h, v.unit(il), other.strength * v.length(il), n_embd_); break;
-            case Operator::add_keep_norm: add_keep_norm(h, v.values(il), other.strength, n_embd_); break;
-            case Operator::add:           break;  // summed into the delta
-        }
+        other.op->apply(h, other.vector->at(il), other.strength, n_embd_);
     }
 }
 

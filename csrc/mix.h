@@ -19,15 +19,12 @@ public:
     int n_layer() const { return int(rows_.size()); }
     int n_embd() const { return n_embd_; }
     bool has(int il) const { return !rows_[il].values.empty(); }
-    const float * values(int il) const { return rows_[il].values.data(); }
-    const float * unit(int il) const { return rows_[il].unit.data(); }
-    float length(int il) const { return rows_[il].length; }
+    Direction at(int il) const { return {rows_[il].values.data(), rows_[il].unit.data(), rows_[il].length}; }
 
 private:
     struct Row {
-        std::vector<float> values;  // (n_embd,) as given
-        std::vector<float> unit;    // (n_embd,) values / length
-        float length = 0.0f;        // the model's residual norm at this layer, for a vector in residual units
+        std::vector<float> values, unit;  // (n_embd,); see Direction
+        float length = 0.0f;
     };
     int n_embd_;
     std::vector<Row> rows_;  // by layer; empty where the vector holds no direction
@@ -36,7 +33,7 @@ private:
 struct Term {
     std::shared_ptr<const Directions> vector;
     float strength = 0.0f;
-    Operator op = Operator::add;
+    const Operator * op = nullptr;
     int il_begin = 0;  // layers [il_begin, il_end)
     int il_end = 0;
 };
@@ -55,7 +52,7 @@ private:
     struct Other {
         const Directions * vector;
         float strength;
-        Operator op;
+        const Operator * op;
     };
     struct Layer {
         int delta_offset = -1;  // into deltas_, or -1

@@ -2,7 +2,36 @@
 
 #include <cmath>
 
+#include "errors.h"
+
 namespace pyemo {
+namespace {
+
+const Operator operators[] = {
+    {"add", true, nullptr},
+    {"project_out", true, [](float * h, const Direction & v, float s, size_t n) { project_out(h, v.unit, s, n); }},
+    {"clamp", false, [](float * h, const Direction & v, float s, size_t n) { clamp(h, v.unit, s * v.length, n); }},
+    {"add_keep_norm", true, [](float * h, const Direction & v, float s, size_t n) { add_keep_norm(h, v.values, s, n); }},
+};
+
+}  // namespace
+
+const Operator & operator_named(const std::string & name) {
+    std::string known;
+    for (const Operator & op : operators) {
+        if (name == op.name) {
+            return op;
+        }
+        known += (known.empty() ? "" : ", ") + std::string(op.name);
+    }
+    throw Error(ErrorKind::input, "operator '" + name + "' is unknown; use one of " + known);
+}
+
+std::vector<std::string> operator_names() {
+    std::vector<std::string> names;
+    for (const Operator & op : operators) names.emplace_back(op.name);
+    return names;
+}
 
 // Eight partial sums let the compiler vectorise without -ffast-math and keep the order, and so the
 // result, the same on every machine.

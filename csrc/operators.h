@@ -1,12 +1,32 @@
-// The four ways a direction changes one row of the residual stream. Pure functions of a row;
-// tests/engine/test_operators.py holds them against NumPy.
+// The ways a direction changes one row of the residual stream. Pure functions of a row;
+// tests/engine/test_operators.py holds them against NumPy. A new one is a function here and a line of the table in
+// operators.cpp, and its name in pyemo/choices.py.
 #pragma once
 
 #include <cstddef>
+#include <string>
+#include <vector>
 
 namespace pyemo {
 
-enum class Operator { add, project_out, clamp, add_keep_norm };
+// A control vector at one layer.
+struct Direction {
+    const float * values;  // (n,) as given
+    const float * unit;    // (n,) values / length
+    float length;          // the model's residual norm at this layer, for a vector in residual units
+};
+
+// A row of the table of operators.
+struct Operator {
+    const char * name;
+    bool is_off_at_zero;  // strength 0 changes nothing
+    // Changes h: (n,), by strength s. Null for add: all adds of a mix are summed into one delta first.
+    void (*apply)(float * h, const Direction & v, float s, size_t n);
+};
+
+// Throws input with the known names.
+const Operator & operator_named(const std::string & name);
+std::vector<std::string> operator_names();
 
 // h, v, u, delta: (n,) float32. u has unit length.
 

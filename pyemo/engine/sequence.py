@@ -61,7 +61,7 @@ class NativeMoods:
             _core.Term(
                 self._upload(term.vector),
                 term.strength_at(t),
-                _core.Operator[term.operator],
+                term.operator,
                 min(term.layers.start, n_layer) if term.layers else 0,
                 min(term.layers.stop, n_layer) if term.layers else n_layer,
             )

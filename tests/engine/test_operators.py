@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pyemo import _core
-from pyemo.errors import VectorShapeError
+from pyemo.engine.steering import OPERATORS
+from pyemo.errors import InputError, VectorShapeError
 
 Row = NDArray[Any]
 
@@ -19,7 +20,7 @@ IL = 1
 WIDTHS = (1, 7, 64, 67, 576)  # narrower than, equal to and beside the eight lanes of a sum
 STRENGTHS = (-2.5, 0.3, 40.0)
 
-every_operator = pytest.mark.parametrize("operator", list(_core.Operator), ids=lambda op: op.name)
+every_operator = pytest.mark.parametrize("operator", _core.operator_names())
 every_width = pytest.mark.parametrize("width", WIDTHS)
 every_strength = pytest.mark.parametrize("strength", STRENGTHS)
 
@@ -65,7 +66,7 @@ def term(
     il_end: int = N_LAYER,
 ) -> _core.Term:
     directions = _core.Directions(N_LAYER, len(v), [(IL, v)])
-    return _core.Term(directions, strength, _core.Operator[operator], il_begin, il_end)
+    return _core.Term(directions, strength, operator, il_begin, il_end)
 
 
 def apply(h: Row, *terms: _core.Term, il: int = IL) -> Row:
@@ -80,10 +81,10 @@ def assert_close(found: Row, expected: Row) -> None:
 @every_operator
 @every_width
 @every_strength
-def test_operator_is_that_of_numpy(operator: Any, width: int, strength: float) -> None:
+def test_operator_is_that_of_numpy(operator: str, width: int, strength: float) -> None:
     h, v = random_row(width, 1), random_row(width, 2)
-    expected = NUMPY[operator.name](h.astype(np.float64), v.astype(np.float64), strength)
-    assert_close(apply(h, term(v, strength, operator.name)), expected)
+    expected = NUMPY[operator](h.astype(np.float64), v.astype(np.float64), strength)
+    assert_close(apply(h, term(v, strength, operator)), expected)
 
 
 @every_width
@@ -175,30 +176,30 @@ def test_strength_zero_is_off(operator: str) -> None:
 
 
 @every_operator
-def test_direction_of_length_zero_leaves_the_row_alone(operator: Any) -> None:
+def test_direction_of_length_zero_leaves_the_row_alone(operator: str) -> None:
     h = random_row(64, 1)
-    nowhere = term(np.zeros(64, np.float32), 2.0, operator.name)
+    nowhere = term(np.zeros(64, np.float32), 2.0, operator)
     np.testing.assert_array_equal(apply(h, nowhere), h)
 
 
 @every_operator
-def test_row_of_zeros_stays_finite(operator: Any) -> None:
+def test_row_of_zeros_stays_finite(operator: str) -> None:
     v = random_row(64, 2)
-    assert np.isfinite(apply(np.zeros(64, np.float32), term(v, 2.0, operator.name))).all()
+    assert np.isfinite(apply(np.zeros(64, np.float32), term(v, 2.0, operator))).all()
 
 
 @every_operator
 @pytest.mark.parametrize("il", [0, 2])
-def test_layer_without_a_direction_is_left_alone(operator: Any, il: int) -> None:
+def test_layer_without_a_direction_is_left_alone(operator: str, il: int) -> None:
     h, v = random_row(64, 1), random_row(64, 2)
-    np.testing.assert_array_equal(apply(h, term(v, 2.0, operator.name), il=il), h)
+    np.testing.assert_array_equal(apply(h, term(v, 2.0, operator), il=il), h)
 
 
 @every_operator
 @pytest.mark.parametrize(("il_begin", "il_end"), [(0, 1), (2, 3), (1, 1)])
-def test_layer_outside_the_range_is_left_alone(operator: Any, il_begin: int, il_end: int) -> None:
+def test_layer_outside_the_range_is_left_alone(operator: str, il_begin: int, il_end: int) -> None:
     h, v = random_row(64, 1), random_row(64, 2)
-    outside = term(v, 2.0, operator.name, il_begin=il_begin, il_end=il_end)
+    outside = term(v, 2.0, operator, il_begin=il_begin, il_end=il_end)
     np.testing.assert_array_equal(apply(h, outside), h)
 
 
@@ -231,3 +232,12 @@ def test_direction_for_a_layer_the_model_has_not_is_refused(il: int) -> None:
 def test_direction_of_another_width_is_refused(width: int) -> None:
     with pytest.raises(VectorShapeError, match=r"shape \(64,\)"):
         _core.Directions(N_LAYER, 64, [(IL, random_row(width, 2))])
+
+
+def test_the_names_are_those_that_steering_takes() -> None:
+    assert tuple(_core.operator_names()) == OPERATORS
+
+
+def test_an_unknown_operator_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="'rotate' is unknown; use one of add, project_out"):
+        term(np.ones(64, np.float32), 1.0, "rotate")
