@@ -5,7 +5,7 @@
 namespace pyemo {
 namespace {
 
-using release_gil = py::call_guard<py::gil_scoped_release>;
+using release_gil = py::call_guard<ReleasedGil>;
 
 using PySpans = std::vector<std::pair<int, std::vector<Term>>>;
 
@@ -17,16 +17,30 @@ std::vector<Span> to_spans(PySpans spans) {
     return out;
 }
 
-// Runs on the thread that called into the core. A handler that raises (Ctrl-C) leaves its exception
-// set; the translator in bind_errors.cpp then lets it through.
+unsigned long main_thread = 0;
+
+// Runs on the thread that called into the core. Python runs signal handlers on its main thread only, so no other asks
+// for the GIL here. A handler that raises (Ctrl-C) leaves its exception set; the translator in bind_errors.cpp then
+// lets it through.
 bool python_interrupted() {
+    if (PyThread_get_thread_ident() != main_thread) {
+        return false;
+    }
     py::gil_scoped_acquire acquire;
     return PyErr_CheckSignals() != 0;
+}
+
+py::list to_arrays(const std::vector<std::vector<float>> & rows) {
+    py::list out;
+    for (const auto & values : rows) out.append(to_array(values));
+    return out;
 }
 
 }  // namespace
 
 void register_engine(py::module_ & m) {
+    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+
     py::class_<SamplerParams>(m, "SamplerParams")
         .def(py::init([](float temperature, int top_k, float top_p, float min_p, float repeat_penalty, int repeat_last_n, uint64_t seed,
                          float dry_multiplier, float dry_base, int dry_allowed_length, int dry_last_n) {
@@ -86,57 +100,29 @@ void register_engine(py::module_ & m) {
         .def("start_reading", &Engine::start_reading, py::arg("seq"), py::arg("layers"), py::arg("pooling"),
              py::arg("pos_begin"), py::arg("pos_end"), release_gil())
         .def("reading", [](const Engine & e, int seq) {
-                 std::pair<int, std::vector<float>> out;
-                 {
-                     py::gil_scoped_release release;
-                     out = e.reading(seq);
-                 }
-                 return py::make_tuple(out.first, to_array(out.second, {py::ssize_t(out.second.size())}));
+                 const auto [n_read, values] = unlocked([&] { return e.reading(seq); });
+                 return py::make_tuple(n_read, to_array(values));
              }, py::arg("seq"), "Return (positions read, float32 values, flat); a copy.")
         .def("stop_reading", &Engine::stop_reading, py::arg("seq"), release_gil())
         .def("forward", &Engine::forward, py::arg("seqs"), release_gil())
         .def("step", &Engine::step, py::arg("seqs"), py::arg("n_top") = 0, release_gil())
         .def("logits", [](Engine & e, int seq) {
-                 std::vector<float> out;
-                 {
-                     py::gil_scoped_release release;
-                     out = e.logits(seq);
-                 }
-                 return to_array(out, {py::ssize_t(out.size())});
+                 return to_array(unlocked([&] { return e.logits(seq); }));
              }, py::arg("seq"), "Return the logits after the last token; float32 (n_vocab,), a copy.")
         .def("score", [](Engine & e, const std::vector<std::tuple<std::vector<llama_token>, int, PySpans>> & jobs) {
                  std::vector<ScoreJob> native;
                  for (const auto & [tokens, n_given, spans] : jobs) native.push_back({tokens, n_given, to_spans(spans)});
-                 std::vector<std::vector<float>> out;
-                 {
-                     py::gil_scoped_release release;
-                     out = e.score(native);
-                 }
-                 py::list arrays;
-                 for (const auto & values : out) arrays.append(to_array(values, {py::ssize_t(values.size())}));
-                 return arrays;
+                 return to_arrays(unlocked([&] { return e.score(native); }));
              }, py::arg("jobs"), "Score (tokens, n_given, spans) jobs; one float32 array of log-probabilities each.")
         .def("score_next", [](Engine & e, int seq, const std::vector<llama_token> & tokens) {
-                 std::vector<float> out;
-                 {
-                     py::gil_scoped_release release;
-                     out = e.score_next(seq, tokens);
-                 }
-                 return to_array(out, {py::ssize_t(out.size())});
+                 return to_array(unlocked([&] { return e.score_next(seq, tokens); }));
              }, py::arg("seq"), py::arg("tokens"),
              "Append tokens and return their log-probabilities given all before; float32, a copy.")
         .def("read", [](Engine & e, const std::vector<std::tuple<std::vector<llama_token>, int, int, PySpans>> & jobs,
                         const std::vector<int> & layers, Pooling pooling) {
                  std::vector<ReadJob> native;
                  for (const auto & [tokens, begin, end, spans] : jobs) native.push_back({tokens, begin, end, to_spans(spans)});
-                 std::vector<std::vector<float>> out;
-                 {
-                     py::gil_scoped_release release;
-                     out = e.read(native, layers, pooling);
-                 }
-                 py::list arrays;
-                 for (const auto & values : out) arrays.append(to_array(values, {py::ssize_t(values.size())}));
-                 return arrays;
+                 return to_arrays(unlocked([&] { return e.read(native, layers, pooling); }));
              }, py::arg("jobs"), py::arg("layers"), py::arg("pooling"),
              "Read (tokens, pos_begin, pos_end, spans) jobs; one flat float32 array of hidden states each.");
 }

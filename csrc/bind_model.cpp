@@ -12,7 +12,7 @@ void register_model(py::module_ & m) {
                  return std::make_shared<Model>(ModelParams{path, use_mmap, use_mlock, n_gpu_layers});
              }),
              py::arg("path"), py::kw_only(), py::arg("use_mmap") = true, py::arg("use_mlock") = false,
-             py::arg("n_gpu_layers") = 0, py::call_guard<py::gil_scoped_release>())
+             py::arg("n_gpu_layers") = 0, py::call_guard<ReleasedGil>())
         .def_property_readonly("n_layer", &Model::n_layer)
         .def_property_readonly("n_embd", &Model::n_embd)
         .def_property_readonly("n_vocab", &Model::n_vocab)
@@ -31,12 +31,7 @@ void register_model(py::module_ & m) {
              }, "Return the file's scalar metadata as strings.")
         .def("tokenize", [](const Model & model, const py::bytes & text, bool add_special, bool parse_special) {
                  const std::string bytes = text;
-                 std::vector<llama_token> tokens;
-                 {
-                     py::gil_scoped_release release;
-                     tokens = model.tokenize(bytes, add_special, parse_special);
-                 }
-                 return tokens;
+                 return unlocked([&] { return model.tokenize(bytes, add_special, parse_special); });
              }, py::arg("text"), py::kw_only(), py::arg("add_special"), py::arg("parse_special"))
         .def("piece", [](const Model & model, llama_token token, bool special) { return py::bytes(model.piece(token, special)); },
              py::arg("token"), py::kw_only(), py::arg("special") = false)
@@ -45,11 +40,11 @@ void register_model(py::module_ & m) {
                  return model.is_end_of_generation(token);
              }, py::arg("token"));
 
-    m.def("check_model_file", &check_model_file, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+    m.def("check_model_file", [](const std::string & path) { check_model_file(path); }, py::arg("path"), py::call_guard<ReleasedGil>(),
           "Refuse a file that is not a GGUF model, or whose header says what cannot be; loading does this first.");
 
     py::class_<GgufHeader>(m, "ModelFile", "The header of a GGUF file: its numbers and tensors, without loading it.")
-        .def(py::init<const std::string &>(), py::arg("path"), py::call_guard<py::gil_scoped_release>())
+        .def(py::init<const std::string &>(), py::arg("path"), py::call_guard<ReleasedGil>())
         .def("string", [](const GgufHeader & header, const std::string & key) -> std::optional<py::str> {
                  const auto text = header.string(key);
                  return text ? std::optional(to_text(std::string(*text))) : std::nullopt;
@@ -68,12 +63,7 @@ void register_model(py::module_ & m) {
              }, "Return (name, ggml type, elements, bytes) of each tensor in this file.");
 
     m.def("fingerprint_material", [](const std::string & path) {
-              std::string material;
-              {
-                  py::gil_scoped_release release;
-                  material = fingerprint_material(path);
-              }
-              return py::bytes(material);
+              return py::bytes(unlocked([&] { return fingerprint_material(path); }));
           }, py::arg("path"), "Return the bytes that identify the weights of a GGUF file across quantizations.");
 }
 

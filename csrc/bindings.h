@@ -7,7 +7,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace py = pybind11;
@@ -27,9 +29,36 @@ inline py::str to_text(const std::string & bytes) {
     return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(bytes.data(), py::ssize_t(bytes.size()), "replace"));
 }
 
+// Releases the GIL while it lives. A thread that outlives the interpreter never gets the GIL back: Python ends it
+// (pthread_exit in PyEval_RestoreThread), which unwinds, and in a destructor that would end the process in
+// std::terminate. So such a thread stops here, for ever, and the process ends with its own code.
+class ReleasedGil {
+public:
+    ReleasedGil() : state_(PyEval_SaveThread()) {}
+    ~ReleasedGil() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+        }
+    }
+    ReleasedGil(const ReleasedGil &) = delete;
+    ReleasedGil & operator=(const ReleasedGil &) = delete;
+
+private:
+    PyThreadState * state_;
+};
+
+// Returns f(), computed without the GIL.
+template <typename F>
+auto unlocked(F && f) {
+    const ReleasedGil released;
+    return f();
+}
+
 template <typename T>
-py::array_t<T> to_array(const std::vector<T> & values, const std::vector<py::ssize_t> & shape) {
-    py::array_t<T> out(shape);
+py::array_t<T> to_array(const std::vector<T> & values) {
+    py::array_t<T> out(py::ssize_t(values.size()));
     std::copy(values.begin(), values.end(), out.mutable_data());
     return out;
 }

@@ -1,171 +1,74 @@
+// Sequences: their tokens, moods, gauges and readings, and the chunked decode that all of it goes through.
+// How the engine is opened: context.cpp. Scoring and reading many texts: jobs.cpp.
 #include "engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
-#include <map>
-#include <numeric>
+#include <limits>
+#include <new>
 
-#include "abort_guard.h"
 #include "errors.h"
 #include "log.h"
 
 namespace pyemo {
-namespace {
 
-constexpr int64_t interrupt_check_us = 50'000;
-constexpr int max_sequences = 256;  // LLAMA_MAX_SEQ: llama.cpp aborts above it
-
-ggml_type kv_type_of(const std::string & name) {
-    static const std::map<std::string, ggml_type> types = {
-        {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16},
-        {"q8_0", GGML_TYPE_Q8_0}, {"q4_0", GGML_TYPE_Q4_0},
-    };
-    const auto found = types.find(name);
-    if (found == types.end()) {
-        throw Error(ErrorKind::input, "kv_type '" + name + "' is unknown; use f32, f16, bf16, q8_0 or q4_0");
+// A thread that waits can be interrupted: what it waits for may take minutes.
+Engine::Turn::Turn(const Engine & engine) : engine_(const_cast<Engine &>(engine)) {
+    if (engine_.owner_.load() == std::this_thread::get_id()) {
+        throw Error(ErrorKind::input, "the engine is at work in this very thread, and this call comes from a signal handler "
+                    "or a finalizer that runs meanwhile; make it after the work has ended, or raise to stop the work");
     }
-    return found->second;
+    while (!engine_.mutex_.try_lock_for(std::chrono::microseconds(interrupt_check_us))) {
+        if (engine_.interrupted_ && engine_.interrupted_()) {
+            throw Error(ErrorKind::decode_aborted, "interrupted while waiting for another thread's work on this engine");
+        }
+    }
+    engine_.owner_.store(std::this_thread::get_id());
+    engine_.free_removed();
 }
 
-void require_range(const char * name, int value, int low, int high) {
-    if (value < low || value > high) {
-        throw Error(ErrorKind::input, std::string(name) + " = " + std::to_string(value) + " is outside " +
-                    std::to_string(low) + " to " + std::to_string(high));
-    }
+Engine::Turn::~Turn() {
+    engine_.owner_.store(std::thread::id());
+    engine_.mutex_.unlock();
 }
 
-}  // namespace
-
-Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params)
-    : model_(std::move(model)), params_(params),
-      hook_(model_->n_layer(), model_->n_embd(), params.hook_through_copies),
-      n_layer_(model_->n_layer()), n_embd_(model_->n_embd()) {
-    require_range("n_ctx", params_.n_ctx, 8, 1 << 24);
-    require_range("n_batch", params_.n_batch, 1, 1 << 16);
-    require_range("n_seq_max", params_.n_seq_max, 1, max_sequences);
-    require_range("n_outputs_max", params_.n_outputs_max, 1, 1 << 16);
-    require_range("n_threads", params_.n_threads, 1, 512);
-    require_range("n_threads_batch", params_.n_threads_batch, 1, 512);
-    // Every sequence may want logits in the same decode, and one decode must hold a row of each.
-    params_.n_batch = std::max({std::min(params_.n_batch, params_.n_ctx), params_.n_seq_max, 2});
-    params_.n_outputs_max = std::min(std::max(params_.n_outputs_max, params_.n_seq_max), params_.n_batch);
-
-    llama_context_params p = llama_context_default_params();
-    p.n_ctx = uint32_t(params_.n_ctx);
-    p.n_batch = p.n_ubatch = uint32_t(params_.n_batch);  // one ubatch a decode, so row j is token j
-    p.n_seq_max = uint32_t(params_.n_seq_max);
-    p.n_outputs_max = uint32_t(params_.n_outputs_max);
-    p.n_threads = params_.n_threads;
-    p.n_threads_batch = params_.n_threads_batch;
-    p.type_k = p.type_v = kv_type_of(params_.kv_type);
-    if (p.type_k == GGML_TYPE_F32) {
-        // Flash attention on the CPU rounds K and V to f16 even from a float32 cache, which is only chosen
-        // for exactness.
-        p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    }
-    p.kv_unified = params_.kv_unified;
-    p.swa_full = true;    // sliding windows keep their cells, so that going back is possible
-    p.cb_eval = ResidualHook::callback;
-    p.cb_eval_user_data = &hook_;
-    p.abort_callback = on_abort_check;
-    p.abort_callback_data = this;
-    p.no_perf = true;
-    capture_log();
-    try {
-        const AbortGuard guard(ErrorKind::model_load);
-        ctx_.reset(llama_init_from_model(model_->get(), p));
-    } catch (const std::exception & e) {
-        throw Error(ErrorKind::model_load, std::string("llama.cpp could not make a context: ") + e.what());
-    }
-    if (!ctx_) {
-        throw Error(ErrorKind::model_load, "llama.cpp could not make a context of n_ctx " +
-                    std::to_string(params_.n_ctx) + ": " + last_error_line());
-    }
-    memory_ = llama_get_memory(ctx_.get());
-    n_ctx_ = params_.n_ctx;  // llama.cpp rounds its own up
-    n_ctx_seq_ = params_.kv_unified ? n_ctx_ : n_ctx_ / params_.n_seq_max;
-    if (model_->has_learned_positions()) {
-        n_ctx_seq_ = std::min(n_ctx_seq_, model_->n_ctx_train());
-    }
-    sequences_.resize(params_.n_seq_max);
-    batch_ = llama_batch_init(params_.n_batch, 0, 1);
-    batch_owner_.reset(&batch_);
-    prove_hook();
+int Engine::handle_of(int slot) const {
+    return sequences_[slot].generation * int(sequences_.size()) + slot;
 }
 
-// Two tokens through the whole graph with every block asked for: it must show each block's output once,
-// in the expected shape. This also reads the weights from disk, so the first reply does not wait for it.
-void Engine::prove_hook() {
-    llama_token token = model_->bos();
-    if (token < 0) token = 0;
-    batch_.n_tokens = 2;
-    std::vector<RowPlan> plans(2);
-    for (int i = 0; i < 2; ++i) {
-        batch_.token[i] = token;
-        batch_.pos[i] = i;
-        batch_.n_seq_id[i] = 1;
-        batch_.seq_id[i][0] = 0;
-        batch_.logits[i] = i == 1;
-        plans[i].token = token;
-        plans[i].pos = i;
-        plans[i].output = i == 1;
-    }
-    hook_.begin_probe(std::move(plans));
-    int rc = 0;
-    try {
-        // What no check of the file foresaw shows here, on one thread, where an abort can still be refused.
-        const AbortGuard guard(ErrorKind::model_load);
-        llama_set_n_threads(ctx_.get(), 1, 1);
-        rc = llama_decode(ctx_.get(), batch_);
-    } catch (const std::exception & e) {
-        throw Error(ErrorKind::model_load, std::string("the model cannot be computed: ") + e.what());
-    }
-    llama_set_n_threads(ctx_.get(), params_.n_threads, params_.n_threads_batch);
-    const bool hooked = hook_.end();
-    llama_memory_clear(memory_, false);
-    if (!hooked) {
-        steering_unsupported_ = hook_.why();
-    } else if (rc != 0) {
-        throw Error(ErrorKind::model_load, "the model cannot be computed: " + last_error_line());
-    }
-}
-
-bool Engine::on_abort_check(void * self) {
-    auto & engine = *static_cast<Engine *>(self);
-    // Asked before every node, so the clock is read before every 32nd only.
-    if ((++engine.n_abort_checks_ & 31) != 0 || !engine.interrupted_ ||
-        llama_time_us() < engine.next_interrupt_check_us_) {
-        return false;
-    }
-    engine.next_interrupt_check_us_ = llama_time_us() + interrupt_check_us;
-    return engine.interrupted_();
-}
-
-Engine::Sequence & Engine::at(int seq) {
-    return const_cast<Sequence &>(static_cast<const Engine *>(this)->at(seq));
-}
-
-const Engine::Sequence & Engine::at(int seq) const {
-    if (seq < 0 || seq >= int(sequences_.size()) || !sequences_[seq].used) {
+int Engine::slot_of(int seq) const {
+    const int slot = seq < 0 ? 0 : seq % int(sequences_.size());
+    if (seq < 0 || !sequences_[slot].used || handle_of(slot) != seq) {
         throw Error(ErrorKind::closed, "sequence " + std::to_string(seq) + " is closed; add a new one");
     }
-    return sequences_[seq];
+    return slot;
 }
 
+std::vector<int> Engine::slots_of(const std::vector<int> & seqs) const {
+    std::vector<int> slots;
+    for (int seq : seqs) slots.push_back(slot_of(seq));
+    return slots;
+}
+
+Engine::Sequence & Engine::at(int seq) { return sequences_[slot_of(seq)]; }
+
+const Engine::Sequence & Engine::at(int seq) const { return sequences_[slot_of(seq)]; }
+
 int Engine::n_free_sequences() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     return int(std::count_if(sequences_.begin(), sequences_.end(), [](const Sequence & s) { return !s.used; }));
 }
 
 int Engine::n_threads() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     return llama_n_threads(ctx_.get());
 }
 
 void Engine::set_n_threads(int n_threads, int n_threads_batch) {
     require_range("n_threads", n_threads, 1, 512);
     require_range("n_threads_batch", n_threads_batch, 1, 512);
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     llama_set_n_threads(ctx_.get(), n_threads, n_threads_batch);
 }
 
@@ -177,26 +80,29 @@ int Engine::free_sequence() {
                 " sequences are in use; close one, or open the engine with a larger n_seq_max");
 }
 
-void Engine::reset_sequence(int seq) {
-    llama_memory_seq_rm(memory_, seq, -1, -1);
-    sequences_[seq] = Sequence();
+void Engine::reset_sequence(int slot) {
+    llama_memory_seq_rm(memory_, slot, -1, -1);
+    const int n_generations = std::numeric_limits<int>::max() / int(sequences_.size());
+    const int next = (sequences_[slot].generation + 1) % n_generations;
+    sequences_[slot] = Sequence();
+    sequences_[slot].generation = next;
 }
 
 int Engine::add_sequence(const SamplerParams & sampler) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const int seq = free_sequence();
-    Sequence & s = sequences_[seq];
+    const Turn turn(*this);
+    const int slot = free_sequence();
+    Sequence & s = sequences_[slot];
     s.used = true;
     s.sampler_params = sampler;
     s.sampler = std::make_unique<Sampler>(sampler, model_->n_vocab());
-    return seq;
+    return handle_of(slot);
 }
 
 int Engine::fork(int seq) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     const Sequence & from = at(seq);
     const int twin = free_sequence();
-    llama_memory_seq_cp(memory_, seq, twin, -1, -1);  // unified KV: tags the cells
+    llama_memory_seq_cp(memory_, slot_of(seq), twin, -1, -1);  // unified KV: tags the cells
     Sequence & s = sequences_[twin];
     s.used = true;
     s.tokens = from.tokens;
@@ -214,34 +120,57 @@ int Engine::fork(int seq) {
     s.gauges = from.gauges;
     s.readings = from.readings;
     s.dose = from.dose;
-    return twin;
+    return handle_of(twin);
 }
 
+// Called by finalizers, which Python may run anywhere, inside a decode of this engine too: so it waits for nobody.
 void Engine::remove(int seq) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    at(seq);
-    reset_sequence(seq);
+    {
+        const std::lock_guard<std::mutex> lock(removed_mutex_);
+        removed_.push_back(seq);
+    }
+    if (owner_.load() != std::this_thread::get_id() && mutex_.try_lock()) {
+        free_removed();
+        mutex_.unlock();
+    }
+}
+
+void Engine::free_removed() {
+    std::vector<int> removed;
+    {
+        const std::lock_guard<std::mutex> lock(removed_mutex_);
+        removed.swap(removed_);
+    }
+    for (int seq : removed) {
+        const int slot = seq < 0 ? 0 : seq % int(sequences_.size());
+        if (seq >= 0 && sequences_[slot].used && handle_of(slot) == seq) {
+            reset_sequence(slot);
+        }
+    }
 }
 
 std::vector<llama_token> Engine::tokens(int seq) const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     return at(seq).tokens;
 }
 
 int Engine::n_tokens(int seq) const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     return int(at(seq).tokens.size());
 }
 
 int Engine::n_pending(int seq) const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     const Sequence & s = at(seq);
     return int(s.tokens.size()) - s.n_decoded;
 }
 
 void Engine::append(int seq, const std::vector<llama_token> & tokens) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    Sequence & s = at(seq);
+    const Turn turn(*this);
+    append_to(at(seq), tokens);
+}
+
+void Engine::append_to(Sequence & s, const std::vector<llama_token> & tokens) {
     for (llama_token token : tokens) {
         model_->require_token(token);
     }
@@ -257,7 +186,7 @@ void Engine::append(int seq, const std::vector<llama_token> & tokens) {
 }
 
 void Engine::set_sampler(int seq, const SamplerParams & sampler) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     Sequence & s = at(seq);
     s.sampler_params = sampler;
     s.sampler = std::make_unique<Sampler>(sampler, model_->n_vocab());
@@ -307,7 +236,7 @@ void Engine::add_spans(Sequence & s, const std::vector<Span> & spans, int first)
 }
 
 void Engine::set_spans(int seq, const std::vector<Span> & spans) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     Sequence & s = at(seq);
     if (spans.empty() || spans.front().begin < s.n_decoded) {
         throw Error(ErrorKind::input, "spans must begin at position " + std::to_string(s.n_decoded) + " or later");
@@ -316,8 +245,8 @@ void Engine::set_spans(int seq, const std::vector<Span> & spans) {
 }
 
 // Leaves exactly n_decoded tokens in the KV cache, or none where llama.cpp cannot go back that far.
-void Engine::rewind(int seq, int n_decoded) {
-    Sequence & s = sequences_[seq];
+void Engine::rewind(int slot, int n_decoded) {
+    Sequence & s = sequences_[slot];
     if (n_decoded >= s.n_decoded) {
         return;
     }
@@ -326,12 +255,12 @@ void Engine::rewind(int seq, int n_decoded) {
     }
     // A sliding-window cache always says yes, even when the window behind the new end has been
     // overwritten, and recurrent models refuse a partial removal: both then compute anew.
-    bool kept = n_decoded > 0 && llama_memory_seq_rm(memory_, seq, n_decoded, -1);
+    bool kept = n_decoded > 0 && llama_memory_seq_rm(memory_, slot, n_decoded, -1);
     if (kept && model_->n_swa() > 0) {
-        kept = llama_memory_seq_pos_min(memory_, seq) <= std::max(0, n_decoded - model_->n_swa());
+        kept = llama_memory_seq_pos_min(memory_, slot) <= std::max(0, n_decoded - model_->n_swa());
     }
     if (!kept) {
-        llama_memory_seq_rm(memory_, seq, -1, -1);
+        llama_memory_seq_rm(memory_, slot, -1, -1);
         n_decoded = 0;
     }
     s.n_decoded = n_decoded;
@@ -339,7 +268,7 @@ void Engine::rewind(int seq, int n_decoded) {
 }
 
 void Engine::rollback(int seq, int n) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     Sequence & s = at(seq);
     require_range("tokens to keep", n, 0, int(s.tokens.size()));
     if (n == int(s.tokens.size())) {
@@ -348,23 +277,23 @@ void Engine::rollback(int seq, int n) {
     // What stays keeps its own terms; what comes next has the newest.
     std::vector<Term> newest = s.spans.empty() ? std::vector<Term>() : s.spans.back().terms;
     s.tokens.resize(size_t(n));
-    rewind(seq, std::max(0, n - 1));  // the last token is decoded again, for its logits
+    rewind(slot_of(seq), std::max(0, n - 1));  // the last token is decoded again, for its logits
     s.has_logits = false;
     add_spans(s, {{n, std::move(newest)}}, n);
 }
 
 void Engine::refresh(int seq, const std::vector<Span> & spans) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     Sequence & s = at(seq);
     for (const Span & span : spans) {
         check_terms(span.terms);
     }
-    rewind(seq, 0);
+    rewind(slot_of(seq), 0);
     add_spans(s, spans, 0);
 }
 
 void Engine::set_gauges(int seq, std::vector<Gauge> gauges) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     Sequence & s = at(seq);
     if (!gauges.empty()) {
         require_steering();
@@ -397,7 +326,7 @@ void Engine::check_reading(const std::vector<int> & layers) const {
 }
 
 void Engine::start_reading(int seq, const std::vector<int> & layers, Pooling pooling, int pos_begin, int pos_end) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     Sequence & s = at(seq);
     check_reading(layers);
     require_range("first position", pos_begin, s.n_decoded, n_ctx_);
@@ -405,7 +334,7 @@ void Engine::start_reading(int seq, const std::vector<int> & layers, Pooling poo
 }
 
 std::pair<int, std::vector<float>> Engine::reading(int seq) const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     const Sequence & s = at(seq);
     if (!s.reader) {
         throw Error(ErrorKind::input, "this sequence is not being read; start reading first");
@@ -414,7 +343,7 @@ std::pair<int, std::vector<float>> Engine::reading(int seq) const {
 }
 
 void Engine::stop_reading(int seq) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     at(seq).reader.reset();
 }
 
@@ -540,6 +469,9 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
             s.n_decoded = n + 1;  // so that rewind has something to undo
             rewind(row.seq, n);
         }
+        if (hook_.out_of_memory()) {
+            throw std::bad_alloc();
+        }
         if (rc == 1) {
             throw Error(ErrorKind::context_full, "the context of n_ctx = " + std::to_string(n_ctx_) +
                         " cells has no room for " + std::to_string(rows.size()) +
@@ -574,37 +506,37 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
     }
 }
 
-void Engine::forward_unlocked(std::vector<int> seqs, bool skip_head) {
-    for (size_t i = 0; i < seqs.size(); ++i) {
-        if (std::find(seqs.begin(), seqs.begin() + i, seqs[i]) != seqs.begin() + i) {
-            throw Error(ErrorKind::input, "sequence " + std::to_string(seqs[i]) + " is named twice");
+void Engine::forward_unlocked(std::vector<int> slots, bool skip_head) {
+    for (size_t i = 0; i < slots.size(); ++i) {
+        if (std::find(slots.begin(), slots.begin() + i, slots[i]) != slots.begin() + i) {
+            throw Error(ErrorKind::input, "sequence " + std::to_string(handle_of(slots[i])) + " is named twice");
         }
-        if (at(seqs[i]).tokens.empty()) {
+        if (sequences_[slots[i]].tokens.empty()) {
             throw Error(ErrorKind::input, "an empty sequence predicts nothing; append at least one token");
         }
     }
-    for (int seq : seqs) {
-        Sequence & s = sequences_[seq];
+    for (int slot : slots) {
+        Sequence & s = sequences_[slot];
         if (s.sampler && !s.has_logits) {
-            rewind(seq, int(s.tokens.size()) - 1);  // at least the last token is decoded, for its logits
+            rewind(slot, int(s.tokens.size()) - 1);  // at least the last token is decoded, for its logits
         }
     }
     if (!params_.kv_unified) {
-        std::sort(seqs.begin(), seqs.end());
+        std::sort(slots.begin(), slots.end());
     }
-    for (auto rows = next_chunk(seqs); !rows.empty(); rows = next_chunk(seqs)) {
+    for (auto rows = next_chunk(slots); !rows.empty(); rows = next_chunk(slots)) {
         decode(rows, skip_head);
     }
 }
 
 void Engine::forward(const std::vector<int> & seqs) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    forward_unlocked(seqs, false);
+    const Turn turn(*this);
+    forward_unlocked(slots_of(seqs), false);
 }
 
 std::vector<StepResult> Engine::step(const std::vector<int> & seqs, int n_top) {
     require_range("n_top", n_top, 0, model_->n_vocab());
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const Turn turn(*this);
     // Look before the work: a step that cannot be finished must not be begun.
     for (int seq : seqs) {
         if (int(at(seq).tokens.size()) >= n_ctx_seq_) {
@@ -612,7 +544,7 @@ std::vector<StepResult> Engine::step(const std::vector<int> & seqs, int n_top) {
                         " tokens; roll it back, or open the engine with a larger n_ctx");
         }
     }
-    forward_unlocked(seqs, false);
+    forward_unlocked(slots_of(seqs), false);
     std::vector<StepResult> results(seqs.size());
     for (size_t i = 0; i < seqs.size(); ++i) {
         Sequence & s = at(seqs[i]);
@@ -640,169 +572,10 @@ std::vector<StepResult> Engine::step(const std::vector<int> & seqs, int n_top) {
 }
 
 std::vector<float> Engine::logits(int seq) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    forward_unlocked({seq}, false);
+    const Turn turn(*this);
+    forward_unlocked({slot_of(seq)}, false);
     const float * row = logits_of(at(seq));
     return std::vector<float>(row, row + model_->n_vocab());
-}
-
-template <typename Job>
-int Engine::check_jobs(const std::vector<Job> & jobs) const {
-    int n_used = 0;  // an upper bound: forks share cells
-    for (const Sequence & s : sequences_) {
-        n_used += int(s.tokens.size());
-    }
-    for (size_t i = 0; i < jobs.size(); ++i) {
-        const size_t n = jobs[i].tokens.size();
-        const int room = std::max(0, std::min(n_ctx_seq_, n_ctx_ - n_used));
-        if (n == 0 || n > size_t(room)) {
-            throw Error(n == 0 ? ErrorKind::input : ErrorKind::context_full, "text " + std::to_string(i) + " has " +
-                        std::to_string(n) + " tokens; there is room for 1 to " + std::to_string(room) +
-                        " of n_ctx = " + std::to_string(n_ctx_) + "; close sequences, or open the engine with a larger n_ctx");
-        }
-        for (llama_token token : jobs[i].tokens) model_->require_token(token);
-        for (const Span & span : jobs[i].spans) check_terms(span.terms);
-    }
-    return n_used;
-}
-
-template <typename Job, typename Start, typename Finish>
-void Engine::run_jobs(const std::vector<const Job *> & jobs, int n_used, bool skip_head, Start start, Finish finish) {
-    for (size_t done = 0; done < jobs.size();) {
-        std::vector<int> group;
-        int n_cells = n_used;  // a row looks at the cells of its whole group, so it holds no more than a decode takes
-        try {
-            while (done + group.size() < jobs.size()) {
-                const Job & job = *jobs[done + group.size()];
-                const bool room = std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence & s) { return !s.used; });
-                const int n = n_cells + int(job.tokens.size());
-                if (!group.empty() && (!room || n > n_ctx_ || n - n_used > params_.n_batch)) {
-                    break;
-                }
-                const int seq = free_sequence();
-                Sequence & s = sequences_[seq];
-                s.used = true;
-                s.tokens = job.tokens;
-                group.push_back(seq);
-                n_cells += int(job.tokens.size());
-                add_spans(s, job.spans, 0);
-                start(s, job);
-            }
-            share_beginnings(group);
-            forward_unlocked(group, skip_head);
-            for (size_t i = 0; i < group.size(); ++i) {
-                finish(sequences_[group[i]]);
-            }
-        } catch (...) {
-            for (int seq : group) reset_sequence(seq);
-            throw;
-        }
-        for (int seq : group) reset_sequence(seq);
-        done += group.size();
-    }
-}
-
-// Texts that are scored after the same beginning, none of them steered: what comes before the row that predicts the
-// first scored token is computed once, and its cells are tagged for the others.
-void Engine::share_beginnings(const std::vector<int> & seqs) {
-    if (!params_.kv_unified || model_->is_recurrent_or_hybrid()) {
-        return;
-    }
-    const auto is_steered = [](const Sequence & s) {
-        return std::any_of(s.spans.begin(), s.spans.end(), [](const ActiveSpan & span) { return !span.terms.empty(); });
-    };
-    int first = -1;
-    for (int seq : seqs) {
-        Sequence & s = sequences_[seq];
-        if (s.n_given < 2 || is_steered(s)) {
-            first = -1;
-            continue;
-        }
-        const int n = s.n_given - 1;
-        const Sequence * from = first < 0 ? nullptr : &sequences_[first];
-        if (from == nullptr || from->n_given != s.n_given ||
-            !std::equal(s.tokens.begin(), s.tokens.begin() + s.n_given, from->tokens.begin())) {
-            first = seq;
-            continue;
-        }
-        while (from->n_decoded < n) {
-            std::vector<Row> rows;
-            for (int pos = from->n_decoded; pos < std::min(n, from->n_decoded + params_.n_batch); ++pos) {
-                rows.push_back({first, pos, false});
-            }
-            decode(rows, false);
-        }
-        llama_memory_seq_cp(memory_, first, seq, -1, -1);
-        s.n_decoded = n;
-    }
-}
-
-std::vector<std::vector<float>> Engine::score(const std::vector<ScoreJob> & jobs) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const int n_used = check_jobs(jobs);
-    std::vector<size_t> order(jobs.size());  // those that begin alike side by side
-    std::iota(order.begin(), order.end(), 0);
-    const auto end_of_given = [](const ScoreJob & job) {
-        return job.tokens.begin() + std::clamp(job.n_given, 0, int(job.tokens.size()));
-    };
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-        return std::lexicographical_compare(jobs[a].tokens.begin(), end_of_given(jobs[a]),
-                                            jobs[b].tokens.begin(), end_of_given(jobs[b]));
-    });
-    std::vector<const ScoreJob *> sorted;
-    for (size_t i : order) sorted.push_back(&jobs[i]);
-    std::vector<std::vector<float>> out(jobs.size());
-    size_t n_done = 0;
-    run_jobs(sorted, n_used, false,
-             [](Sequence & s, const ScoreJob & job) { s.n_given = std::max(0, job.n_given); },
-             [&](Sequence & s) { out[order[n_done++]] = std::move(s.logprobs); });
-    return out;
-}
-
-std::vector<float> Engine::score_next(int seq, const std::vector<llama_token> & tokens) {
-    append(seq, tokens);
-    const std::lock_guard<std::mutex> lock(mutex_);
-    Sequence & s = at(seq);
-    const size_t n_before = s.tokens.size() - tokens.size();
-    if (n_before > 0) {
-        rewind(seq, int(n_before) - 1);  // the last token before is decoded with them: it predicts the first
-    }
-    s.n_given = int(n_before);  // from here on the sequence is scored, as a job of score() is
-    s.logprobs.clear();
-    try {
-        for (auto rows = next_chunk({seq}); !rows.empty(); rows = next_chunk({seq})) {
-            decode(rows, false);
-        }
-    } catch (...) {
-        s.n_given = -1;
-        s.tokens.resize(n_before);
-        rewind(seq, std::min(s.n_decoded, int(n_before)));
-        throw;
-    }
-    s.n_given = -1;
-    s.has_logits = false;
-    return std::move(s.logprobs);
-}
-
-std::vector<std::vector<float>> Engine::read(const std::vector<ReadJob> & jobs, const std::vector<int> & layers, Pooling pooling) {
-    check_reading(layers);
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const int n_used = check_jobs(jobs);
-    std::vector<const ReadJob *> all;
-    for (const ReadJob & job : jobs) all.push_back(&job);
-    std::vector<std::vector<float>> out;
-    // Without the last block no output is needed, so the graph can stop after the last layer read.
-    const bool skip_head = std::find(layers.begin(), layers.end(), n_layer_ - 1) == layers.end();
-    run_jobs(all, n_used, skip_head,
-             [&](Sequence & s, const ReadJob & job) {
-                 if (job.pos_begin < 0 || job.pos_begin >= job.pos_end || job.pos_end > int(job.tokens.size())) {
-                     throw Error(ErrorKind::input, "positions " + std::to_string(job.pos_begin) + ":" +
-                                 std::to_string(job.pos_end) + " are outside 0:" + std::to_string(job.tokens.size()));
-                 }
-                 s.reader = std::make_unique<Reader>(layers, pooling, job.pos_begin, job.pos_end, n_embd_);
-             },
-             [&](Sequence & s) { out.push_back(s.reader->values()); });
-    return out;
 }
 
 }  // namespace pyemo

@@ -2,11 +2,13 @@
 // scoring. Knows nothing of Python or emotions. Every public method locks the engine.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "mix.h"
@@ -15,6 +17,8 @@
 #include "sampler.h"
 
 namespace pyemo {
+
+constexpr int64_t interrupt_check_us = 50'000;  // how often a long call asks whether to stop
 
 struct EngineParams {
     int n_ctx = 2048;     // cells of the KV cache, shared by all sequences
@@ -79,6 +83,7 @@ public:
 
     int add_sequence(const SamplerParams & sampler);
     int fork(int seq);
+    // Never waits and never throws: frees the sequence at once, or at the next call where the engine is at work.
     void remove(int seq);
 
     // The tokens so far. All but the pending ones are in the KV cache.
@@ -118,6 +123,18 @@ public:
     std::vector<std::vector<float>> read(const std::vector<ReadJob> & jobs, const std::vector<int> & layers, Pooling pooling);
 
 private:
+    // The engine's lock, held for one public call. A thread that holds it already is refused by name: the call comes
+    // from Python that runs inside a decode (a signal handler, a finalizer) and could only wait for itself.
+    class Turn {
+    public:
+        explicit Turn(const Engine & engine);
+        ~Turn();
+        Turn(const Turn &) = delete;
+        Turn & operator=(const Turn &) = delete;
+
+    private:
+        Engine & engine_;
+    };
     struct ActiveSpan {
         int begin;
         std::vector<Term> terms;
@@ -125,6 +142,7 @@ private:
     };
     struct Sequence {
         bool used = false;
+        int generation = 0;              // how many sequences this slot has held
         std::vector<llama_token> tokens;
         int n_decoded = 0;
         std::vector<ActiveSpan> spans;
@@ -149,24 +167,31 @@ private:
         void operator()(llama_context * ctx) const { llama_free(ctx); }
     };
 
+    // A sequence's number, as callers know it, is never used again: generation * n_seq_max + slot. Inside, a
+    // sequence is its slot, which is llama.cpp's own number for it.
+    int handle_of(int slot) const;
+    int slot_of(int seq) const;
+    std::vector<int> slots_of(const std::vector<int> & seqs) const;
     Sequence & at(int seq);
     const Sequence & at(int seq) const;
     int free_sequence();
+    void free_removed();
+    void append_to(Sequence & s, const std::vector<llama_token> & tokens);
     void add_spans(Sequence & s, const std::vector<Span> & spans, int first);
     void check_terms(const std::vector<Term> & terms) const;
     void check_reading(const std::vector<int> & layers) const;
     void require_steering() const;
     const Mix * mix_at(Sequence & s, int pos);
     bool wants_output(const Sequence & s, int pos) const;
-    void reset_sequence(int seq);
+    void reset_sequence(int slot);
 
     // The next chunk of pending rows; empty when nothing is pending.
     std::vector<Row> next_chunk(const std::vector<int> & seqs) const;
     void decode(const std::vector<Row> & rows, bool skip_head);
-    void forward_unlocked(std::vector<int> seqs, bool skip_head);
+    void forward_unlocked(std::vector<int> slots, bool skip_head);
     void save_logits();
     const float * logits_of(const Sequence & s) const;
-    void rewind(int seq, int n_decoded);
+    void rewind(int slot, int n_decoded);
     void prove_hook();
     // Throws unless each job fits; returns the cells in use.
     template <typename Job>
@@ -195,7 +220,10 @@ private:
     std::function<bool()> interrupted_;
     int64_t next_interrupt_check_us_ = 0;
     uint32_t n_abort_checks_ = 0;
-    mutable std::mutex mutex_;
+    std::timed_mutex mutex_;
+    std::atomic<std::thread::id> owner_{};  // the thread that holds mutex_
+    std::mutex removed_mutex_;              // held for a few instructions only, never around anything of Python's
+    std::vector<int> removed_;              // sequences to free at the next call
 };
 
 }  // namespace pyemo

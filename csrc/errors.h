@@ -27,4 +27,11 @@ private:
     ErrorKind kind_;
 };
 
+inline void require_range(const char * name, int value, int low, int high) {
+    if (value < low || value > high) {
+        throw Error(ErrorKind::input, std::string(name) + " = " + std::to_string(value) + " is outside " +
+                    std::to_string(low) + " to " + std::to_string(high));
+    }
+}
+
 }  // namespace pyemo

@@ -16,6 +16,7 @@ namespace {
 constexpr uint64_t least_key_bytes = 8 + 1 + 4 + 1;
 constexpr uint64_t least_tensor_bytes = 8 + 1 + 4 + 4 + 8;
 constexpr uint64_t max_key_bytes = 65535;
+constexpr uint64_t max_header_bytes = 256 << 20;  // a vocabulary of 262,144 tokens takes 10 MB
 
 // Bytes of a number; 0 for what is none.
 size_t size_of(uint32_t type) {
@@ -80,6 +81,10 @@ size_t GgufHeader::take(uint64_t n) {
     if (n > left()) {
         fail("is cut off or damaged: its header would end past its " + std::to_string(size_) +
              " bytes; fetch the file again");
+    }
+    if (n > max_header_bytes || position_ + n > max_header_bytes) {
+        fail("has a header of more than " + std::to_string(max_header_bytes >> 20) +
+             " MiB, as no model has; fetch the file again");
     }
     const size_t begin = position_;
     position_ += size_t(n);

@@ -52,7 +52,7 @@ void init_backend_once() {
 }  // namespace
 
 Model::Model(const ModelParams & params) {
-    check_model_file(params.path);
+    n_positions_ = check_model_file(params.path);
     init_backend_once();
     capture_log();
     llama_model_params p = llama_model_default_params();
@@ -82,6 +82,9 @@ Model::Model(const ModelParams & params) {
         llama_model_is_diffusion(model_.get())) {
         throw Error(ErrorKind::model_load, params.path + " is not a decoder that generates text from left to right");
     }
+    if (n_positions_ == 0 && llama_model_rope_type(model_.get()) == LLAMA_ROPE_TYPE_NONE && !is_recurrent_or_hybrid()) {
+        n_positions_ = n_ctx_train();  // a table in another part of the model, or one that is computed
+    }
     if (llama_vocab_type(vocab_) == LLAMA_VOCAB_TYPE_SPM) {
         adds_space_prefix_ = true;
         for (const auto & [key, value] : metadata()) {
@@ -100,10 +103,6 @@ uint64_t Model::size_bytes() const { return llama_model_size(model_.get()); }
 
 bool Model::is_recurrent_or_hybrid() const {
     return llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
-}
-
-bool Model::has_learned_positions() const {
-    return llama_model_rope_type(model_.get()) == LLAMA_ROPE_TYPE_NONE && !is_recurrent_or_hybrid();
 }
 
 std::vector<std::pair<std::string, std::string>> Model::metadata() const {

@@ -34,8 +34,8 @@ public:
     int n_swa() const;
     uint64_t size_bytes() const;
     bool is_recurrent_or_hybrid() const;
-    // GPT-2 and its kin look positions up in a table and abort past its end.
-    bool has_learned_positions() const;
+    // GPT-2, StarCoder and their kin look positions up in a table and abort past its end: its rows, or 0 without one.
+    int n_positions() const { return n_positions_; }
 
     // All scalar metadata of the file, as llama.cpp prints it.
     std::vector<std::pair<std::string, std::string>> metadata() const;
@@ -65,6 +65,7 @@ private:
     std::unique_ptr<llama_model, Deleter> model_;
     const llama_vocab * vocab_ = nullptr;
     int n_vocab_ = 0;
+    int n_positions_ = 0;
     bool adds_space_prefix_ = false;
 };
 

@@ -31,61 +31,6 @@ std::vector<int32_t> read_i32(const ggml_tensor * tensor) {
 
 }  // namespace
 
-Reader::Reader(std::vector<int> layers, Pooling pooling, int pos_begin, int pos_end, int n_embd)
-    : layers_(std::move(layers)), pooling_(pooling), pos_begin_(pos_begin), pos_end_(pos_end), n_embd_(n_embd),
-      counts_(layers_.size(), 0) {
-    const size_t n = layers_.size() * size_t(n_embd);
-    if (pooling_ == Pooling::mean) sums_.assign(n, 0.0);
-    if (pooling_ == Pooling::last) rows_.assign(n, 0.0f);
-}
-
-void Reader::take(size_t layer_index, int pos, const float * h) {
-    const size_t offset = layer_index * size_t(n_embd_);
-    switch (pooling_) {
-        case Pooling::mean:
-            for (int i = 0; i < n_embd_; ++i) sums_[offset + i] += h[i];
-            break;
-        case Pooling::last:
-            std::copy(h, h + n_embd_, rows_.begin() + offset);
-            break;
-        case Pooling::all: {
-            const size_t stride = layers_.size() * size_t(n_embd_);
-            const size_t index = size_t(pos - pos_begin_);
-            if (rows_.size() < (index + 1) * stride) rows_.resize((index + 1) * stride);
-            std::copy(h, h + n_embd_, rows_.begin() + index * stride + offset);
-            break;
-        }
-    }
-    ++counts_[layer_index];
-}
-
-int Reader::rewind(int pos) {
-    const int keep = std::max(0, pos - pos_begin_);
-    if (count() <= keep) {
-        return pos;
-    }
-    if (pooling_ == Pooling::all) {
-        rows_.resize(size_t(keep) * layers_.size() * size_t(n_embd_));
-        std::fill(counts_.begin(), counts_.end(), keep);
-        return pos;
-    }
-    std::fill(sums_.begin(), sums_.end(), 0.0);
-    std::fill(counts_.begin(), counts_.end(), 0);
-    return std::min(pos, pos_begin_);
-}
-
-int Reader::count() const { return counts_.empty() ? 0 : counts_.front(); }
-
-std::vector<float> Reader::values() const {
-    if (pooling_ != Pooling::mean) {
-        return rows_;
-    }
-    std::vector<float> out(sums_.size());
-    const double n = std::max(1, count());
-    std::transform(sums_.begin(), sums_.end(), out.begin(), [&](double s) { return float(s / n); });
-    return out;
-}
-
 ResidualHook::ResidualHook(int n_layer, int n_embd, bool through_copies)
     : n_layer_(n_layer), n_embd_(n_embd), through_copies_(through_copies), wanted_(n_layer, 0), seen_(n_layer, 0) {}
 
@@ -119,7 +64,7 @@ void ResidualHook::begin(std::vector<RowPlan> rows, bool skip_head) {
     active_ = last_wanted_ >= 0;
     skip_head_ = skip_head && active_;
     std::fill(seen_.begin(), seen_.end(), 0);
-    rows_checked_ = outputs_only_ = overflowed_ = false;
+    rows_checked_ = outputs_only_ = overflowed_ = out_of_memory_ = false;
     why_.clear();
 }
 
@@ -143,20 +88,22 @@ bool ResidualHook::end() {
         }
     }
     active_ = false;
-    return why_.empty();
+    return why_.empty() && !out_of_memory_;
 }
 
 // llama.cpp is C here: nothing may be thrown through it. The only thing that can throw is memory
-// running out, which then ends the process as it does inside ggml.
+// running out, which stops the graph; the decode then throws it.
 bool ResidualHook::callback(ggml_tensor * tensor, bool ask, void * self) noexcept {
     auto & hook = *static_cast<ResidualHook *>(self);
     if (!hook.active_) {
         return false;
     }
-    if (ask) {
-        return hook.on_ask(tensor);
+    try {
+        return ask ? hook.on_ask(tensor) : hook.on_block_output(tensor, block_output_layer(tensor->name));
+    } catch (const std::bad_alloc &) {
+        hook.out_of_memory_ = true;
+        return false;
     }
-    return hook.on_block_output(tensor, block_output_layer(tensor->name));
 }
 
 bool ResidualHook::on_ask(ggml_tensor * tensor) {

@@ -11,6 +11,7 @@
 
 #include "llama.h"
 #include "mix.h"
+#include "reader.h"
 
 namespace pyemo {
 
@@ -25,33 +26,6 @@ struct Gauge {
 struct GaugeReading {
     float value = 0.0f;  // (h.u - neutral) / residual_norm, without the part the steering added directly
     float dose = 0.0f;   // that part, in residual norms
-};
-
-// How hidden states of one sequence are collected: positions [pos_begin, pos_end) of the given layers.
-enum class Pooling { mean, last, all };
-
-class Reader {
-public:
-    Reader(std::vector<int> layers, Pooling pooling, int pos_begin, int pos_end, int n_embd);
-
-    const std::vector<int> & layers() const { return layers_; }
-    bool wants(int pos) const { return pos >= pos_begin_ && pos < pos_end_; }
-    void take(size_t layer_index, int pos, const float * h);
-    // Positions from pos on are about to be undone. Returns how far the sequence has to go back so that
-    // reading on gives what a fresh reading would: a mean or a last row cannot be taken apart.
-    int rewind(int pos);
-
-    int count() const;  // positions read so far
-    // mean, last: (n_layers, n_embd); all: (count, n_layers, n_embd)
-    std::vector<float> values() const;
-
-private:
-    std::vector<int> layers_;
-    Pooling pooling_;
-    int pos_begin_, pos_end_, n_embd_;
-    std::vector<double> sums_;    // mean: (n_layers, n_embd)
-    std::vector<float> rows_;     // last: (n_layers, n_embd); all: (count, n_layers, n_embd)
-    std::vector<int> counts_;     // positions seen, by layer
 };
 
 // What the hook does to one row of the batch. Pointers live until the decode ends.
@@ -78,6 +52,9 @@ public:
     // True if what went wrong is the strength of the steering, not the model.
     bool overflowed() const { return overflowed_; }
 
+    // True if memory ran out in the callback: the caller throws it.
+    bool out_of_memory() const { return out_of_memory_; }
+
     // Asks for every layer, changes nothing: the proof that this model can be hooked.
     void begin_probe(std::vector<RowPlan> rows);
 
@@ -99,6 +76,7 @@ private:
     int last_wanted_ = -1;
     std::vector<int> seen_;     // by layer
     bool rows_checked_ = false;
+    bool out_of_memory_ = false;
     bool outputs_only_ = false;         // the last block has dropped rows without output
     std::vector<int32_t> output_rows_;  // the rows left then
     std::vector<float> copy_;

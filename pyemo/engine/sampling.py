@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from pyemo.errors import InputError
 
+MIN_TEMPERATURE = 0.001
+
 
 @dataclass(frozen=True)
 class SamplerParams:
@@ -27,14 +29,14 @@ class SamplerParams:
     forking need no state: the same distribution at the same place gives the same token again.
 
     Attributes:
-        temperature: 0 is greedy; else 0 < temperature <= 100.
+        temperature: 0 is greedy; else 0.001 to 100. Less than that overflows the softmax.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens up to this share of probability (Holtzman et al. 2019,
             arXiv 1904.09751); 0 < top_p <= 1, 1 keeps all.
         min_p: drop tokens below this share of the most likely one's probability (Nguyen et al.
             2024, arXiv 2407.01082); 0 <= min_p <= 1, 0 keeps all.
         repeat_penalty: divide positive and multiply negative logits of the last ``repeat_last_n``
-            tokens by this (Keskar et al. 2019, arXiv 1909.05858); > 0, 1 is off.
+            tokens by this (Keskar et al. 2019, arXiv 1909.05858); 0.01 to 100, 1 is off.
         repeat_last_n: >= 0.
         seed: 0 <= seed < 2**64.
         dry_multiplier: DRY, "don't repeat yourself" (llama.cpp's ``llama_sampler_init_dry``): the
@@ -59,12 +61,13 @@ class SamplerParams:
     dry_last_n: int = 256
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature <= 100, "0 (greedy) to 100")
+        warm = self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= 100
+        _require("temperature", self.temperature, warm, f"0 (greedy), or {MIN_TEMPERATURE} to 100")
         _require("top_k", self.top_k, 0 <= self.top_k < 2**31, "0 (off) or more")
         _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 up to 1 (off)")
         _require("min_p", self.min_p, 0 <= self.min_p <= 1, "0 (off) to 1")
         penalty = self.repeat_penalty
-        _require("repeat_penalty", penalty, 0 < penalty <= 100, "above 0 up to 100; 1 is off")
+        _require("repeat_penalty", penalty, 0.01 <= penalty <= 100, "0.01 to 100; 1 is off")
         _require("repeat_last_n", self.repeat_last_n, 0 <= self.repeat_last_n < 2**31, "0 or more")
         _require("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2**64 - 1")
         _require(

@@ -346,7 +346,6 @@ def test_number_of_no_sequence_is_refused(usable: Engine, seq: int) -> None:
         lambda: native.step([seq], 0),
         lambda: native.forward([seq]),
         lambda: native.fork(seq),
-        lambda: native.remove(seq),
         lambda: native.append(seq, TEXT),
         lambda: native.rollback(seq, 0),
         lambda: native.logits(seq),

@@ -1,0 +1,134 @@
+// The engine's beginning: a llama_context with its limits, and the proof that the model's blocks can be hooked.
+#include <algorithm>
+#include <map>
+
+#include "abort_guard.h"
+#include "engine.h"
+#include "errors.h"
+#include "log.h"
+
+namespace pyemo {
+namespace {
+
+constexpr int max_sequences = 256;  // LLAMA_MAX_SEQ: llama.cpp aborts above it
+
+ggml_type kv_type_of(const std::string & name) {
+    static const std::map<std::string, ggml_type> types = {
+        {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"bf16", GGML_TYPE_BF16},
+        {"q8_0", GGML_TYPE_Q8_0}, {"q4_0", GGML_TYPE_Q4_0},
+    };
+    const auto found = types.find(name);
+    if (found == types.end()) {
+        throw Error(ErrorKind::input, "kv_type '" + name + "' is unknown; use f32, f16, bf16, q8_0 or q4_0");
+    }
+    return found->second;
+}
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params)
+    : model_(std::move(model)), params_(params),
+      hook_(model_->n_layer(), model_->n_embd(), params.hook_through_copies),
+      n_layer_(model_->n_layer()), n_embd_(model_->n_embd()) {
+    require_range("n_ctx", params_.n_ctx, 8, 1 << 24);
+    require_range("n_batch", params_.n_batch, 1, 1 << 16);
+    require_range("n_seq_max", params_.n_seq_max, 1, max_sequences);
+    require_range("n_outputs_max", params_.n_outputs_max, 1, 1 << 16);
+    require_range("n_threads", params_.n_threads, 1, 512);
+    require_range("n_threads_batch", params_.n_threads_batch, 1, 512);
+    // Every sequence may want logits in the same decode, and one decode must hold a row of each.
+    params_.n_batch = std::max({std::min(params_.n_batch, params_.n_ctx), params_.n_seq_max, 2});
+    params_.n_outputs_max = std::min(std::max(params_.n_outputs_max, params_.n_seq_max), params_.n_batch);
+
+    llama_context_params p = llama_context_default_params();
+    p.n_ctx = uint32_t(params_.n_ctx);
+    p.n_batch = p.n_ubatch = uint32_t(params_.n_batch);  // one ubatch a decode, so row j is token j
+    p.n_seq_max = uint32_t(params_.n_seq_max);
+    p.n_outputs_max = uint32_t(params_.n_outputs_max);
+    p.n_threads = params_.n_threads;
+    p.n_threads_batch = params_.n_threads_batch;
+    p.type_k = p.type_v = kv_type_of(params_.kv_type);
+    if (p.type_k == GGML_TYPE_F32) {
+        // Flash attention on the CPU rounds K and V to f16 even from a float32 cache, which is only chosen
+        // for exactness.
+        p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    }
+    p.kv_unified = params_.kv_unified;
+    p.swa_full = true;    // sliding windows keep their cells, so that going back is possible
+    p.cb_eval = ResidualHook::callback;
+    p.cb_eval_user_data = &hook_;
+    p.abort_callback = on_abort_check;
+    p.abort_callback_data = this;
+    p.no_perf = true;
+    capture_log();
+    try {
+        const AbortGuard guard(ErrorKind::model_load);
+        ctx_.reset(llama_init_from_model(model_->get(), p));
+    } catch (const std::exception & e) {
+        throw Error(ErrorKind::model_load, std::string("llama.cpp could not make a context: ") + e.what());
+    }
+    if (!ctx_) {
+        throw Error(ErrorKind::model_load, "llama.cpp could not make a context of n_ctx " +
+                    std::to_string(params_.n_ctx) + ": " + last_error_line());
+    }
+    memory_ = llama_get_memory(ctx_.get());
+    n_ctx_ = params_.n_ctx;  // llama.cpp rounds its own up
+    n_ctx_seq_ = params_.kv_unified ? n_ctx_ : n_ctx_ / params_.n_seq_max;
+    if (model_->n_positions() > 0) {
+        n_ctx_seq_ = std::min(n_ctx_seq_, model_->n_positions());
+    }
+    sequences_.resize(params_.n_seq_max);
+    batch_ = llama_batch_init(params_.n_batch, 0, 1);
+    batch_owner_.reset(&batch_);
+    prove_hook();
+}
+
+// Two tokens through the whole graph with every block asked for: it must show each block's output once,
+// in the expected shape. This also reads the weights from disk, so the first reply does not wait for it.
+void Engine::prove_hook() {
+    llama_token token = model_->bos();
+    if (token < 0) token = 0;
+    batch_.n_tokens = 2;
+    std::vector<RowPlan> plans(2);
+    for (int i = 0; i < 2; ++i) {
+        batch_.token[i] = token;
+        batch_.pos[i] = i;
+        batch_.n_seq_id[i] = 1;
+        batch_.seq_id[i][0] = 0;
+        batch_.logits[i] = i == 1;
+        plans[i].token = token;
+        plans[i].pos = i;
+        plans[i].output = i == 1;
+    }
+    hook_.begin_probe(std::move(plans));
+    int rc = 0;
+    try {
+        // What no check of the file foresaw shows here, on one thread, where an abort can still be refused.
+        const AbortGuard guard(ErrorKind::model_load);
+        llama_set_n_threads(ctx_.get(), 1, 1);
+        rc = llama_decode(ctx_.get(), batch_);
+    } catch (const std::exception & e) {
+        throw Error(ErrorKind::model_load, std::string("the model cannot be computed: ") + e.what());
+    }
+    llama_set_n_threads(ctx_.get(), params_.n_threads, params_.n_threads_batch);
+    const bool hooked = hook_.end();
+    llama_memory_clear(memory_, false);
+    if (!hooked) {
+        steering_unsupported_ = hook_.why();
+    } else if (rc != 0) {
+        throw Error(ErrorKind::model_load, "the model cannot be computed: " + last_error_line());
+    }
+}
+
+bool Engine::on_abort_check(void * self) {
+    auto & engine = *static_cast<Engine *>(self);
+    // Asked before every node, so the clock is read before every 32nd only.
+    if ((++engine.n_abort_checks_ & 31) != 0 || !engine.interrupted_ ||
+        llama_time_us() < engine.next_interrupt_check_us_) {
+        return false;
+    }
+    engine.next_interrupt_check_us_ = llama_time_us() + interrupt_check_us;
+    return engine.interrupted_();
+}
+
+}  // namespace pyemo
