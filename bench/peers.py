@@ -36,7 +36,7 @@ from transformers_peer import LIBRARY, Work
 from transformers_peer import decoding as transformers_decoding
 
 from pyemo import ControlVector, Engine, Model, Sequence, Steering
-from pyemo.engine.batches import GREEDY
+from pyemo.engine.sampling import GREEDY
 from pyemo.files.catalog import resolve_model
 from pyemo.texts.sources import neutral_texts
 from pyemo.vectors.metadata import VectorMetadata

@@ -20,7 +20,8 @@ import numpy as np
 from harness import random_rows, save
 
 from pyemo import ControlVector, Engine, Model, Steering
-from pyemo.engine.batches import GREEDY, n_ctx_for
+from pyemo.engine.batches import n_ctx_for
+from pyemo.engine.sampling import GREEDY
 from pyemo.strengths.trials import N_ROWS, Trials
 from pyemo.texts.sources import prompts as bundled_prompts
 

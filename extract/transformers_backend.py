@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.choices import DType
 from pyemo.engine.engine import Engine
 from pyemo.engine.sampling import SamplerParams
 from pyemo.errors import ContextFullError, InputError, ModelLoadError
@@ -22,7 +23,7 @@ from pyemo.extract.backend import Passage, Written
 from pyemo.extract.block_recorder import BlockRecorder
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.numpy_sampler import draw, most_likely, penalized
-from pyemo.extract.transformers_loading import DeviceMap, DType, Loaded, load
+from pyemo.extract.transformers_loading import DeviceMap, Loaded, load
 from pyemo.texts import sources
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from pyemo.choices import DTYPES, DType
 from pyemo.engine.chat_template import as_messages, render_chat
 from pyemo.engine.model import Model
 from pyemo.errors import InputError, MissingExtraError, ModelLoadError, ModelNotFoundError
@@ -27,10 +28,8 @@ from pyemo.files.local import file_sha256
 if TYPE_CHECKING:
     import torch
 
-DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceMap: TypeAlias = "str | Mapping[str, int | str]"
 SILENT = 50  # logging.CRITICAL, which transformers' own module of that name does not export
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Words(Protocol):

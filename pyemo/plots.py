@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.choices import REGIMES
 from pyemo.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -145,12 +146,7 @@ def strength_curves(
     _save(figure, path)
 
 
-_REGIME_COLORS = {
-    "inert": "#dddddd",
-    "surgical": "#bfe3c0",
-    "repetitive collapse": "#f6d7a7",
-    "explosive": "#f2b5b0",
-}
+_REGIME_COLORS = dict(zip(REGIMES, ("#dddddd", "#bfe3c0", "#f6d7a7", "#f2b5b0"), strict=True))
 
 
 def _ends(trial: Trial) -> tuple[float, float, float]:

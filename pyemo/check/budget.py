@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pyemo.choices import REGIMES
 from pyemo.engine.memory import parse_bytes
 from pyemo.errors import InputError
 
@@ -21,8 +22,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-REGIMES = ("inert", "surgical", "repetitive collapse", "explosive")
 
 
 @dataclass(frozen=True)

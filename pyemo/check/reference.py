@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import LLAMA_CPP_PYTHON
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import GREEDY
 from pyemo.engine.sequence import OFF
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.steering import Steering
@@ -38,8 +38,6 @@ N_TOP = 64
 MIN_TOP1 = 0.9
 MAX_KL = 0.02
 """What other threads and kernels reach and another quantization does not: docs/edge.md."""
-
-_GREEDY = SamplerParams(temperature=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +182,7 @@ def record(
     runs = []
     for mood in moods:
         for prompt in prompts:
-            with engine.sequence(prompt, steering=mood, sampler=_GREEDY) as sequence:
+            with engine.sequence(prompt, steering=mood, sampler=GREEDY) as sequence:
                 runs.append(_record(sequence, n_tokens, bool(mood.terms)))
             if on_progress is not None:
                 on_progress(n_tokens)

@@ -14,7 +14,7 @@ from pyemo.check.readings import Findings
 from pyemo.check.subject import PROMPT, Subject
 from pyemo.engine.engine import Engine
 from pyemo.engine.memory import resident_bytes
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.engine.sequence import OFF, Sequence, step_many
 from pyemo.engine.steering import Steering
 from pyemo.texts.sources import neutral_texts
@@ -22,7 +22,6 @@ from pyemo.texts.sources import neutral_texts
 N_DECODE, N_ROUNDS, N_SEQUENCES = 32, 3, 8
 
 _N_PROMPT_TOKENS = 256
-_GREEDY = SamplerParams(temperature=0)
 
 
 def add_prompt_speed(findings: Findings, subject: Subject, engine: Engine) -> None:
@@ -119,7 +118,7 @@ def _read(engine: Engine, tokens: list[int]) -> None:
 
 def _decode_s(engine: Engine, mood: Steering, n: int) -> float:
     """Return the seconds that ``n`` tokens take after the first."""
-    with engine.sequence(PROMPT, steering=mood, sampler=_GREEDY) as sequence:
+    with engine.sequence(PROMPT, steering=mood, sampler=GREEDY) as sequence:
         sequence.step()
         return _timed(functools.partial(_steps, sequence, n))
 

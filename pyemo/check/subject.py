@@ -9,7 +9,8 @@ import os
 from dataclasses import dataclass, field
 
 from pyemo.check.budget import Budget
-from pyemo.engine.engine import Engine, KVType
+from pyemo.choices import DEFAULT_KV_TYPE, KVType
+from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
 from pyemo.engine.sequence import OFF
 from pyemo.engine.steering import Steering
@@ -43,7 +44,7 @@ class CheckPlan:
     budget: Budget = field(default_factory=Budget)
     n_ctx: int = 512
     n_threads: Threads = None
-    kv_type: KVType = "f16"
+    kv_type: KVType = DEFAULT_KV_TYPE
     judge: str = "minilm"
     n_long: int = N_LONG
     reference: str | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyemo.choices import REGIMES
 from pyemo.cli import output
 from pyemo.cli.options import EngineOptions, debug_option, engine_options, json_option
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from pyemo.check.readings import DeviceReport, Reading
 
 EXIT_FAILED = 1
-REGIMES = ("inert", "surgical", "repetitive collapse", "explosive")
 
 
 @click.command(short_help="Check a model and a vector on this device.")
@@ -80,7 +80,7 @@ def check(
         loaded.merged(limits, "the options"),
         n_ctx=engine.n_ctx or 512,
         n_threads=engine.threads,
-        kv_type=engine.kv_type,  # type: ignore[arg-type]
+        kv_type=engine.kv_type,
         judge="" if judge == "none" else judge,
         reference=reference,
         record=record,

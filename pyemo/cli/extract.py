@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyemo.choices import DTYPES, DType
 from pyemo.cli import output
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
 from pyemo.cli.progress_bars import progress_bars
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pyemo.texts.sources import EmotionSource
 
 BACKENDS = ("auto", "engine", "transformers")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BackendOptions:
     kind: str
     model: str
     device: str
-    dtype: str
+    dtype: DType
     parallel: int
     threads: int | None
 
@@ -76,7 +76,7 @@ class BackendOptions:
         backend = TransformersBackend.load(
             self.model,
             device=self.device,
-            dtype=self.dtype,  # type: ignore[arg-type]
+            dtype=self.dtype,
             batch_size=self.parallel,
         )
         if self.threads is not None:
@@ -171,7 +171,7 @@ def extract(
     model: str,
     kind: str,
     device: str,
-    dtype: str,
+    dtype: DType,
     parallel: int,
     threads: int | None,
     seed: int | None,

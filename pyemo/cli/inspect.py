@@ -6,7 +6,8 @@ import os
 
 import click
 
-from pyemo.cli.options import DEFAULT_MODEL, debug_option, json_option
+from pyemo.choices import DEFAULT_MODEL
+from pyemo.cli.options import debug_option, json_option
 
 
 @click.command(short_help="Show what a vector, or a folder of them, says of itself.")

@@ -11,8 +11,8 @@ import click
 import numpy as np
 
 from pyemo import emotions
+from pyemo.choices import DEFAULT_MODEL
 from pyemo.cli import output
-from pyemo.cli.options import DEFAULT_MODEL
 from pyemo.emotions import Emotion
 from pyemo.errors import VectorError, VectorModelMismatchError
 from pyemo.files import catalog

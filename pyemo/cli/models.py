@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyemo.choices import DEFAULT_MODEL
 from pyemo.cli import output
-from pyemo.cli.options import DEFAULT_MODEL, debug_option, json_option
+from pyemo.cli.options import debug_option, json_option
 
 if TYPE_CHECKING:
     from pyemo.files.catalog import ModelStatus

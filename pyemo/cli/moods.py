@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pyemo.choices import OPERATORS
 from pyemo.cli.options import MoodOptions
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
@@ -23,9 +24,6 @@ from pyemo.engine.steering import (
 from pyemo.errors import InputError, VectorError
 from pyemo.vectors.control_vector import Calibration, ControlVector
 from pyemo.vectors.fit import Fit, FitKind
-
-# What a strength means depends on the operator: a share of the residual norm, or of the projection.
-DEFAULT_STRENGTHS = {"add": 0.02, "add_keep_norm": 0.02, "clamp": 0.02, "project_out": 1.0}
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,9 @@ class MoodBuilder:
         term = SteeringTerm(
             vector,
             strength,
-            operator=options.operator,  # type: ignore[arg-type]
+            operator=options.operator,
             layers=layers,
-            scope=options.scope,  # type: ignore[arg-type]
+            scope=options.scope,
             schedule=self._schedule,
         )
         fit = vector.check(model, allow_other_weights=options.allow_other_weights)
@@ -173,7 +171,7 @@ class MoodBuilder:
             if calibration.n_tokens < self._n_tokens:
                 remark += "; longer ones may loop (--guard)"
             return calibration.strength, "calibration", remark
-        default = DEFAULT_STRENGTHS[operator]
+        default = OPERATORS[operator]
         why = "there is no calibration for this model file"
         if vector.calibration_for(model.file_sha256) is not None:
             why = "its calibration is for all layers, prompt and reply"

@@ -14,6 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pyemo.choices import (
+    CONSTANT,
+    DEFAULT_KV_TYPE,
+    DEFAULT_MODEL,
+    GUARD_WINDOW,
+    KV_TYPES,
+    OPERATORS,
+    SCHEDULE_FORMS,
+    SCOPES,
+    KVType,
+    Operator,
+    Scope,
+)
 from pyemo.cli import DEBUG
 from pyemo.engine.sampling import SamplerParams
 
@@ -21,11 +34,6 @@ if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
     from pyemo.engine.model import Model
     from pyemo.engine.threads import Threads
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
-OPERATORS = ("add", "project_out", "clamp", "add_keep_norm")
-SCOPES = ("prompt", "reply", "both")
-KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,7 +45,7 @@ class EngineOptions:
     model: str
     threads: Threads
     n_ctx: int | None
-    kv_type: str
+    kv_type: KVType
 
     def load_model(self) -> Model:
         """Return the model; see :meth:`pyemo.Model.load`."""
@@ -62,7 +70,7 @@ class EngineOptions:
             n_threads=self.threads,
             n_batch=min(n_batch, n_ctx) if n_ctx > 0 else n_batch,
             n_outputs_max=1,
-            kv_type=self.kv_type,  # type: ignore[arg-type]
+            kv_type=self.kv_type,
         )
 
 
@@ -89,9 +97,9 @@ class MoodOptions:
 
     vectors: tuple[str, ...]
     strength: float | None
-    operator: str
+    operator: Operator
     schedule: str
-    scope: str
+    scope: Scope
     layers: str | None
     allow_other_weights: bool
 
@@ -156,7 +164,7 @@ def engine_options(command: Command) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def gathered(
-        *args: Any, model: str, threads: Threads, n_ctx: int | None, kv_type: str, **rest: Any
+        *args: Any, model: str, threads: Threads, n_ctx: int | None, kv_type: KVType, **rest: Any
     ) -> Any:
         return command(*args, engine=EngineOptions(model, threads, n_ctx, kv_type), **rest)
 
@@ -173,17 +181,13 @@ def engine_options(command: Command) -> Callable[..., Any]:
             ),
             click.option(
                 "--kv-type",
-                type=click.Choice(KV_TYPES),
-                default="f16",
+                type=click.Choice(list(KV_TYPES)),
+                default=DEFAULT_KV_TYPE,
                 show_default=True,
                 help="Number type of the KV cache.",
             ),
         ],
     )
-
-
-GUARD_WINDOW = 16
-"""Tokens by which guarded text is shown late: :class:`pyemo.guard.Guard`'s own default."""
 
 
 def guard_options(command: Command) -> Callable[..., Any]:
@@ -220,9 +224,9 @@ def mood_options(command: Command) -> Callable[..., Any]:
         *args: Any,
         cvec: tuple[str, ...],
         strength: float | None,
-        operator: str,
+        operator: Operator,
         schedule: str,
-        scope: str,
+        scope: Scope,
         layers: str | None,
         allow_other_weights: bool,
         **rest: Any,
@@ -250,17 +254,17 @@ def mood_options(command: Command) -> Callable[..., Any]:
             ),
             click.option(
                 "--operator",
-                type=click.Choice(OPERATORS),
+                type=click.Choice(list(OPERATORS)),
                 default="add",
                 show_default=True,
                 help="How a vector changes the residual stream.",
             ),
             click.option(
                 "--schedule",
-                default="constant",
+                default=CONSTANT,
                 show_default=True,
                 metavar="FORM",
-                help="Strength over the reply's tokens: constant, ramp:N or half-life:N.",
+                help=f"Strength over the reply's tokens: {SCHEDULE_FORMS}.",
             ),
             click.option(
                 "--scope",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pyemo.choices import DEFAULT_MODEL
 from pyemo.cli import output
-from pyemo.cli.options import DEFAULT_MODEL, debug_option, json_option
+from pyemo.cli.options import debug_option, json_option
 
 if TYPE_CHECKING:
     from pyemo.study import Plan, Report

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pyemo.choices import SCOPES
 from pyemo.cli import output
 from pyemo.cli.options import (
-    SCOPES,
     debug_option,
     json_option,
     model_option,
@@ -117,10 +117,10 @@ def sweep(
       pyemo sweep --cvec anger --cvec calm --strengths 0:0.03:7 --plot sweep.png
       pyemo sweep --cvec my.gguf --prompts prompts.txt --judge none --json
     """
-    from pyemo.engine.batches import GREEDY, check_lengths, n_ctx_for
+    from pyemo.engine.batches import check_lengths, n_ctx_for
     from pyemo.engine.engine import Engine
     from pyemo.engine.model import Model
-    from pyemo.engine.sampling import SamplerParams
+    from pyemo.engine.sampling import GREEDY, SamplerParams
     from pyemo.engine.steering import parse_layers
     from pyemo.files.local import check_folder_writable
     from pyemo.strengths.sweeps import check_sweep, n_texts_of_sweep, parse_strengths

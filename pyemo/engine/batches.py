@@ -17,13 +17,11 @@ import numpy.typing as npt
 
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.engine.sequence import OFF, step_many
 from pyemo.engine.sequence import Sequence as EngineSequence
 from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError
-
-GREEDY = SamplerParams(temperature=0)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal, TypeAlias, TypeVar, cast, get_args
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pyemo import _core
+from pyemo.choices import DEFAULT_KV_TYPE, DEFAULT_MODEL, KV_TYPES, KVType
 from pyemo.engine.chat_template import Message
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model, forward_log
@@ -29,13 +30,10 @@ from pyemo.engine.steering import Steering
 from pyemo.engine.threads import ThreadChoice, Threads
 from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import ClosedError, InputError
-from pyemo.files.catalog import DEFAULT_MODEL
 from pyemo.measures.perplexity import Score
 
 Prompt: TypeAlias = "str | SequenceABC[Message] | SequenceABC[int]"
 """A user's message, a list of messages, or token ids."""
-
-KVType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 
 
 class Engine:
@@ -81,7 +79,7 @@ class Engine:
         n_threads: Threads = None,
         n_batch: int = 512,
         n_outputs_max: int = 32,
-        kv_type: KVType = "f16",
+        kv_type: KVType = DEFAULT_KV_TYPE,
         kv_unified: bool = True,
         n_gpu_layers: int = 0,
     ) -> None:
@@ -89,8 +87,8 @@ class Engine:
             model if isinstance(model, Model) else Model.load(model, n_gpu_layers=n_gpu_layers)
         )
         self.threads = ThreadChoice(n_threads)
-        if kv_type not in get_args(KVType):
-            raise InputError(f"kv_type {kv_type!r} is unknown; use {', '.join(get_args(KVType))}")
+        if kv_type not in KV_TYPES:
+            raise InputError(f"kv_type {kv_type!r} is unknown; use {', '.join(KV_TYPES)}")
         try:
             self._core: _core.Engine | None = _core.Engine(
                 self.model.native,

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyemo import _core
+from pyemo.choices import DEFAULT_KV_TYPE, KV_TYPES, KVType
 from pyemo.errors import ModelLoadError
-
-# Bytes of one number of the KV cache: q8_0 and q4_0 have a scale of 2 bytes for every 32.
-_KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
 PYTHON_BYTES = 40_000_000
 """Of the interpreter with what `pyemo run` imports; measured, see docs/edge.md."""
@@ -49,7 +47,7 @@ def memory_need(
     n_ctx: int,
     n_outputs: int = 1,
     n_batch: int = 256,
-    kv_type: str = "f16",
+    kv_type: KVType = DEFAULT_KV_TYPE,
 ) -> MemoryNeed:
     """Return what a model file says it takes, without loading it.
 
@@ -62,7 +60,7 @@ def memory_need(
     n_ff = max(header.integers(f"{prefix}feed_forward_length"), default=4 * n_embd)
     n_vocab = header.length("tokenizer.ggml.tokens")
     per_cell = _kv_values(header, prefix, n_embd)
-    kv_cache = None if per_cell is None else round(per_cell * _KV_BYTES[kv_type] * n_ctx)
+    kv_cache = None if per_cell is None else round(per_cell * KV_TYPES[kv_type] * n_ctx)
     # Two outputs of a block's widest product and the residual rows, in float32.
     compute = 4 * (2 * n_outputs * n_vocab + n_batch * (2 * n_ff + 4 * n_embd))
     return MemoryNeed(sum(tensor[3] for tensor in header.tensors()), kv_cache, compute)

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pyemo import _core
+from pyemo.choices import DEFAULT_MODEL
 from pyemo.engine import threads
 from pyemo.engine.chat_template import Message, as_messages, render_chat
 from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import InputError
-from pyemo.files.catalog import DEFAULT_MODEL, resolve_model
+from pyemo.files.catalog import resolve_model
 from pyemo.files.local import file_sha256
 
 LLAMA_CPP_PYTHON: str = _core.llama_cpp_python

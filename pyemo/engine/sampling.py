@@ -85,3 +85,6 @@ class SamplerParams:
 def _require(name: str, value: float, holds: bool, allowed: str) -> None:
     if not holds or not math.isfinite(value):
         raise InputError(f"{name} = {value!r} is outside its range: {allowed}")
+
+
+GREEDY = SamplerParams(temperature=0)

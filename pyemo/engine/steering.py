@@ -10,30 +10,14 @@ import numbers
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias
 
+from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, SCHEDULES, SCOPES, Operator, Scope
 from pyemo.errors import InputError, VectorError
 from pyemo.vectors.control_vector import ControlVector
 
-Operator: TypeAlias = Literal["add", "project_out", "clamp", "add_keep_norm"]
-"""How a direction changes a row h of the residual stream; u is the unit direction, v the direction,
-s the strength.
-
-- ``add``: h + s v
-- ``project_out``: h - s (h.u) u; s = 1 removes the direction
-- ``clamp``: sets h.u to s |v|, and |v| is the residual norm for a vector in residual units. The one
-  operator for which strength 0 is not off: it removes the direction
-- ``add_keep_norm``: add, then scale the row back to its length
-"""
-
-Scope: TypeAlias = Literal["prompt", "reply", "both"]
-"""Which tokens' rows are steered: those of the prompt, those of the reply's own tokens, or both."""
-
 Schedule: TypeAlias = Callable[[int], float]
 """Factor on the strength at the reply's token t = 0, 1, ...; the prompt has that of t = 0."""
-
-OPERATORS: tuple[str, ...] = get_args(Operator)
-SCOPES: tuple[str, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True)
@@ -69,18 +53,17 @@ def parse_schedule(text: str) -> Schedule | None:
         InputError: another word, or N is not a number of at least 1.
     """
     kind, _, count = text.partition(":")
-    if text == "constant":
+    if text == CONSTANT:
         return None
+    ramp, half_life = SCHEDULES
     try:
-        if kind == "ramp":
+        if kind == ramp:
             return Ramp(int(count))
-        if kind == "half-life":
+        if kind == half_life:
             return HalfLife(float(count))
     except ValueError:
         pass
-    raise InputError(
-        f"schedule {text!r} is unknown; use constant, ramp:N or half-life:N with N >= 1 tokens"
-    )
+    raise InputError(f"schedule {text!r} is unknown; use {SCHEDULE_FORMS} with N >= 1 tokens")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pyemo import emotions
+from pyemo.choices import DEFAULT_MODEL
 from pyemo.errors import (
     MissingExtraError,
     ModelChecksumError,
@@ -31,8 +32,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
 
 _LONGEST_SHOWN = 60
 

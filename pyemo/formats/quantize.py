@@ -16,8 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pyemo import _core
+from pyemo.choices import DEFAULT_MODEL
 from pyemo.errors import InputError, ModelLoadError
-from pyemo.files.catalog import DEFAULT_MODEL, requantized_path, resolve_model
+from pyemo.files.catalog import requantized_path, resolve_model
 from pyemo.files.local import cache_dir, file_sha256, replacing
 
 # llama.cpp's name -> its llama_ftype (llama.h). Those that need an importance matrix are left out.

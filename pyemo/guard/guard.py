@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Literal, TypeAlias
 
 from pyemo import _core
+from pyemo.choices import GUARD_WINDOW
 from pyemo.engine.engine import Engine, Prompt
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.replies import StopReason, end_reason, group_size, with_open_text
@@ -85,7 +86,7 @@ class Guard:
     """
 
     mode: GuardMode = "fast"
-    window: int = 16
+    window: int = GUARD_WINDOW
     max_steps_back: int = 8
     refreshes: bool = True
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.choices import REGIMES
 from pyemo.errors import InputError
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
 from pyemo.measures.perplexity import ratio_interval
@@ -38,17 +39,13 @@ class TextRegime(enum.Enum):
     """What a text is: as readable as the model's own, stuck, or broken."""
 
     COHERENT = "coherent"
-    REPETITIVE_COLLAPSE = "repetitive collapse"
-    EXPLOSIVE = "explosive"
+    REPETITIVE_COLLAPSE, EXPLOSIVE = REGIMES[2:]
 
 
 class Regime(enum.Enum):
     """What a strength does: no more than a random direction, what is wanted, or too much."""
 
-    INERT = "inert"
-    SURGICAL = "surgical"
-    REPETITIVE_COLLAPSE = "repetitive collapse"
-    EXPLOSIVE = "explosive"
+    INERT, SURGICAL, REPETITIVE_COLLAPSE, EXPLOSIVE = REGIMES
 
 
 # --- the regime of a text ---

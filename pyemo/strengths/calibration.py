@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pyemo.choices import GREEDY_NAME
 from pyemo.emotions import EMOTIONS
-from pyemo.engine.batches import GREEDY
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import LLAMA_CPP_PYTHON
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.errors import InputError, VectorError
 from pyemo.measures.regimes import Regime
 from pyemo.strengths.trials import Trial, Trials, emotion_of
@@ -230,7 +230,7 @@ def strength_at(step: int) -> float:
 def sampler_words(sampler: SamplerParams) -> str:
     """Return a sampler in words: "greedy", or what differs from always drawing freely."""
     if sampler.temperature == 0:
-        return "greedy"
+        return GREEDY_NAME
     words = f"temperature={sampler.temperature:g} top_k={sampler.top_k} top_p={sampler.top_p:g}"
     return f"{words} min_p={sampler.min_p:g}"
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyemo.engine.batches import GREEDY
+from pyemo.choices import Scope
 from pyemo.engine.engine import Engine
-from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.steering import Scope
+from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.errors import InputError
 from pyemo.measures.bootstrap import Interval
 from pyemo.strengths.trials import N_ROWS, Trial, Trials, emotion_of

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.choices import Scope
 from pyemo.emotions import resolve
 from pyemo.engine.batches import (
-    GREEDY,
     Continuation,
     Job,
     check_room,
@@ -24,9 +24,9 @@ from pyemo.engine.batches import (
     score_unsteered,
 )
 from pyemo.engine.engine import Engine
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.engine.sequence import OFF
-from pyemo.engine.steering import Scope, Steering
+from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.measures.perplexity import ratio_of
 from pyemo.measures.regimes import StrengthReport, TextRegime, classify_strength, classify_text

@@ -11,8 +11,7 @@ from engines import random_vector
 
 from pyemo import Model
 from pyemo.cli import main
-from pyemo.cli.options import GUARD_WINDOW
-from pyemo.guard import Guard, watch
+from pyemo.guard import watch
 from pyemo.vectors.metadata import VectorMetadata
 
 
@@ -35,10 +34,6 @@ def always_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         watch, "trouble", lambda tokens, *_seen, **_how: "repetition" if len(tokens) >= 20 else None
     )
-
-
-def test_the_window_in_the_help_is_the_guards() -> None:
-    assert Guard().window == GUARD_WINDOW
 
 
 @pytest.mark.parametrize("option", ["--guard", "--guard-exact"])

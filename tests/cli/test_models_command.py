@@ -8,7 +8,8 @@ from pathlib import Path
 
 from commands import pyemo
 
-from pyemo.files.catalog import DEFAULT_MODEL, catalog
+from pyemo.choices import DEFAULT_MODEL
+from pyemo.files.catalog import catalog
 
 
 def test_list_has_every_model_of_the_catalog() -> None:

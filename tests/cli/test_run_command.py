@@ -226,7 +226,7 @@ def test_gauge_is_shown_after_the_text(model: Path, vectors: Path) -> None:
         ),
         (("--gauge", "{v}/warm.gguf=0.1"), "anger@14"),
         (("--gauge", "{v}/raw.gguf"), "pyemo rescale"),
-        (("--temperature", "-1"), "0 (greedy) to 100"),
+        (("--temperature", "-1"), "0 (greedy), or 0.001 to 100"),
         (("--max-tokens", "0"), "outside 1 to"),
         (("--n-ctx", "0"), "n_ctx"),
         (("--threads", "0"), "n_threads"),

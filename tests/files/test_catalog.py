@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pyemo.choices import DEFAULT_MODEL
 from pyemo.emotions import EMOTIONS
 from pyemo.errors import (
     MissingExtraError,
@@ -325,7 +326,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> dict[str, catalog.CatalogEntry]:
 def test_default_model_is_in_the_shipped_catalog(
     shipped: dict[str, catalog.CatalogEntry],
 ) -> None:
-    assert catalog.DEFAULT_MODEL in shipped
+    assert DEFAULT_MODEL in shipped
 
 
 def test_every_shipped_entry_has_one_source_and_a_hash(

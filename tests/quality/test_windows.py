@@ -17,7 +17,8 @@ import pytest
 
 from pyemo import ControlVector, Engine, SamplerParams
 from pyemo.emotions import EMOTIONS
-from pyemo.engine.batches import GREEDY, n_ctx_for
+from pyemo.engine.batches import n_ctx_for
+from pyemo.engine.sampling import GREEDY
 from pyemo.files.catalog import list_vectors
 from pyemo.judges import MiniLMJudge
 from pyemo.measures.proportion import Proportion

@@ -17,7 +17,7 @@ from llama_oracle import LlamaOracle
 from tiny_models import TinyModel
 
 from pyemo import ControlVector, Engine, Model, Steering
-from pyemo.engine.batches import GREEDY
+from pyemo.engine.sampling import GREEDY
 from pyemo.vectors.metadata import Calibration, VectorMetadata
 
 N = 24

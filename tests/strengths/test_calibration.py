@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyemo import ControlVector, SamplerParams
-from pyemo.engine.batches import GREEDY
+from pyemo.engine.sampling import GREEDY
 from pyemo.measures.bootstrap import Interval
 from pyemo.measures.regimes import Regime, StrengthReport, TextRegime
 from pyemo.strengths.calibration import (

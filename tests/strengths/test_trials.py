@@ -11,7 +11,7 @@ from engines import open_engine, random_vector
 from tiny_models import TinyModel
 
 from pyemo import ControlVector, Engine, Model, SamplerParams
-from pyemo.engine.batches import GREEDY
+from pyemo.engine.sampling import GREEDY
 from pyemo.errors import ContextFullError, InputError
 from pyemo.measures.regimes import Regime
 from pyemo.strengths.sweeps import check_sweep, n_texts_of_sweep, parse_strengths, sweep

@@ -1,0 +1,71 @@
+"""The closed word lists, their defaults, and the names that the commands and the library share.
+
+Imports nothing of pyemo and nothing heavy, so that a command's help can read it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+Operator: TypeAlias = Literal["add", "project_out", "clamp", "add_keep_norm"]
+"""How a direction changes a row h of the residual stream; u is the unit direction, v the direction,
+s the strength.
+
+- ``add``: h + s v
+- ``project_out``: h - s (h.u) u; s = 1 removes the direction
+- ``clamp``: sets h.u to s |v|, and |v| is the residual norm for a vector in residual units. The one
+  operator for which strength 0 is not off: it removes the direction
+- ``add_keep_norm``: add, then scale the row back to its length
+"""
+
+OPERATORS: dict[Operator, float] = {
+    "add": 0.02,
+    "project_out": 1.0,
+    "clamp": 0.02,
+    "add_keep_norm": 0.02,
+}
+"""Operator -> strength where none is given: a share of the residual norm, or of the projection."""
+
+Scope: TypeAlias = Literal["prompt", "reply", "both"]
+"""Which tokens' rows are steered: those of the prompt, those of the reply's own tokens, or both."""
+
+SCOPES: tuple[Scope, ...] = ("prompt", "reply", "both")
+
+CONSTANT = "constant"
+"""The name of no schedule."""
+
+SCHEDULES = ("ramp", "half-life")
+"""Names of the schedules; each takes a number of tokens."""
+
+SCHEDULE_FORMS = f"{CONSTANT}, {' or '.join(f'{name}:N' for name in SCHEDULES)}"
+"""What may be typed for a schedule, in words."""
+
+KVType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+"""Number type of the KV cache."""
+
+KV_TYPES: dict[KVType, float] = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q4_0": 18 / 32,
+}
+"""Number type -> bytes of one value in the cache; q8_0 and q4_0 have 2 more for every 32 values."""
+
+DEFAULT_KV_TYPE: KVType = "f16"
+
+DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+"""Number type of a transformers model; auto is float32, bfloat16 on a CUDA device that has it."""
+
+DTYPES: tuple[DType, ...] = ("auto", "float32", "bfloat16", "float16")
+
+REGIMES = ("inert", "surgical", "repetitive collapse", "explosive")
+"""What a strength does to text, from too little to too much; see :mod:`pyemo.measures.regimes`."""
+
+GREEDY_NAME = "greedy"
+"""The name of the sampler that takes the most likely token always."""
+
+GUARD_WINDOW = 16
+"""Tokens by which guarded text is shown late, and so how far a step back goes."""
