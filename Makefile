@@ -52,7 +52,7 @@ check: lint types test ## all that has to pass before a commit
 
 # Not part of `check`: it measures, for hours, and a busy machine spoils the numbers. BENCHES="peers scaling"
 # runs these alone. Speed and memory come first, what is not speed last; the list with times is in
-# docs/benchmarks.md. What was measured before stays in bench/results until it is measured again.
+# docs/measurements/speed.md. What was measured before stays in bench/results until it is measured again.
 BENCHES := process runtime peers neighbour scaling sweep extraction guard backends precision recipes
 BENCH_ARGS ?=
 .PHONY: $(BENCHES:%=bench-%)
@@ -78,7 +78,7 @@ sanitize: $(ALL) ## run the core tests on an extension built with sanitizers
 	    $(BIN)/python -m pytest tests/engine tests/guard tests/formats tests/check $(PYTEST_ARGS)
 
 # The bundled vectors are data in git; this makes them anew, with the strengths that suit texts of 48
-# tokens (docs/vectors.md), which takes a while.
+# tokens (docs/strengths.md), which takes a while.
 VECTOR_MODELS := smollm2-135m-instruct gemma-3-270m
 vectors: $(ALL) ## extract the bundled vectors again
 	for model in $(VECTOR_MODELS); do \

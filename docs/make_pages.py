@@ -1,7 +1,7 @@
 """Write what pages can say of themselves; run by `make docs`.
 
 docs/cli.md comes from the commands' help, the README's first output from its first program, the
-table of docs/vectors.md from the bundled files.
+table of strengths in docs/strengths.md from the bundled files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyemo.cli import main
 
 CLI_PAGE = Path(__file__).parent / "cli.md"
 README = Path(__file__).parents[1] / "README.md"
-VECTORS_PAGE = Path(__file__).parent / "vectors.md"
+STRENGTHS_PAGE = Path(__file__).parent / "strengths.md"
 VECTORS = Path(__file__).parents[1] / "models" / "vectors"
 
 _HEAD = """\
@@ -104,16 +104,16 @@ def windows_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def vectors_page() -> str:
-    """Return docs/vectors.md with the table that the files have now."""
-    text = VECTORS_PAGE.read_text(encoding="utf-8")
+def strengths_page() -> str:
+    """Return docs/strengths.md with the table that the files have now."""
+    text = STRENGTHS_PAGE.read_text(encoding="utf-8")
     form = re.compile(r"(?<=<!-- windows -->\n).*(?=<!-- end -->)", flags=re.DOTALL)
     page, n_found = form.subn(f"\n{windows_table()}\n", text)
-    assert n_found == 1, "docs/vectors.md has lost the marks of its table"
+    assert n_found == 1, "docs/strengths.md has lost the marks of its table"
     return page
 
 
 if __name__ == "__main__":
-    VECTORS_PAGE.write_text(vectors_page(), encoding="utf-8")
+    STRENGTHS_PAGE.write_text(strengths_page(), encoding="utf-8")
     CLI_PAGE.write_text(cli_page(), encoding="utf-8")
     README.write_text(readme_page(), encoding="utf-8")

@@ -70,7 +70,7 @@ class Target:
     default="minilm",
     show_default=True,
     metavar="NAME",
-    help="Who says whether the text moved: minilm, or another judge of docs/judges.md.",
+    help="Who says whether the text moved: minilm, or another judge of docs/strengths.md.",
 )
 @click.option("--raw", is_flag=True, help="Continue the prompts as they are.")
 @click.option(

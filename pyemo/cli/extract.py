@@ -106,7 +106,7 @@ class BackendOptions:
     help="How: paper-generation, paper-comprehension, anthropic, contrast, default or a TOML file.",
 )
 @click.option(
-    "--emotions", "own", metavar="FILE", help="Your own emotions: a TOML file; docs/sources.md."
+    "--emotions", "own", metavar="FILE", help="Your own emotions: a TOML file; docs/extraction.md."
 )
 @model_option
 @click.option(

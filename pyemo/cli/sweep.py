@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     default="minilm",
     show_default=True,
     metavar="NAME",
-    help="Who says whether the text moved: minilm, another judge of docs/judges.md, or none.",
+    help="Who says whether the text moved: minilm, another judge of docs/strengths.md, or none.",
 )
 @click.option("--raw", is_flag=True, help="Continue the prompts as they are.")
 @click.option("--plot", metavar="FILE", help="Write the curves as a PNG picture.")

@@ -16,7 +16,7 @@ from pyemo.choices import DEFAULT_KV_TYPE, KV_TYPES, KVType
 from pyemo.errors import ModelLoadError
 
 PYTHON_BYTES = 40_000_000
-"""Of the interpreter with what `pyemo run` imports; measured, see docs/edge.md."""
+"""Of the interpreter with what `pyemo run` imports; measured: docs/measurements/device.md."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """The guard: keeps a running generation out of collapse and explosion.
 
-It watches the last tokens (``watch``), and when they leave the coherent regime it takes back all
-that was not shown yet, lowers the strength and goes on; it raises the strength again when there is
-room.
+It watches the last tokens (``watch``). When they leave the coherent regime it takes back all that
+was not shown yet, lowers the strength and goes on. It raises the strength again when there is room.
 Output is held back by a window of tokens, so that nothing shown is ever taken back.
-docs/guard.md has the measurements behind its numbers.
+docs/measurements/guard.md has the measurements behind its numbers.
 """
 
 from __future__ import annotations

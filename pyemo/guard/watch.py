@@ -1,7 +1,8 @@
 """What the guard looks at: have the last tokens of a reply left the coherent regime?
 
 Two signs: tokens that stood in the same order before, and a score of the last 16, 32 and 48 tokens
-that is fitted to texts which were read (docs/guard.md; ``tools/fit/watch.py`` fits it again).
+that is fitted to texts which were read (docs/measurements/guard.md; ``tools/fit/watch.py`` fits it
+again).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Three kinds behind one interface, none of which sees a steered model's inside: a sentence embedding
 (the default), the forced choice of another language model than the steered one, and a Hugging Face
-text classifier. :func:`accuracy` says how far a judge can be trusted; docs/judges.md publishes it.
+text classifier. :func:`accuracy` says how far a judge can be trusted;
+docs/measurements/judges.md publishes it.
 
 One file each; a new judge is a file and a line of :data:`JUDGES`.
 """

@@ -83,7 +83,7 @@ def perplexity_ratio(
     the *unsteered* model given the same prompt: exp(mean(twin's mean logprob - text's mean
     logprob)). The interval is a percentile bootstrap over prompts. It is not monotone in strength:
     loops are predictable, so a collapsed text's ratio may be below 1 (Jeong 2026, arXiv 2604.04064,
-    speaks of perplexity ratios without a formula; docs/regimes.md).
+    speaks of perplexity ratios without a formula; docs/strengths.md).
 
     Args:
         steered, unsteered: (n_prompts,) scores, paired by prompt; n_prompts >= 1.

@@ -1,4 +1,6 @@
-"""What steering did to text: the regimes, each with its formula. docs/regimes.md has the figures.
+"""What steering did to text: the regimes, each with its formula.
+
+docs/strengths.md explains them, docs/measurements/regimes.md says how well they fit.
 
 A *text* is coherent, in repetitive collapse, or explosive; a *strength* (a set of texts beside
 their unsteered twins) is inert, surgical, or one of the two failures. The three last names are
@@ -91,7 +93,7 @@ class Weights(NamedTuple):
         )
 
 
-# Multinomial logistic regression on texts that were read (docs/regimes.md;
+# Multinomial logistic regression on texts that were read (docs/measurements/regimes.md;
 # tools/fit/regimes.py fits it again). They hold for greedy decoding and for the default
 # sampler, for texts of 48 and of 256 tokens, over SmolLM2-135M, Gemma-3-270M and
 # Qwen2.5-Coder-0.5B.
@@ -120,8 +122,8 @@ EXPLOSION_WEIGHTS = Weights(
 def classify_text(measures: TextMeasures) -> TextRegime:
     """Return the regime of a text: the failure with the higher score, coherent if none is above 0.
 
-    The unsteered twin is not asked: its surprise tells no more of these classes (docs/regimes.md),
-    and a text that fails as its twin does is :func:`classify_strength`'s concern.
+    The unsteered twin is not asked: its surprise adds no information about these classes
+    (docs/measurements/regimes.md). :func:`classify_strength` compares a text with its twin.
     """
     collapse, explosion = COLLAPSE_WEIGHTS.score(measures), EXPLOSION_WEIGHTS.score(measures)
     if max(collapse, explosion) <= 0:

@@ -1,7 +1,7 @@
 """The texts a direction is made of: pyemo's own, and those of a user's emotions file.
 
 Owns the texts, their split and their words; knows nothing of models, tokens or recipes. The texts
-are in ``extract/data/``; docs/sources.md says how they were written and what they cannot show.
+are in ``extract/data/``; docs/extraction.md says how they were written and what they cannot show.
 """
 
 from __future__ import annotations

@@ -92,9 +92,9 @@ def test_page_of_the_commands_is_their_help() -> None:
     assert page == wanted, "write it anew: make docs"
 
 
-def test_page_of_the_vectors_has_the_strengths_of_the_files() -> None:
-    page = read(ROOT / "docs" / "vectors.md")
-    assert page == make_pages().vectors_page(), "write it anew: make docs"
+def test_page_of_the_strengths_has_those_of_the_files() -> None:
+    page = read(ROOT / "docs" / "strengths.md")
+    assert page == make_pages().strengths_page(), "write it anew: make docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -25,10 +25,37 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken == []
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
-    text = read(ROOT / "README.md")
+def links(page: Path) -> set[Path]:
+    found = re.findall(r"\]\(([^)#\s]+)", without_blocks(read(page)))
+    return {(page.parent / name).resolve() for name in found}
+
+
+def test_every_page_of_the_manual_is_reached_from_the_readme() -> None:
+    assert set((ROOT / "docs").glob("*.md")) - links(ROOT / "README.md") == set()
+
+
+def test_every_measurement_is_reached_from_its_list() -> None:
+    folder = ROOT / "docs" / "measurements"
+    assert set(folder.glob("*.md")) - {folder / "README.md"} - links(folder / "README.md") == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_are_as_long_as_a_person_reads(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert long == []
+
+
+def test_pages_that_code_names_are_there() -> None:
+    sources = [ROOT / "Makefile"]
+    for folder in ("pyemo", "extract", "csrc", "bench", "tests"):
+        for ending in ("py", "cpp", "h", "toml", "j2"):
+            sources += (ROOT / folder).rglob(f"*.{ending}")
     missing = [
-        page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in text
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources
+        for name in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", read(path))
+        if not (ROOT / name).exists()
     ]
     assert missing == []
 

@@ -3,7 +3,7 @@
 Not a test. `pool` lets a model write texts over emotions, strengths, layers, samplers and lengths;
 `draw` picks about as many of each kind as a rough rule proposes and writes what readers see: an
 opaque id, the prompt and the text, in random order; `score` adds the unsteered twins and what the
-unsteered model finds of texts and twins. docs/regimes.md says what came of it.
+unsteered model finds of texts and twins. docs/measurements/regimes.md says what came of it.
 
     python tests/quality/regime_texts.py pool MODEL VECTORS POOL.jsonl
     python tests/quality/regime_texts.py draw POOL.jsonl... --drawn DRAWN.jsonl --blind FOLDER

@@ -3,7 +3,7 @@
 transformers computes the dequantized file in float32. The engine computes the file as shipped, and
 the same weights
 in F32 with F32 keys and values: there nothing is rounded, and the two must agree almost exactly.
-docs/extraction-backends.md
+docs/measurements/extraction.md
 has the table of all emotions.
 """
 

@@ -1,4 +1,7 @@
-"""What docs/regimes.md says of the rule for texts holds on the stored labels; no model is run."""
+"""What docs/measurements/regimes.md says of the rule for texts holds on the stored labels.
+
+No model is run.
+"""
 
 from __future__ import annotations
 

@@ -2,10 +2,11 @@
 
     python -m pytest -m quality -s tests/quality/test_windows.py
 
-prints the tables of docs/calibration.md. Each emotion that has a window is tried at the strength it
-recommends for a length, on prompts for evaluation, each answered greedily and with the default
-sampler: one verdict for each sampler and length. ``WINDOWS_MODELS``, ``WINDOWS_EMOTIONS=angry,sad``
-and ``WINDOWS_PROMPTS=8`` make it shorter; the page says what was run.
+prints the tables of docs/measurements/windows.md. Each emotion that has a window is tried at the
+strength it recommends for a length, on prompts for evaluation, each answered greedily and with the
+default sampler: one verdict for each sampler and length. ``WINDOWS_MODELS``,
+``WINDOWS_EMOTIONS=angry,sad`` and ``WINDOWS_PROMPTS=8`` make it shorter; the page says what was
+run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The built-in texts keep what docs/sources.md says of them; a user's file is read or refused."""
+"""The built-in texts keep what docs/extraction.md says; a user's file is read or refused."""
 
 from __future__ import annotations
 

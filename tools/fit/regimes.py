@@ -3,7 +3,8 @@
     PYTHONPATH=tools python -m fit.regimes
 
 Prints the weights of the training texts (every emotion that is not held out) and the tables of
-docs/regimes.md. Held-out emotions, and each model in turn, are looked at only to report.
+docs/measurements/regimes.md. Held-out emotions, and each model in turn, are looked at only to
+report.
 """
 
 from __future__ import annotations
