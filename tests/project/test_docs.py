@@ -46,6 +46,10 @@ def test_lines_are_as_long_as_a_person_reads(page: Path) -> None:
     assert long == []
 
 
+def test_the_readme_stays_short() -> None:
+    assert len(read(ROOT / "README.md").splitlines()) <= 170, "detail goes to a page of docs/"
+
+
 def test_pages_that_code_names_are_there() -> None:
     sources = [ROOT / "Makefile"]
     for folder in ("pyemo", "extract", "csrc", "bench", "tests"):
