@@ -20,7 +20,7 @@ ALL := $(VENV)/.made-all
 PROMPT := Write a short message to your neighbour about the noise last night.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality lint types check bench sanitize vectors docs clean
+.PHONY: help setup demo test test-quality lint types check bench sanitize vectors docs tree study-report clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -86,8 +86,19 @@ vectors: $(ALL) ## extract the bundled vectors again
 	    $(BIN)/pyemo calibrate models/vectors/$$model --model $$model --lengths 48 --threads 1 || exit 1; \
 	done
 
-docs: $(ALL) ## write docs/cli.md and the README's output anew
+docs: $(ALL) ## write docs/cli.md, the table of strengths and the README's output anew
 	$(BIN)/python docs/make_pages.py
+
+tree: ## print the rooms of the package, one line each
+	@$(PYTHON) docs/tree.py
+
+# docs/study/report.html holds its pictures and is not in git; the CSV files beside it are. What pyemo's
+# cache has is not computed again. The third model is fetched by `make setup`.
+STUDY := -m smollm2-135m-instruct -m gemma-3-270m -m qwen2.5-coder-0.5b-instruct --stories 6 \
+    --judge qwen2.5-coder-0.5b-instruct
+study-report: $(ALL) ## make docs/study/report.html; about an hour on 2 cores the first time
+	@echo "making docs/study/report.html and its tables from three models; about an hour on 2 cores the first time"
+	$(BIN)/pyemo study $(STUDY) -o docs/study
 
 # Model files joined in pyemo's cache stay: they are checked at each use and slow to fetch.
 clean: ## remove .venv/ and all that was built

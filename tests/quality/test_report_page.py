@@ -1,8 +1,10 @@
-"""The report of docs/study in a real browser: nothing is loaded, nothing spills on a phone.
+"""The study's report in a real browser: nothing is loaded, nothing spills on a phone.
 
+    make study-report
     python -m pytest -m quality tests/quality/test_report_page.py
 
-Needs Chromium (Debian's package ``chromium``). ``REPORT_SHOTS=FOLDER`` keeps the screenshots.
+Needs the page, which is not in git, and Chromium (Debian's package ``chromium``).
+``REPORT_SHOTS=FOLDER`` keeps the screenshots.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from pathlib import Path
 import pytest
 from pages import ROOT
 
+PAGE = ROOT / "docs" / "study" / "report.html"
+
 pytestmark = [
     pytest.mark.quality,
     pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium"),
+    pytest.mark.skipif(not PAGE.exists(), reason="needs the page: make study-report"),
 ]
 
-PAGE = ROOT / "docs" / "study" / "report.html"
 WIDTHS = {"desktop": 1280, "phone": 390}
 # Measured inside a frame, since a headless window has a least width of its own.
 FRAME = """<!doctype html><iframe id="f" style="width:{width}px;height:900px;border:0" src="{url}">

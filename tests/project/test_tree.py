@@ -1,0 +1,41 @@
+"""`make tree` shows every room, and each room says in one line what it is."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from pages import ROOT
+
+
+def load_tree() -> ModuleType:
+    """Return docs/tree.py as a module."""
+    spec = importlib.util.spec_from_file_location("tree", ROOT / "docs" / "tree.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TREE = load_tree()
+ROOMS: list[Path] = TREE.rooms()
+
+
+def test_every_folder_with_modules_and_every_root_module_is_shown() -> None:
+    files = [*(ROOT / "pyemo").rglob("*.py")]
+    heads = {ROOT / "pyemo" / path.relative_to(ROOT / "pyemo").parts[0] for path in files}
+    assert set(ROOMS) == heads | {ROOT / "extract", ROOT / "models"}
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
+def test_a_room_says_in_one_line_what_it_is(room: Path) -> None:
+    line = TREE.line_of(room)
+    assert 20 <= len(line) <= 110, f"the first sentence of the docstring of {room.name}: {line!r}"
+
+
+def test_no_two_rooms_say_the_same() -> None:
+    lines = [TREE.line_of(room) for room in ROOMS]
+    assert len(set(lines)) == len(lines)
