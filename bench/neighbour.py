@@ -64,7 +64,7 @@ class Bench:
         )  # fmt: skip
 
     def settle(self, threads: str) -> None:
-        """Decode until the load of now is known."""
+        """Decode until the present load is known."""
         run = self.decoding(threads, 4)
         end = time.perf_counter() + SETTLE_S
         while time.perf_counter() < end:

@@ -1,5 +1,7 @@
-"""The blocks of a transformers model, and what comes out of them: the residual stream before the
-final norm."""
+"""The blocks of a transformers model, and the residual stream that comes out of them.
+
+It is read before the final norm.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +80,7 @@ class BlockRecorder:
         if problems:
             raise SteeringUnsupportedError(
                 f"the blocks of {self.config.model_type!r} in transformers cannot be read: "
-                f"{problems[0]}; "
-                "use a GGUF file of the model and the engine back end"
+                f"{problems[0]}; use a GGUF file of the model and the engine back end"
             )
 
 
@@ -105,7 +106,6 @@ def _blocks(model: Any, n_layer: int) -> list[Any]:
     if not lists:
         raise SteeringUnsupportedError(
             f"transformers' {type(model).__name__} has no list of {n_layer} decoder blocks to "
-            "read; use a GGUF "
-            "file of the model and the engine back end"
+            "read; use a GGUF file of the model and the engine back end"
         )
     return list(min(lists, key=lambda found: found[:2])[2])

@@ -28,14 +28,14 @@ _READING_CTX = 2048
 _CELLS = 256
 # Tokens that the name of a user's emotion may take more than those of the built-in ones.
 _LONGER_NAMES = 32
-# Passages from which on a common beginning is computed once: pairs have it, other texts do not.
+# With this many passages a common beginning is computed once: pairs have it, other texts do not.
 _LEAST_FORKS = 4
 # Hidden states kept at a time while single tokens are read.
 _MAX_READ_BYTES = 64 << 20
 
 
 class EngineBackend:
-    """An engine as a back end; its ``n_seq_max`` is how many texts are computed side by side."""
+    """An engine as a back end; its ``n_seq_max`` is how many texts a batch computes."""
 
     name = "engine"
 
@@ -65,7 +65,7 @@ class EngineBackend:
         """Open an engine that fits ``recipe``, and close it at the end of the ``with`` block.
 
         Args:
-            parallel: texts computed side by side; more take more memory, and on two cores 32 are
+            parallel: texts computed in one batch; more take more memory, and on two cores 32 are
                 no faster than 16.
         Raises:
             as :class:`Engine`.

@@ -92,8 +92,7 @@ def _unit_directions(
         if length == 0:
             raise VectorShapeError(
                 f"the control vector {vector.name if vector else ''!r} has a zero direction at "
-                "layer "
-                f"{layer}, which points nowhere; leave that layer out"
+                f"layer {layer}, which points nowhere; leave that layer out"
             )
         units[layer] = row / length
     return units
@@ -110,8 +109,7 @@ def _batches(engine: Engine, texts: Sequence[str]) -> Iterator[list[list[int]]]:
         if n_counted < 1:
             raise InputError(
                 f"the neutral text {text[:60]!r} has {len(tokens)} tokens, and only those from "
-                "position "
-                f"{FIRST_POSITION} on count; give a longer one"
+                f"position {FIRST_POSITION} on count; give a longer one"
             )
         if batch and n_bytes + n_counted * row_bytes > _BATCH_BYTES:
             yield batch

@@ -1,5 +1,4 @@
-"""Hidden states from transformers: on a GPU, from a Hugging Face model, or as the engine back end's
-reference.
+"""Hidden states from transformers: on a GPU, or as a reference for the engine.
 
 Without torch this module can be imported; opening a back end then says what to install.
 """
@@ -127,8 +126,7 @@ class TransformersBackend:
             raise ModelLoadError(
                 f"transformers computes {self.source.name} otherwise than llama.cpp (mean cosine "
                 f"{cosines[layer]:.2f} after block {layer}, at least {_LEAST_COSINE} expected): "
-                "it misreads the "
-                "file's header; use the engine back end"
+                "it misreads the file's header; use the engine back end"
             )
 
     def prompt_tokens(self, prompt: str) -> list[int]:
@@ -355,8 +353,7 @@ class TransformersBackend:
         if room is not None and n_tokens > room:
             raise ContextFullError(
                 f"a text, or a prompt and its story, may take {n_tokens} tokens, but "
-                f"{self.source.name} has "
-                f"{room} positions; shorten it"
+                f"{self.source.name} has {room} positions; shorten it"
             )
 
 
@@ -375,7 +372,7 @@ class _Text:
 
 @dataclass
 class _Batch:
-    """Texts that are written side by side, in the order of the batch's rows."""
+    """Texts that are written in one batch, in the order of the batch's rows."""
 
     texts: list[_Text] = field(default_factory=list)
 

@@ -1,5 +1,6 @@
-"""A model for transformers: found, checked, on its device; or a named error. Imports torch only
-when it loads.
+"""A model for transformers: found, checked, on its device; or a named error.
+
+Imports torch only when it loads.
 
 Nothing of a model's repository is ever run: no remote code, and weights from safetensors or GGUF
 files only.
@@ -89,9 +90,8 @@ def load(
     else:
         raise ModelNotFoundError(
             f"no file or folder at {path}, and no model of that name; give a folder with "
-            "config.json and "
-            "*.safetensors, a .gguf file, a name that `pyemo models` lists, or a repository as "
-            "org/repo"
+            "config.json and *.safetensors, a .gguf file, a name that `pyemo models` lists, or a "
+            "repository as org/repo"
         )
     model = loaded.model
     try:

@@ -43,7 +43,7 @@ HELP = """\
 /mood anger=0.02 calm=-0.01   steer from here on with these vectors, in place of the mood before
 /mood                         show the mood
 /mood off                     steer no more
-/refresh                      compute the conversation again under the mood of now
+/refresh                      compute the conversation again under the current mood
 /reset                        forget the conversation; the mood stays
 /gauges                       hide or show the gauges
 /help                         show these lines
@@ -247,7 +247,7 @@ class ChatSession:
     def _refresh(self, _words: list[str]) -> None:
         self._chat.refresh()
         n_tokens = self._chat.sequence.n_tokens
-        output.note(f"{n_tokens} tokens are read again under the mood of now")
+        output.note(f"{n_tokens} tokens are read again under the current mood")
 
     def _reset(self, _words: list[str]) -> None:
         self._chat.reset()

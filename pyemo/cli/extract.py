@@ -54,7 +54,7 @@ class BackendOptions:
         from pyemo.errors import InputError
 
         if self.parallel < 1:
-            raise InputError(f"--parallel {self.parallel} is no number of texts; give 1 or more")
+            raise InputError(f"--parallel {self.parallel} must be 1 or more texts")
         if self.is_transformers:
             yield self._transformers()
             return
@@ -137,7 +137,7 @@ class BackendOptions:
     default=16,
     show_default=True,
     metavar="N",
-    help="Texts computed side by side; fewer take less memory.",
+    help="Texts computed in one batch; fewer take less memory.",
 )
 @threads_option
 @click.option("--seed", type=int, metavar="N", help="Of the stories.  [default: the recipe's]")

@@ -32,8 +32,10 @@ from pyemo.texts.sources import EmotionSource
 from pyemo.vectors.control_vector import ControlVector
 
 _LEAST_AGREEMENT = 0.95
-"""Mean cosine from which on vectors made again stand for the files: another back end's differ "
-"less."""
+"""Vectors made again count as the files' own if their mean cosine is at least this.
+
+Another back end's differ less.
+"""
 
 
 @dataclass(frozen=True)

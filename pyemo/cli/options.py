@@ -86,7 +86,7 @@ class ThreadsType(click.ParamType):  # type: ignore[type-arg]  # generic in newe
         if word in ("auto", "live"):
             return word  # type: ignore[return-value]
         try:
-            return int(word)  # its range is the engine's matter
+            return int(word)  # the engine checks its range
         except ValueError:
             self.fail(f"{value!r} is not a number, auto or live", param, ctx)
 

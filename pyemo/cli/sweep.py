@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompts as they are.")
 @click.option("--plot", metavar="FILE", help="Write the curves as a PNG picture.")
 @click.option(
-    "--rows", type=int, default=16, show_default=True, metavar="N", help="Texts side by side."
+    "--rows", type=int, default=16, show_default=True, metavar="N", help="Texts in one batch."
 )
 @click.option(
     "--allow-other-weights", is_flag=True, help="Take vectors of other weights of the same shape."

@@ -56,8 +56,7 @@ class Score:
         """Standard error of :attr:`perplexity` by the delta method; nan for fewer than two tokens.
 
         perplexity * s / sqrt(n), with s the sample standard deviation of the log-probabilities.
-        Tokens
-        of a text are not independent, so this is a lower bound of the error between texts.
+        Tokens of a text are not independent, so this is a lower bound of the error between texts.
         """
         if self.n_tokens < 2:
             return math.nan

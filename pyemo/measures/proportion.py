@@ -24,7 +24,7 @@ class Proportion:
     def __post_init__(self) -> None:
         if not 0 <= self.k <= self.n or self.n < 1:
             raise InputError(
-                f"{self.k} of {self.n} is no proportion; it must be 0 <= k <= n, n >= 1"
+                f"{self.k} of {self.n} is not a proportion; it must be 0 <= k <= n, n >= 1"
             )
 
     @property

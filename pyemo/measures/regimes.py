@@ -134,7 +134,7 @@ def classify_text(measures: TextMeasures) -> TextRegime:
 # --- the regime of a strength ---
 
 MIN_COHERENT_SHARE = 0.9
-"""Share of a strength's texts that are as coherent as their twins, from which on it is surgical."""
+"""A strength is surgical if at least this share of its texts is as coherent as their twins."""
 
 
 @dataclass(frozen=True)

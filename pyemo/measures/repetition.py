@@ -109,7 +109,7 @@ def words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def script(letter: str) -> str:
-    """Return the script of a letter, such as LATIN, CYRILLIC or CJK; "" for what is no letter.
+    """Return the script of a letter, such as LATIN, CYRILLIC or CJK; "" for anything else.
 
     The first word of its Unicode name, which is the script's for letters (Unicode Standard, 4.8).
     """

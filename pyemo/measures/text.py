@@ -98,7 +98,9 @@ def measure_text(
     surprise = -np.asarray(logprobs, np.float64)
     n = len(tokens)
     if n < MIN_TOKENS:
-        raise InputError(f"a text of {n} tokens has no regime; it takes at least {MIN_TOKENS}")
+        raise InputError(
+            f"a text of {n} tokens cannot be classified; it takes at least {MIN_TOKENS}"
+        )
     if surprise.shape != (n,):
         raise InputError(
             f"{n} tokens, but log-probabilities of shape {surprise.shape}; pass one each"

@@ -35,8 +35,8 @@ class Anisotropy:
             (n_layers,).
         at_middle: the same at layer n_layer // 2, with its interval over texts.
         grouped: what directions of emotions are without emotion: neutral texts in random groups of
-            the emotions'
-            number and size, less the mean of one more group; mean pairwise cosine, (n_layers,).
+            the emotions' number and size, less the mean of one more group; mean pairwise cosine,
+            (n_layers,).
     """
 
     model: str
@@ -68,8 +68,8 @@ def measure(
     n = len(last_tokens)
     rows = np.asarray(last_tokens[:, layer], np.float64)
     # A text drawn twice would pair with itself, so halves are drawn instead: theirs scatter around
-    # the whole as
-    # the whole does around the population's (Shao and Wu 1989, the delete-half jackknife).
+    # the whole as the whole does around the population's (Shao and Wu 1989, the delete-half
+    # jackknife).
     drawn = [
         float(mean_pairwise_cosine(rows[rng.permutation(n)[: n // 2]])) for _ in range(N_RESAMPLES)
     ]

@@ -336,7 +336,7 @@ def _prompt(model: Model, prompt: str, system: str | None) -> list[int]:
 def _write(
     engine: Engine, prompts: Sequence[list[int]], steering: Steering, spec: Mapping[str, Any]
 ) -> tuple[list[list[int]], np.ndarray[Any, np.dtype[np.float32]]]:
-    """Decode all prompts side by side, finished ones as idle rows.
+    """Decode all prompts in one batch, finished ones as idle rows.
 
     And sum up each token's scripts.
     """

@@ -44,8 +44,7 @@ class Geometry:
         map: the first two principal components, (n, 2), turned so that they rise with valence and
             arousal.
         valence, arousal: Pearson correlation with pyemo's own placement, of the first and second
-            component;
-            nan for emotions that have none.
+            component; nan for emotions that have none.
         p_valence, p_arousal: two-sided permutation p of these.
         shares: variance shares of the two components.
     """

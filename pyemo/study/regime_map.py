@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RANDOM = "random"
 LEAST_MODELS = 6
-"""Models from which on architecture and size could be told apart."""
+"""With this many models architecture and size could be told apart."""
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,8 @@ class Report:
                 write_whole(target / name, text.encode())
         except OSError as error:
             raise InputError(
-                f"the report cannot be written to {target}: {error.strerror or error}; name "
-                f"another "
-                "folder with --out, and start again: what is computed is kept"
+                f"the report cannot be written to {target}: {error.strerror or error}; "
+                "name another folder with --out, and start again: what is computed is kept"
             ) from error
         return [target / name for name in texts]
 

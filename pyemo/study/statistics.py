@@ -155,8 +155,8 @@ def mantel(
     n = len(x)
     if x.shape != y.shape or n < 3:
         raise InputError(
-            f"matrices of {x.shape} and {y.shape} cannot be compared; both need the same 3 or "
-            f"more labels"
+            f"matrices of {x.shape} and {y.shape} cannot be compared; both need the same "
+            "3 or more labels"
         )
     rows, columns = np.triu_indices(n, k=1)
     ranks = np.zeros((n, n))

@@ -100,9 +100,9 @@ class Store:
             write_whole(path, _write(result))
         except OSError as error:
             raise InputError(
-                f"a result cannot be kept in {self._folder}: {error.strerror or error}; free some "
-                f"space or name "
-                "another folder with --store, and start again: what is computed is kept"
+                f"a result cannot be kept in {self._folder}: {error.strerror or error}; "
+                "free some space or name another folder with --store, and start again: what is "
+                "computed is kept"
             ) from error
 
     def _path(self, key: str) -> Path:

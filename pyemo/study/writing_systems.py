@@ -36,8 +36,7 @@ _INDEX = {name: i for i, name in enumerate(SCRIPTS)}
 _FIRST_EMOJI = 0x1F000
 
 # A token may be a piece of a character. Its first byte (UTF-8, RFC 3629) still tells the script,
-# but
-# for bytes that many share.
+# but for bytes that many share.
 _LEADS = (
     (range(0xC2, 0xCA), "LATIN"),
     (range(0xCD, 0xD0), "GREEK"),

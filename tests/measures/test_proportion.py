@@ -21,5 +21,5 @@ def test_prints_the_count_the_share_and_the_interval() -> None:
 
 @pytest.mark.parametrize(("k", "n"), [(1, 0), (-1, 4), (5, 4)])
 def test_what_is_no_proportion_is_refused(k: int, n: int) -> None:
-    with pytest.raises(InputError, match=f"{k} of {n} is no proportion"):
+    with pytest.raises(InputError, match=f"{k} of {n} is not a proportion"):
         Proportion(k, n)
