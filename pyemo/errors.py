@@ -12,7 +12,8 @@ PyemoError
 │  ├─ VectorShapeError           wrong width, dtype, layer or non-finite numbers
 │  └─ VectorModelMismatchError   made for other weights
 ├─ InputError(ValueError)        fix the call: tokens, strengths, layers, sampler values
-│  └─ ClosedError                the engine, model or sequence was closed
+│  ├─ ClosedError                the engine, model or sequence was closed
+│  └─ ForkedError                the process was forked after a model was loaded
 ├─ DecodeError                   shrink or reset the context
 │  ├─ ContextFullError           no room left for these tokens
 │  ├─ SequenceLimitError         no room left for another sequence
@@ -75,6 +76,10 @@ class InputError(PyemoError, ValueError):
 
 class ClosedError(InputError):
     """The engine, model or sequence was closed before this call."""
+
+
+class ForkedError(InputError):
+    """The process was forked from one that had loaded a model; nothing native works in it."""
 
 
 class DecodeError(PyemoError):

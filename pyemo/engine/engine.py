@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pyemo import _core
 from pyemo.choices import DEFAULT_KV_TYPE, DEFAULT_MODEL, KV_TYPES, KVType
 from pyemo.engine.chat_template import Message
+from pyemo.engine.forks import check_not_forked
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model, forward_log
 from pyemo.engine.replies import Reply, generate_many
@@ -105,7 +106,7 @@ class Engine:
             forward_log()
         self.moods = NativeMoods(self.model)
         # What takes several native calls; the native engine has a lock of its own for each.
-        self.turns = threading.RLock()
+        self._turns = threading.RLock()
         self.n_outputs_max = n_outputs_max
         self.kv_type: KVType = kv_type
 
@@ -135,10 +136,18 @@ class Engine:
 
         Raises:
             ClosedError: the engine was closed.
+            ForkedError: the process was forked after a model was loaded.
         """
+        check_not_forked()
         if self._core is None:
             raise ClosedError("the engine is closed; open a new one: pyemo.Engine(...)")
         return self._core
+
+    @property
+    def turns(self) -> threading.RLock:
+        """The lock of what takes several native calls, for the modules of pyemo."""
+        check_not_forked()  # in a fork, whoever holds it may be gone
+        return self._turns
 
     # --- facts ---
 

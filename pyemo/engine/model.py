@@ -14,6 +14,7 @@ from pyemo import _core
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.engine import threads
 from pyemo.engine.chat_template import Message, as_messages, render_chat
+from pyemo.engine.forks import check_not_forked, note_load
 from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import InputError
 from pyemo.files.catalog import resolve_model
@@ -63,7 +64,7 @@ class Model:
 
     def __init__(self, native: _core.Model, name: str, path: Path) -> None:
         """Use :meth:`load`."""
-        self.native = native
+        self._native = native
         self.name = name
         self.path = path
         self.metadata: Mapping[str, str] = MappingProxyType(native.metadata())
@@ -90,6 +91,8 @@ class Model:
             ModelNotFoundError, ModelChecksumError: see :func:`pyemo.files.catalog.resolve_model`.
             ModelLoadError: not a GGUF, cut off, damaged, or unknown to this llama.cpp.
         """
+        check_not_forked()
+        note_load()
         threads.watch()  # loading gives the engine's first look at the system's load its span
         resolved = resolve_model(name)
         try:
@@ -102,6 +105,16 @@ class Model:
         finally:
             forward_log()
         return cls(native, resolved.name, resolved.path)
+
+    @property
+    def native(self) -> _core.Model:
+        """The native model, for the modules of pyemo.
+
+        Raises:
+            ForkedError: the process was forked after a model was loaded.
+        """
+        check_not_forked()
+        return self._native
 
     @property
     def architecture(self) -> str:

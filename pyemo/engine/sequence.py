@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo import _core
+from pyemo.engine.forks import is_forked
 from pyemo.engine.gauges import Gauge, GaugeReading
 from pyemo.engine.model import Model
 from pyemo.engine.sampling import SamplerParams
@@ -118,7 +119,7 @@ class Sequence:
     def close(self) -> None:
         """Free its place in the engine. May be called twice, and after the engine was closed."""
         seq, self._id = self._id, None
-        if seq is not None and self._engine._core is not None:
+        if seq is not None and self._engine._core is not None and not is_forked():
             self._engine._core.remove(seq)
 
     def __enter__(self) -> Sequence:
