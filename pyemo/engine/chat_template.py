@@ -70,8 +70,6 @@ def render_chat(
     chatml = _CHATML.fullmatch(template)
     if chatml is not None:
         return _render_chatml(chatml["default"], messages, add_generation_prompt)
-    import jinja2
-
     try:
         text: str = _compile(template).render(
             messages=[dict(message) for message in messages],
@@ -80,18 +78,10 @@ def render_chat(
             add_generation_prompt=add_generation_prompt,
         )
         return text
-    except (
-        jinja2.TemplateError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # a stranger's program: it may raise what it likes
         raise InputError(
-            f"the model's chat template refuses these messages: {error}; use other roles, or "
+            f"the model's chat template refuses these messages: "
+            f"{str(error) or type(error).__name__}; use other roles, or "
             "raw=True (--raw) to pass the text as it is"
         ) from error
 

@@ -6,6 +6,7 @@ import pytest
 
 from pyemo.engine import chat_template as prompts
 from pyemo.engine.chat_template import Message, render_chat
+from pyemo.errors import InputError
 
 # As SmolLM2's file has it: the newlines of the pieces are escapes of Jinja's or real ones.
 SMOLLM2 = (
@@ -56,3 +57,21 @@ def test_the_template_that_is_written_out_is_jinjas(
 )
 def test_a_template_that_differs_goes_to_jinja(old: str, new: str) -> None:
     assert prompts._CHATML.fullmatch(SMOLLM2.replace(old, new, 1)) is None
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in [1] %}" * 25 + "x" + "{% endfor %}" * 25,  # SyntaxError
+        "{% break %}",
+        "{{ range(1, a=1, a=2) }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",  # RecursionError
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ raise_exception('no') }}",
+        "{{ 1 / 0 }}",
+    ],
+    ids=["nested", "break", "repeated", "parentheses", "endless", "raises", "divides"],
+)
+def test_what_a_template_raises_is_an_error_of_its_messages(template: str) -> None:
+    with pytest.raises(InputError, match=r"chat template refuses these messages: ."):
+        render_chat(template, CONVERSATIONS[0])
