@@ -236,12 +236,12 @@ class Chat:
     @property
     def _room(self) -> int:
         """Tokens that prompts and past replies may take, so that a reply still fits."""
-        n_ctx = self._sequence.engine.n_ctx
+        n_ctx = self._sequence.engine.n_ctx_seq
         return n_ctx - min(self._max_tokens, n_ctx // 2)
 
     def _shortened(self, user: str) -> _Layout:
         """Return the layout without the oldest turns, and forget these."""
-        n_ctx = self._sequence.engine.n_ctx
+        n_ctx = self._sequence.engine.n_ctx_seq
         goal = self._room * 3 // 4  # so that it is not to be done again at the next turn
         turns = list(self._turns)
         n_excess = self._extended(self._layout, turns, user).n_tokens - goal
@@ -253,7 +253,7 @@ class Chat:
             layout = self._laid_out(turns, user)
         if layout.n_tokens >= n_ctx:
             raise ContextFullError(
-                f"this message takes {layout.n_tokens} tokens, and the context holds {n_ctx} with "
+                f"this message takes {layout.n_tokens} tokens, and a sequence holds {n_ctx} with "
                 "the reply; shorten it, or open the engine with a larger n_ctx (--n-ctx)"
             )
         self._n_dropped += len(self._turns) - len(turns)

@@ -255,6 +255,18 @@ def test_template_that_rewrites_the_past_is_followed(
         assert chat.sequence.tokens == engine.prompt_tokens(messages)
 
 
+def test_turns_are_left_out_where_each_sequence_has_cells_of_its_own(
+    new_engine: Callable[..., Engine],
+) -> None:
+    engine = new_engine("llama", n_ctx=1024, n_seq_max=4, kv_unified=False)
+    assert engine.n_ctx_seq == 256
+    with Chat(engine, sampler=GREEDY, max_tokens=24) as chat:
+        for _ in range(12):
+            finish(chat.say("the happy story and you " * 4))
+        assert chat.n_dropped_turns > 0
+        assert chat.sequence.n_tokens <= engine.n_ctx_seq
+
+
 def test_base_model_continues_the_text(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine("gpt2")
     with Chat(engine, sampler=GREEDY, max_tokens=6) as chat:

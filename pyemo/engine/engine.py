@@ -157,6 +157,11 @@ class Engine:
         return self.native.n_ctx
 
     @property
+    def n_ctx_seq(self) -> int:
+        """Tokens that one sequence can have: fewer than ``n_ctx`` where cells are not shared."""
+        return self.native.n_ctx_seq
+
+    @property
     def n_seq_max(self) -> int:
         """Sequences at a time."""
         return self.native.n_seq_max
@@ -249,7 +254,7 @@ class Engine:
         )
         try:
             return Reply(sequence, max_tokens, stop, n_top, closes_sequence=True)
-        except InputError:
+        except BaseException:
             sequence.close()
             raise
 
