@@ -153,7 +153,11 @@ def generate_many(
         try:
             for i in range(done, done + size):
                 sequence = Sequence(engine, prompts[i], steering[i], samplers[i], ())
-                group.append(Reply(sequence, max_tokens, stop, 0, closes_sequence=False))
+                try:
+                    group.append(Reply(sequence, max_tokens, stop, 0, closes_sequence=False))
+                except BaseException:
+                    sequence.close()
+                    raise
             _run(group, done, fixed_shape, on_reply)
         finally:
             for reply in group:

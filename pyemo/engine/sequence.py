@@ -322,7 +322,11 @@ class Sequence:
         twin._reading = ([], "mean")
         twin._id = self._native.fork(self.id)
         if sampler is not None:
-            twin.sampler = sampler
+            try:
+                twin.sampler = sampler
+            except BaseException:
+                twin.close()
+                raise
         return twin
 
     def rollback(self, n_tokens: int) -> None:

@@ -156,11 +156,20 @@ class Guard:
                     unsteered = _unsteered_engine(engine, size)
                 for ids in rest[:size]:
                     sequence = engine.sequence(ids, steering=steering, sampler=sampler)
-                    group.append(
-                        GuardedReply(
-                            self, sequence, max_tokens, stop, closes_sequence=True, beside=unsteered
+                    try:
+                        group.append(
+                            GuardedReply(
+                                self,
+                                sequence,
+                                max_tokens,
+                                stop,
+                                closes_sequence=True,
+                                beside=unsteered,
+                            )
                         )
-                    )
+                    except BaseException:
+                        sequence.close()
+                        raise
                 while live := [reply for reply in group if reply.stop_reason is None]:
                     results = step_many([reply.sequence for reply in live])
                     for reply, result in zip(live, results, strict=True):
