@@ -183,8 +183,10 @@ class Chat:
         Raises:
             ContextFullError: these words alone are longer than the context; the chat stays as it
                 was.
-            InputError: the model's chat template refuses them.
+            InputError: they are not text, or the model's chat template refuses them.
         """
+        if not isinstance(user, str):
+            raise InputError(f"not a text: {user!r}; say a string")
         self._settle()
         layout = self._extended(self._layout, self._turns, user)
         if layout.n_tokens > self._room:

@@ -267,6 +267,14 @@ def test_turns_are_left_out_where_each_sequence_has_cells_of_its_own(
         assert chat.sequence.n_tokens <= engine.n_ctx_seq
 
 
+@pytest.mark.parametrize("said", [None, 5, ["hello"], b"hello"])
+def test_what_is_said_must_be_text(chat: Chat, said: object) -> None:
+    with pytest.raises(InputError, match="not a text"):
+        chat.say(said)  # type: ignore[arg-type]
+    assert chat.turns == ()
+    assert chat.sequence.n_tokens == 0
+
+
 def test_base_model_continues_the_text(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine("gpt2")
     with Chat(engine, sampler=GREEDY, max_tokens=6) as chat:
