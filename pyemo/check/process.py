@@ -14,6 +14,7 @@ from pyemo.check.readings import Findings
 from pyemo.check.subject import PROMPT, CheckPlan
 from pyemo.engine.memory import MemoryNeed
 from pyemo.errors import ModelError
+from pyemo.files.children import python_module
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def run_twice(plan: CheckPlan, path: Path) -> list[ProcessRun]:
 
     Call it before anything is loaded here: a child's peak counts from its parent's size.
     """
-    command = [sys.executable, "-m", "pyemo", "run", "-m", str(path), "-n", "48"]
+    command = [*python_module("pyemo"), "run", "-m", str(path), "-n", "48"]
     command += ["--n-ctx", str(plan.n_ctx), "--kv-type", plan.kv_type, "--temperature", "0"]
     if plan.n_threads is not None:
         command += ["--threads", str(plan.n_threads)]
