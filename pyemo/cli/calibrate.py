@@ -212,7 +212,7 @@ class CalibrationJob:
             changed = changed.with_calibration(calibration)
         is_written = bool(result.calibrations) or changed.metadata != kept.metadata
         if is_written:
-            changed.save(path)
+            changed.save(path, force=True)  # what is there was checked before the work
         self.results.append(
             {
                 "path": str(path) if is_written else None,
@@ -268,6 +268,7 @@ def find_targets(vectors: Sequence[str], target: str | None, model: Model) -> li
     """
     from pyemo.errors import InputError
     from pyemo.files.local import check_folder_writable
+    from pyemo.vectors.file import check_target
 
     sources = [path for name in vectors for path in _sources(name, model)]
     if target is None:
@@ -282,6 +283,8 @@ def find_targets(vectors: Sequence[str], target: str | None, model: Model) -> li
         raise InputError("two vectors would be written to one file; calibrate them one at a time")
     for folder in {one.path.parent for one in targets}:
         check_folder_writable(folder)
+    for one in targets:  # a vector that is calibrated where it lies may be of another make
+        check_target(one.path, force=one.path == one.source)
     return targets
 
 

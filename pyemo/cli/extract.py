@@ -97,6 +97,7 @@ class BackendOptions:
     metavar="PATH",
     help="A file that ends in .gguf for one emotion, or a folder for EMOTION.gguf of each.",
 )
+@click.option("--force", is_flag=True, help="Replace vectors of another make too.")
 @click.option(
     "--recipe",
     "-r",
@@ -166,6 +167,7 @@ def extract(
     emotions: tuple[str, ...],
     is_all: bool,
     target: str,
+    force: bool,
     recipe: str,
     own: str | None,
     model: str,
@@ -202,7 +204,7 @@ def extract(
         chosen = replace(chosen, seed=seed)
     mine = _own_emotions(own)
     asked = _asked(emotions, is_all, mine)
-    paths = _targets(list(asked), target)
+    paths = _targets(list(asked), target, force)
     options = BackendOptions(kind, model, device, dtype, parallel, threads)
     if is_calibrated:
         _check_calibration(options, mine)
@@ -223,7 +225,7 @@ def extract(
                 output.note("Stopped. Finished stories are kept; the same command goes on.")
             raise
         for name, path in paths.items():
-            vectors.vectors[name].save(path)
+            vectors.vectors[name].save(path, force=force)
         quality = _quality(backend, vectors, mine, tell)
     calibrations = None
     if is_calibrated:
@@ -296,22 +298,24 @@ def _asked(
     return asked
 
 
-def _targets(names: list[str], target: str) -> dict[str, Path]:
+def _targets(names: list[str], target: str, force: bool) -> dict[str, Path]:
     """Return emotion -> file to write, in a folder that can be written to."""
-    from pyemo.errors import InputError
     from pyemo.files.local import check_folder_writable
+    from pyemo.vectors.file import check_target
 
     path = Path(target).expanduser()
     if path.suffix.lower() != ".gguf":
         check_folder_writable(path)
-        return {name: path / f"{name}.gguf" for name in names}
+        paths = {name: path / f"{name}.gguf" for name in names}
+        for file in paths.values():
+            check_target(file, force=force)
+        return paths
     if len(names) > 1:
         raise click.UsageError(
             f"{len(names)} emotions need a folder, and {target} names one file; give -o FOLDER"
         )
-    if path.is_dir():
-        raise InputError(f"{target} is a folder; name a file in it")
     check_folder_writable(path.parent)
+    check_target(path, force=force)
     return {names[0]: path}
 
 

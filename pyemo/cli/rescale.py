@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output", "-o", "target", required=True, metavar="FILE", help="The vector to write."
 )
+@click.option("--force", is_flag=True, help="Replace a vector of another make too.")
 @click.option(
     "--layer-shift",
     type=int,
@@ -46,6 +47,7 @@ def rescale(
     file: str,
     model: str,
     target: str,
+    force: bool,
     layer_shift: int,
     layers: str | None,
     allow_other_weights: bool,
@@ -65,7 +67,9 @@ def rescale(
       pyemo rescale cvector.gguf -m smollm2-135m-instruct --layer-shift -1 --layers 1: -o happy.gguf
     """
     from pyemo.engine.model import Model
+    from pyemo.vectors.file import check_target
 
+    check_target(target, force=force)
     vector = _prepare(file, layer_shift, layers)
     loaded = Model.load(model)
     vector.check(loaded, allow_other_weights=allow_other_weights)
@@ -73,7 +77,7 @@ def rescale(
     rescaled = vector.rescaled(
         statistics.residual_norms, statistics.neutral_projections, source=loaded
     )
-    rescaled.save(target)
+    rescaled.save(target, force=force)
     _report(rescaled, statistics, target, as_json)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pyemo.errors import InputError, ModelChecksumError, ModelLoadError, ModelNotFoundError
+from pyemo.files.targets import written_beside
 
 _log = logging.getLogger(__name__)
 
@@ -178,20 +179,15 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         ModelLoadError: the folder of ``target`` cannot be written.
     """
-    # Its own name for each writer: two processes may make the same file at once.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
+        with written_beside(target) as temporary:
+            yield temporary
     except OSError as error:
         raise ModelLoadError(
             f"cannot write {target}: {error.strerror or error}; set the environment variable "
             "PYEMO_CACHE to a folder with room that you may write"
         ) from error
-    finally:
-        if temporary.is_file():  # the body failed
-            temporary.unlink()
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -1,4 +1,6 @@
-"""The child of ``formats.quantize``: ``SOURCE TARGET FTYPE N_THREADS``, llama.cpp's log on stdout.
+"""The child of ``formats.quantize``: ``SOURCE TARGET FTYPE N_THREADS PARENT``.
+
+llama.cpp's log goes to stdout.
 
 An abort of llama.cpp ends this process alone. It goes through llama-cpp-python's own declarations,
 for nothing else of pyemo needs the quantizer.
@@ -8,9 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 
 import llama_cpp
+
+_PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -19,8 +24,18 @@ def _print(_level: int, text: bytes, _data: object) -> None:
     sys.stdout.buffer.flush()
 
 
-def main(source: str, target: str, ftype: str, n_threads: str) -> int:
+def _end_with(parent: int) -> None:
+    """Let Linux end this process when its parent ends, however that ends."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it ended before
+        sys.exit(1)
+
+
+def main(source: str, target: str, ftype: str, n_threads: str, parent: str) -> int:
     """Quantize; return 0 if it went well."""
+    _end_with(int(parent))
     llama_cpp.llama_log_set(_print, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = int(ftype)

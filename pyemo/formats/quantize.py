@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from pyemo import _core
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.errors import InputError, ModelLoadError
 from pyemo.files.catalog import requantized_path, resolve_model
+from pyemo.files.children import python_module
 from pyemo.files.local import cache_dir, file_sha256, replacing
+from pyemo.files.targets import checked_target
 
 # llama.cpp's name -> its llama_ftype (llama.h). Those that need an importance matrix are left out.
 FORMATS: Mapping[str, int] = MappingProxyType(
@@ -108,7 +109,14 @@ def requantize(
     if path == source.path or (path.exists() and path.samefile(source.path)):
         raise InputError(f"{path} is the model itself; write to another file")
     _core.check_model_file(str(source.path))
+    if path.parent.is_dir():
+        path = checked_target(path, "a requantized model", lambda it: _other_model(it, source.path))
     was_there = path.is_file() and not again
+    if was_there and (largest := tensor_types(path)[0].type) not in _largest_types(wanted):
+        raise InputError(
+            f"{path} is the model in another format, mostly {largest}; name another file, or make "
+            f"it anew in {wanted} (--again)"
+        )
     if not was_there:
         with replacing(path) as temporary:
             _run(source.path, temporary, wanted, n_threads, on_progress)
@@ -138,6 +146,28 @@ def tensor_types(path: str | os.PathLike[str]) -> tuple[TensorType, ...]:
     return tuple(sorted(types, key=lambda t: -t.n_bytes))
 
 
+def _other_model(path: Path, source: Path) -> str | None:
+    """Return why a file is not the same model in some format, None where it is."""
+    try:
+        found, expected = (
+            {(name, n) for name, _type, n, _bytes in _core.ModelFile(str(it)).tensors()}
+            for it in (path, source)
+        )
+    except ModelLoadError:
+        return "is not a model"
+    return None if found == expected else "is another model or a vector"
+
+
+def _largest_types(format: str) -> set[str]:
+    """Return the ggml types that may make up most of a file of a format."""
+    base = format.casefold()
+    for suffix in ("_s", "_m", "_l"):
+        base = base.removesuffix(suffix)
+    # Rows that do not divide into blocks of 256 get a type of blocks of 32.
+    instead = {"q2_k": "q4_0", "q3_k": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+    return {base, instead.get(base, base), "iq4_nl" if base == "iq4_xs" else base, "f16", "f32"}
+
+
 def _target(
     source: Path, name: str | None, format: str, target: str | os.PathLike[str] | None
 ) -> Path:
@@ -158,8 +188,8 @@ def _run(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Quantize in a child; its stdout is llama.cpp's log, line by line."""
-    command = [sys.executable, "-m", "pyemo.formats.child", str(source), str(target)]
-    command += [str(FORMATS[format]), str(n_threads)]
+    command = [*python_module("pyemo.formats.child"), str(source), str(target)]
+    command += [str(FORMATS[format]), str(n_threads), str(os.getpid())]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as child:

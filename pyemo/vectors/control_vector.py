@@ -178,14 +178,17 @@ class ControlVector:
             vector.check(model, allow_other_weights=allow_other_weights)
         return vector
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write it as a GGUF control vector, which llama.cpp and repeng read.
 
-        The same vector gives the same bytes, and the file is replaced whole or not at all.
+        The same vector gives the same bytes, and the file is replaced whole or not at all. Nothing
+        but a vector of pyemo's is replaced.
 
+        Args:
+            force: replace a control vector of another make too; never a model or another file.
         Raises:
-            VectorFileError: it has a direction for layer 0, its architecture is not known, or the
-                disk refuses.
+            VectorFileError: it has a direction for layer 0, its architecture is not known, what is
+                at ``path`` is no vector of pyemo's, or the disk refuses.
         """
         meta = self._metadata
         if not meta.architecture:
@@ -193,7 +196,8 @@ class ControlVector:
                 f"the control vector {self._name!r} does not say its model's architecture, which a "
                 "file must: set it with with_metadata, or rescale it with its model as the source"
             )
-        vector_file.write(path, VectorFile(self._directions, meta.to_fields(), meta.architecture))
+        content = VectorFile(self._directions, meta.to_fields(), meta.architecture)
+        vector_file.write(path, content, force=force)
 
     # --- the model ---
 

@@ -18,7 +18,14 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.errors import VectorError, VectorFileError, VectorNotFoundError, VectorShapeError
+from pyemo.errors import (
+    InputError,
+    VectorError,
+    VectorFileError,
+    VectorNotFoundError,
+    VectorShapeError,
+)
+from pyemo.files.targets import checked_target, written_beside
 from pyemo.vectors.gguf_header import (
     ALIGNMENT_KEY,
     ARCHITECTURE_KEY,
@@ -93,24 +100,52 @@ def read(path: str | os.PathLike[str]) -> VectorFile:
         raise VectorFileError(f"vector file {shown_path(path)} cannot be read: {error}") from error
 
 
-def write(path: str | os.PathLike[str], vector_file: VectorFile) -> None:
-    """Write ``vector_file`` to ``path``, which is replaced whole or not at all.
+def check_target(path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Return the file that :func:`write` would make or replace; for before the work.
 
-    Equal content gives equal bytes. The file is read back before it takes its place.
+    Only nothing and a vector of pyemo's are replaced; with ``force`` any other control vector too,
+    but never a model or another file.
 
     Raises:
-        VectorFileError: no direction, a layer below 1, a field GGUF cannot hold, or a disk error.
+        VectorFileError: what is there stays, or the folder is missing or cannot be written to.
+    """
+
+    def refusal(target: Path) -> str | None:
+        try:
+            found = read(target)
+        except VectorError:
+            return "is not a control vector"
+        if VERSION_KEY in found.fields or force:
+            return None
+        return "is a control vector of another make (--force replaces it)"
+
+    try:
+        return checked_target(path, "a control vector", refusal)
+    except InputError as error:
+        raise VectorFileError(
+            f"vector file {shown_path(path)} cannot be written: {error}"
+        ) from error
+
+
+def write(path: str | os.PathLike[str], vector_file: VectorFile, *, force: bool = False) -> None:
+    """Write ``vector_file`` to ``path``, which is replaced whole or not at all.
+
+    Equal content gives equal bytes. The file is read back before it takes its place. What may be
+    replaced, :func:`check_target` says; a link stays, and the file it leads to is replaced.
+
+    Raises:
+        VectorFileError: no direction, a layer below 1, a field GGUF cannot hold, something there
+            that is no vector of pyemo's, or a disk error.
         VectorShapeError: a direction is not float32, not one row, not finite, or of another width.
     """
-    target = Path(path)
-    temporary = target.parent / f".{target.name[:200]}.{os.urandom(4).hex()}.tmp"
+    target = check_target(path, force=force)
     try:
         check_directions(vector_file.directions)
         _check_writable(vector_file)
-        _write_gguf(temporary, vector_file)
-        with open(temporary, "rb") as file:
-            _read_open(file)
-        os.replace(temporary, target)
+        with written_beside(target) as temporary:
+            _write_gguf(temporary, vector_file)
+            with open(temporary, "rb") as file:
+                _read_open(file)
     except VectorError as error:
         raise type(error)(f"vector file {shown_path(path)} was not written: it {error}") from None
     except (OSError, ValueError) as error:
@@ -118,9 +153,6 @@ def write(path: str | os.PathLike[str], vector_file: VectorFile) -> None:
             f"vector file {shown_path(path)} cannot be written: {error}; choose a folder that "
             "exists and can be written to"
         ) from error
-    finally:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
 
 
 def check_directions(directions: Mapping[int, Float32Array]) -> None:
