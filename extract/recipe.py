@@ -24,6 +24,8 @@ Baseline: TypeAlias = Literal["neutral", "emotions"]
 Direction: TypeAlias = Literal["mean_difference", "pca"]
 
 DEFAULT_RECIPE = "default"
+REPLIES = "replies"
+"""The source of a voice's recipe, which is no :class:`Recipe`: it is learned, not read."""
 
 # The table of a vector's recipe that says how its extraction went.
 _PROVENANCE = "extraction"
@@ -156,18 +158,33 @@ class Recipe:
         Raises:
             InputError: neither, or not a recipe.
         """
-        path = Path(name_or_path).expanduser()
+        return cls.from_toml(recipe_text(name_or_path))
+
+
+def recipe_text(name_or_path: str) -> str:
+    """Return the TOML text of a bundled recipe by name, or of a file; a file that exists wins.
+
+    Raises:
+        InputError: neither.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path.read_bytes().decode("utf-8", "replace")
+    if name_or_path in _names():
         bundled = files(__package__) / "recipes" / f"{name_or_path}.toml"
-        if path.is_file():
-            text = path.read_bytes().decode("utf-8", "replace")
-        elif name_or_path in bundled_recipes():
-            text = bundled.read_text(encoding="utf-8")
-        else:
-            raise InputError(
-                f"no recipe {name_or_path!r}: no such file, and the bundled ones are "
-                f"{', '.join(bundled_recipes())}"
-            )
-        return cls.from_toml(text)
+        return bundled.read_text(encoding="utf-8")
+    raise InputError(
+        f"no recipe {name_or_path!r}: no such file, and the bundled ones are {', '.join(_names())}"
+    )
+
+
+def source_of_recipe(text: str) -> str:
+    """Return what a recipe's TOML text says its vectors are made of; "" where it says nothing."""
+    try:
+        source = tomllib.loads(text).get("source", "")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return ""  # whoever reads the recipe itself says what is wrong
+    return source if isinstance(source, str) else ""
 
 
 def provenance_of(text: str) -> dict[str, Any]:
@@ -193,7 +210,12 @@ _CHOICES: dict[str, Any] = {
 
 
 def bundled_recipes() -> tuple[str, ...]:
-    """Return the names of the bundled recipes, sorted."""
+    """Return the names of the bundled recipes that read hidden states, sorted; not those of
+    voices, which :class:`pyemo.extract.voice_recipe.VoiceRecipe` loads."""
+    return tuple(name for name in _names() if source_of_recipe(recipe_text(name)) != REPLIES)
+
+
+def _names() -> tuple[str, ...]:
     folder = files(__package__) / "recipes"
     return tuple(sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml")))
 

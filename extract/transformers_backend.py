@@ -62,6 +62,7 @@ class TransformersBackend:
         self.source = loaded.source
         self._model = loaded.model
         self._words = loaded.words
+        self._gguf = loaded.gguf
         self._batch_size = batch_size
         self._batch_tokens = batch_tokens
         self._recorder = BlockRecorder(loaded.model)
@@ -100,10 +101,18 @@ class TransformersBackend:
         """
         loaded = load(name, device, dtype, device_map)
         backend = cls(loaded, batch_size=batch_size, batch_tokens=batch_tokens)
-        if loaded.gguf is not None:
-            with Engine(loaded.gguf, n_ctx=2 * _N_COMPARED, n_threads=1) as engine:
-                backend.compare(EngineBackend(engine))
+        backend.compare_with_file()
         return backend
+
+    def compare_with_file(self) -> None:
+        """Do :meth:`compare` with llama.cpp's computation of the file the model was made from.
+
+        Raises:
+            ModelLoadError: see :meth:`compare`.
+        """
+        if self._gguf is not None:
+            with Engine(self._gguf, n_ctx=2 * _N_COMPARED, n_threads=1) as engine:
+                self.compare(EngineBackend(engine))
 
     def compare(self, engine: EngineBackend) -> None:
         """Check that block outputs on a neutral text are the engine's, but for rounding.

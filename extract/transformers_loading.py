@@ -44,6 +44,10 @@ class Words(Protocol):
         """Return the tokens of a text as it is."""
         ...
 
+    def reply_tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text that goes on after others: no BOS, no control tokens."""
+        ...
+
     def text(self, tokens: tuple[int, ...]) -> str:
         """Return the text of tokens, without control tokens."""
         ...
@@ -178,6 +182,9 @@ class _GGUFWords:
     def text_tokens(self, text: str) -> list[int]:
         return self._model.tokenize(text, add_special=True)
 
+    def reply_tokens(self, text: str) -> list[int]:
+        return self._model.tokenize(text, add_special=False)
+
     def text(self, tokens: tuple[int, ...]) -> str:
         return self._model.detokenize(tokens).decode("utf-8", "replace")
 
@@ -246,6 +253,10 @@ class _TokenizerWords:
     def text_tokens(self, text: str) -> list[int]:
         # As the engine: what looks like a control token in a text is plain characters.
         return list(map(int, self._tokenizer(text, split_special_tokens=True)["input_ids"]))
+
+    def reply_tokens(self, text: str) -> list[int]:
+        tokens = self._tokenizer(text, split_special_tokens=True, add_special_tokens=False)
+        return list(map(int, tokens["input_ids"]))
 
     def text(self, tokens: tuple[int, ...]) -> str:
         return str(

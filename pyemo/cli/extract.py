@@ -104,7 +104,8 @@ class BackendOptions:
     default="default",
     show_default=True,
     metavar="NAME_OR_FILE",
-    help="How: paper-generation, paper-comprehension, anthropic, contrast, default or a TOML file.",
+    help="How: trained, paper-generation, paper-comprehension, anthropic, contrast, default or a "
+    "TOML file.",
 )
 @click.option(
     "--emotions", "own", metavar="FILE", help="Your own emotions: a TOML file; docs/extraction.md."
@@ -195,10 +196,16 @@ def extract(
       pyemo extract --all -m my-model.gguf -o my-vectors
       pyemo extract --emotions jealous.toml -r paper-generation -o my-vectors
     """
+    from pyemo.cli.extract_voices import extract_emotions, voice_recipe
     from pyemo.extract.extraction import extract as extract_vectors
     from pyemo.extract.recipe import Recipe
 
     began = time.monotonic()
+    of_voices = voice_recipe(recipe, seed)
+    if of_voices is not None:
+        paths = _targets(list(_asked(emotions, is_all, {})), target)
+        extract_emotions(of_voices, paths, model, device, dtype, threads, as_json)
+        return
     chosen = Recipe.load(recipe)
     if seed is not None:
         chosen = replace(chosen, seed=seed)

@@ -1,0 +1,286 @@
+"""Learning one row for each steered layer from replies, by gradient on frozen weights.
+
+Owns the loss, the steps and when to stop. Knows texts as tokens only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pyemo.errors import InputError
+from pyemo.extract.steered_tail import Frozen, ReplyTokens, SteeredTail
+
+if TYPE_CHECKING:
+    import torch
+
+# What a batch of the gradient holds of the other kinds of replies, for each row of its own.
+_SCALES = (0.5, 1.5)
+
+StepProgress = Callable[[int, int, float], None]
+"""Told (steps done, steps at most, seconds to go at most)."""
+
+
+@dataclass(frozen=True)
+class TrainingChoices:
+    """Every choice of a training.
+
+    Attributes:
+        steps: at most.
+        patience: evaluations in a row that may bring nothing before it stops.
+        evaluate_every: steps between two evaluations on the watch replies.
+        batch: replies in the voice, of a step.
+        contrast_batch: plain replies of a step under the vector, and as many under its negative.
+        rate: Adam's step, in residual norms / sqrt(n_embd) for each coordinate.
+        start: dose of the mean difference that the steps begin with.
+        cap: largest dose, as a share of the residual norm, the same at every layer.
+        damage: weight of what plain replies lose under the vector.
+        turned: weight of what contrast replies lose under the negative vector.
+        seed: of the order of replies and of the strengths drawn.
+    """
+
+    steps: int = 40
+    patience: int = 2
+    evaluate_every: int = 5
+    batch: int = 8
+    contrast_batch: int = 2
+    rate: float = 0.002
+    start: float = 0.015
+    cap: float = 0.03
+    damage: float = 1.0
+    turned: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class VoiceTokens:
+    """One prompt's replies as tokens.
+
+    Attributes:
+        own: the reply in the voice.
+        plain: one without it, on the same prompt, whose likelihood is to stay.
+        contrast: what the negative vector is to write.
+    """
+
+    own: ReplyTokens
+    plain: ReplyTokens
+    contrast: ReplyTokens
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What an evaluation on the watch replies saw, nats per token."""
+
+    step: int
+    gain: float
+    damage: float
+
+    @property
+    def merit(self) -> float:
+        """What is maximised: the gain, less what plain replies lose."""
+        return self.gain - max(0.0, self.damage)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training found.
+
+    Attributes:
+        directions: float64 (n_steered, n_embd), unit rows.
+        dose: the strength it was found at, as a share of the residual norm.
+        watched: the evaluations, that of the start first.
+        best: the one that ``directions`` are from.
+        stopped: why it ended.
+        n_steps: steps taken.
+        seconds: they took.
+    """
+
+    directions: npt.NDArray[np.float64]
+    dose: float
+    watched: tuple[Watched, ...]
+    best: Watched
+    stopped: str
+    n_steps: int
+    seconds: float
+
+
+def train(
+    tail: SteeredTail,
+    residual_norms: npt.ArrayLike,
+    texts: Sequence[VoiceTokens],
+    watch: Sequence[VoiceTokens],
+    choices: TrainingChoices,
+    progress: StepProgress | None = None,
+) -> Trained:
+    """Return the rows that make the voice's replies likely, best by the watch replies.
+
+    Args:
+        tail: the model; what it computes depends on its device and threads only in rounding.
+        residual_norms: (n_steered,), above 0.
+        texts: what the rows are learned from.
+        watch: replies to other prompts, which decide when to stop.
+    Raises:
+        InputError: the voice's replies do not differ from the plain ones in their mean.
+    """
+    import torch
+
+    began = time.monotonic()
+    job = _Job(tail, np.asarray(residual_norms, dtype=np.float64), texts, watch, choices)
+    rows = job.start().requires_grad_(True)
+    optimizer = torch.optim.Adam([rows], lr=choices.rate, betas=(0.9, 0.98))
+    watched = [job.evaluate(rows, 0)]
+    best, kept = watched[0], rows.detach().clone()
+    idle, stopped, step = 0, "the steps were used up", 0
+    for step in range(1, choices.steps + 1):
+        optimizer.zero_grad()
+        loss = job.loss(rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if rows.grad is None or not bool(torch.isfinite(loss + rows.grad.sum())):
+            stopped = f"step {step} gave numbers that are not finite"
+            break
+        optimizer.step()
+        job.limit(rows)
+        if progress is not None:
+            gone = time.monotonic() - began
+            progress(step, choices.steps, gone / step * (choices.steps - step))
+        if step % choices.evaluate_every and step != choices.steps:
+            continue
+        watched.append(job.evaluate(rows, step))
+        if watched[-1].merit > best.merit:
+            best, kept, idle = watched[-1], rows.detach().clone(), 0
+        else:
+            idle += 1
+        if idle >= choices.patience:
+            stopped = "the watch replies gained no more"
+            break
+    found = kept.double().cpu().numpy()
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    dose = float(lengths.mean() / math.sqrt(tail.n_embd))
+    seconds = time.monotonic() - began
+    return Trained(found / lengths, dose, tuple(watched), best, stopped, step, seconds)
+
+
+class _Job:
+    """The replies of one training, with their unsteered likelihoods.
+
+    Rows are in units of residual norm / sqrt(n_embd), so that Adam's step means the same at every
+    layer.
+    """
+
+    def __init__(
+        self,
+        tail: SteeredTail,
+        norms: npt.NDArray[np.float64],
+        texts: Sequence[VoiceTokens],
+        watch: Sequence[VoiceTokens],
+        choices: TrainingChoices,
+    ) -> None:
+        import torch
+
+        self._tail = tail
+        self._choices = choices
+        self._random = np.random.default_rng(choices.seed)
+        units = norms[:, None] / math.sqrt(tail.n_embd)
+        self._units = torch.tensor(units, dtype=torch.float32, device=tail.device)
+        self._own = tail.freeze([text.own for text in texts])
+        self._plain = tail.freeze([text.plain for text in texts])
+        self._contrast = tail.freeze([text.contrast for text in texts])
+        self._watch_own = tail.freeze([text.own for text in watch])
+        self._watch_plain = tail.freeze([text.plain for text in watch])
+        nothing = torch.zeros(len(norms), tail.n_embd, device=tail.device)
+        self._plain_nll = self._levels(self._plain, nothing)
+        self._watch_own_nll = self._levels(self._watch_own, nothing)
+        self._watch_plain_nll = self._levels(self._watch_plain, nothing)
+        self._queue: list[int] = []
+
+    def start(self) -> torch.Tensor:
+        """Return the mean difference of own and plain replies at the starting dose."""
+        import torch
+
+        own = np.mean([text.means for text in self._own], axis=0, dtype=np.float64)
+        plain = np.mean([text.means for text in self._plain], axis=0, dtype=np.float64)
+        rows = torch.tensor(own - plain, dtype=torch.float32, device=self._tail.device)
+        lengths = rows.norm(dim=1, keepdim=True)
+        if not bool((lengths > 0).all()):
+            raise InputError(
+                "the voice's replies do not differ from the plain ones; give replies that do"
+            )
+        started: torch.Tensor = (
+            rows / lengths * (self._choices.start * math.sqrt(self._tail.n_embd))
+        )
+        return started
+
+    def loss(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the loss of the next batch."""
+        import torch
+
+        choices = self._choices
+        own = self._next(choices.batch)
+        plain = self._pick(choices.contrast_batch if choices.damage else 0)
+        turned = self._pick(choices.contrast_batch if choices.turned else 0)
+        texts = [
+            *(self._own[i] for i in own),
+            *(self._plain[i] for i in plain),
+            *(self._contrast[i] for i in turned),
+        ]
+        scales = self._random.uniform(*_SCALES, len(texts))
+        scales[len(own) + len(plain) :] *= -1
+        nll = self._nll(texts, scales, rows)
+        loss = nll[: len(own)].mean()
+        if plain:
+            fall = nll[len(own) : len(own) + len(plain)] - self._plain_nll[plain]
+            loss = loss + choices.damage * torch.relu(fall).mean()
+        if turned:
+            loss = loss + choices.turned * nll[len(own) + len(plain) :].mean()
+        return loss
+
+    def limit(self, rows: torch.Tensor) -> None:
+        """Give all layers the same dose, at most the cap."""
+        import torch
+
+        with torch.no_grad():
+            lengths = rows.norm(dim=1, keepdim=True)
+            most = self._choices.cap * math.sqrt(self._tail.n_embd)
+            dose = min(most, float(lengths.square().mean().sqrt()))
+            rows.mul_(dose / lengths)
+
+    def evaluate(self, rows: torch.Tensor, step: int) -> Watched:
+        """Return what the watch replies gain and lose under the rows."""
+        gain = self._watch_own_nll - self._levels(self._watch_own, rows)
+        damage = self._levels(self._watch_plain, rows) - self._watch_plain_nll
+        return Watched(step, float(gain.mean()), float(damage.mean()))
+
+    def _levels(self, texts: Sequence[Frozen], rows: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        with torch.no_grad():
+            parts = [
+                self._nll(texts[i : i + 8], np.ones(len(texts[i : i + 8])), rows)
+                for i in range(0, len(texts), 8)
+            ]
+            return torch.cat(parts)
+
+    def _nll(
+        self, texts: Sequence[Frozen], scales: npt.NDArray[np.float64], rows: torch.Tensor
+    ) -> torch.Tensor:
+        import torch
+
+        given = torch.tensor(scales, dtype=torch.float32, device=self._tail.device)
+        return self._tail.nll(texts, given, rows * self._units)
+
+    def _next(self, n: int) -> list[int]:
+        """Return the next replies of a random order in which each comes once a round."""
+        while len(self._queue) < n:
+            self._queue += [int(i) for i in self._random.permutation(len(self._own))]
+        taken, self._queue = self._queue[:n], self._queue[n:]
+        return taken
+
+    def _pick(self, n: int) -> list[int]:
+        n = min(n, len(self._own))
+        return [int(i) for i in self._random.choice(len(self._own), n, replace=False)]

@@ -1,0 +1,113 @@
+"""How a voice is trained, every choice, as a value that is written into its vector."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pyemo.errors import InputError
+from pyemo.extract.recipe import REPLIES, recipe_text
+from pyemo.extract.training import TrainingChoices
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+VOICE_RECIPE = "trained"
+_PROVENANCE = "extraction"
+
+
+@dataclass(frozen=True)
+class VoiceRecipe:
+    """Every choice of a voice's training.
+
+    Attributes:
+        name: what tables call it.
+        layers: half-open range of layers as shares of the depth, such as (0.33, 0.83).
+        training: the steps and the loss.
+    """
+
+    name: str = VOICE_RECIPE
+    layers: tuple[float, float] = (0.33, 0.83)
+    training: TrainingChoices = field(default_factory=TrainingChoices)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise InputError(f"recipe: name = {self.name!r} is empty; give it a word")
+        low, high = self.layers
+        if not (math.isfinite(low) and math.isfinite(high) and 0 <= low < high <= 1):
+            raise InputError(
+                f"recipe: layers = {self.layers!r} must be two ascending shares of the depth "
+                "from 0 to 1"
+            )
+
+    def layer_range(self, n_layer: int) -> range:
+        """Return the layers that are steered in a model of ``n_layer`` blocks; never the first or
+        the last.
+
+        Raises:
+            InputError: fewer than 3 blocks.
+        """
+        if n_layer < 3:
+            raise InputError(
+                f"the model has {n_layer} blocks; the first and the last are never steered, so it "
+                "needs at least 3"
+            )
+        begin = max(1, math.floor(self.layers[0] * n_layer + 0.5))
+        end = min(n_layer - 1, math.floor(self.layers[1] * n_layer + 0.5))
+        return range(min(begin, end - 1), max(end, 2))
+
+    def to_toml(self, provenance: Mapping[str, Any] | None = None) -> str:
+        """Return every choice as TOML text, with what is said of one training in a table."""
+        import tomli_w
+
+        values: dict[str, Any] = {
+            "name": self.name,
+            "source": REPLIES,
+            "layers": list(self.layers),
+            "training": asdict(self.training),
+        }
+        if provenance is not None:
+            values[_PROVENANCE] = dict(provenance)
+        return tomli_w.dumps(values)
+
+    @classmethod
+    def from_toml(cls, text: str) -> VoiceRecipe:
+        """Return the recipe that ``text`` writes; also that in a vector's metadata.
+
+        Raises:
+            InputError: not TOML, an unknown or missing key, or a value outside its range.
+        """
+        try:
+            values = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise InputError(f"the recipe is not TOML: {error}") from None
+        values.pop(_PROVENANCE, None)
+        training = values.pop("training", {})
+        known = {item.name for item in fields(TrainingChoices)}
+        if (
+            values.pop("source", None) != REPLIES
+            or not isinstance(training, dict)
+            or set(training) - known
+            or set(values) - {"name", "layers"}
+        ):
+            raise InputError(
+                f'a recipe of voices has source = "{REPLIES}", name, layers and a table [training] '
+                f"of {', '.join(sorted(known))}"
+            )
+        if isinstance(values.get("layers"), list) and len(values["layers"]) == 2:
+            values["layers"] = tuple(map(float, values["layers"]))
+        return cls(**values, training=TrainingChoices(**training))
+
+    @classmethod
+    def load(cls, name_or_path: str = VOICE_RECIPE) -> VoiceRecipe:
+        """Return the bundled recipe of that name, or one from a TOML file; a file that exists wins.
+
+        Raises:
+            InputError: neither, or not a recipe of voices.
+        """
+        return cls.from_toml(recipe_text(name_or_path))

@@ -1,0 +1,107 @@
+"""``pyemo extract`` with a recipe of voices: vectors learned from replies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyemo.cli import output
+
+if TYPE_CHECKING:
+    from pyemo.extract.voice_recipe import VoiceRecipe
+    from pyemo.extract.voices import Voice
+
+
+def voice_recipe(name_or_path: str, seed: int | None) -> VoiceRecipe | None:
+    """Return the recipe if it is one of voices, else None."""
+    from pyemo.extract.recipe import REPLIES, recipe_text, source_of_recipe
+    from pyemo.extract.voice_recipe import VoiceRecipe
+
+    if source_of_recipe(recipe_text(name_or_path)) != REPLIES:
+        return None
+    recipe = VoiceRecipe.load(name_or_path)
+    if seed is None:
+        return recipe
+    return replace(recipe, training=replace(recipe.training, seed=seed))
+
+
+def extract_emotions(
+    recipe: VoiceRecipe,
+    paths: Mapping[str, Path],
+    model: str,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Train each emotion's vector and write it to its path.
+
+    A file that is there already from the same recipe and model is kept, so that a run that was
+    stopped goes on.
+    """
+    from pyemo.extract.voices import VoiceTrainer, is_made_by
+
+    _set_threads(threads)
+    trainer = VoiceTrainer(model, recipe, device=device, dtype=dtype)  # type: ignore[arg-type]
+    lines = []
+    for name, path in paths.items():
+        if is_made_by(path, recipe, trainer.source):
+            output.note(f"{path}: kept, it is of this recipe and model already")
+            lines.append({"emotion": name, "path": str(path), "kept": True})
+            continue
+        voice = trainer.emotion(name, _progress(name))
+        voice.vector.save(path)
+        lines.append(_facts(name, path, voice))
+        if not as_json:
+            click.echo(_line(path, voice))
+    if as_json:
+        value = {"vectors": lines, "recipe": recipe.name, "source_model": trainer.source.name}
+        output.print_json(value)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _progress(name: str) -> Any:
+    """Return a teller of steps: a note about every half minute."""
+    last = [time.monotonic()]
+
+    def tell(step: int, steps: int, to_go: float) -> None:
+        if time.monotonic() - last[0] > 30:
+            last[0] = time.monotonic()
+            output.note(f"{name}: step {step} of at most {steps}, {to_go:.0f} s to go at most")
+
+    return tell
+
+
+def _facts(name: str, path: Path, voice: Voice) -> dict[str, Any]:
+    best = voice.trained.best
+    return {
+        "emotion": name,
+        "path": str(path),
+        "kept": False,
+        "strength": voice.trained.dose,
+        "watch_gain": best.gain,
+        "watch_damage": best.damage,
+        "steps": voice.trained.n_steps,
+        "stopped": voice.trained.stopped,
+        "seconds": round(voice.trained.seconds, 1),
+    }
+
+
+def _line(path: Path, voice: Voice) -> str:
+    trained, layers = voice.trained, voice.vector.layers
+    return (
+        f"{path}: {voice.vector.name}, layers {layers[0]}:{layers[-1] + 1}, strength "
+        f"{trained.dose:.3g}: on replies not trained on {trained.best.gain:+.2f} nats per token, "
+        f"plain replies {-trained.best.damage:+.2f}; {trained.seconds:.0f} s"
+    )
