@@ -76,6 +76,22 @@ PAPER_OPPOSITES = (
     ("proud", "guilty"),
 )
 
+# Emotions whose voices a reader may take for each other; fixed before any text was read.
+_NEAR = (
+    ("happy", "blissful enthusiastic grateful hopeful loving proud"),
+    ("blissful", "calm grateful loving"),
+    ("enthusiastic", "hopeful proud"),
+    ("grateful", "loving"),
+    ("calm", "reflective"),
+    ("sad", "gloomy brooding guilty desperate"),
+    ("gloomy", "brooding"),
+    ("brooding", "reflective angry"),
+    ("angry", "hostile exasperated"),
+    ("hostile", "exasperated"),
+    ("afraid", "nervous anxious desperate"),
+    ("anxious", "nervous desperate"),
+)
+
 _LONGEST_SHOWN = 40
 
 
@@ -115,6 +131,21 @@ def opposite_of(name: str) -> str | None:
         'sad'
     """
     return EMOTIONS[resolve(name)].opposite
+
+
+def near_neighbours(emotion: str) -> frozenset[str]:
+    """Return the emotions that a reader may take for this one, without itself.
+
+    Raises:
+        InputError: no such emotion.
+
+    Example:
+        >>> sorted(near_neighbours("anger"))
+        ['brooding', 'exasperated', 'hostile']
+    """
+    name = resolve(emotion)
+    pairs = [(one, other) for one, others in _NEAR for other in others.split()]
+    return frozenset(other if one == name else one for one, other in pairs if name in (one, other))
 
 
 def _suggestion(word: str) -> str:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.emotions import EMOTIONS, resolve
+from pyemo.emotions import EMOTIONS, near_neighbours, resolve
 from pyemo.engine.engine import Engine
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
@@ -23,39 +23,8 @@ from pyemo.measures.bootstrap import Interval, bootstrap_interval
 from pyemo.texts.replies import ReplyPrompt, reply_prompts
 from pyemo.texts.sources import NEUTRAL
 
-# Emotions whose voices a reader may take for each other; fixed before any text was read.
-_NEAR = (
-    ("happy", "blissful enthusiastic grateful hopeful loving proud"),
-    ("blissful", "calm grateful loving"),
-    ("enthusiastic", "hopeful proud"),
-    ("grateful", "loving"),
-    ("calm", "reflective"),
-    ("sad", "gloomy brooding guilty desperate"),
-    ("gloomy", "brooding"),
-    ("brooding", "reflective angry"),
-    ("angry", "hostile exasperated"),
-    ("hostile", "exasperated"),
-    ("afraid", "nervous anxious desperate"),
-    ("anxious", "nervous desperate"),
-)
-
 OWN_TOKENS = 48
 """Tokens of the model's own unsteered replies that a mood is not to make unlikely."""
-
-
-def near_neighbours(emotion: str) -> frozenset[str]:
-    """Return the emotions that a reader may take for this one, without itself.
-
-    Raises:
-        InputError: no such emotion.
-
-    Example:
-        >>> sorted(near_neighbours("anger"))
-        ['brooding', 'exasperated', 'hostile']
-    """
-    name = resolve(emotion)
-    pairs = [(one, other) for one, others in _NEAR for other in others.split()]
-    return frozenset(other if one == name else one for one, other in pairs if name in (one, other))
 
 
 @dataclass(frozen=True)
