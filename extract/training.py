@@ -20,9 +20,6 @@ from pyemo.extract.steered_tail import Frozen, ReplyTokens, SteeredTail
 if TYPE_CHECKING:
     import torch
 
-# What a batch of the gradient holds of the other kinds of replies, for each row of its own.
-_SCALES = (0.5, 1.5)
-
 StepProgress = Callable[[int, int, float], None]
 """Told (steps done, steps at most, seconds to go at most)."""
 
@@ -36,12 +33,14 @@ class TrainingChoices:
         patience: evaluations in a row that may bring nothing before it stops.
         evaluate_every: steps between two evaluations on the watch replies.
         batch: replies in the voice, of a step.
-        contrast_batch: plain replies of a step under the vector, and as many under its negative.
+        plain_batch: plain replies of a step.
+        contrast_batch: contrast replies of a step.
+        low, high: bounds of the strength that is drawn for each reply of a step; 1 is the dose.
         rate: Adam's step, in residual norms / sqrt(n_embd) for each coordinate.
         start: dose of the mean difference that the steps begin with.
         cap: largest dose, as a share of the residual norm, the same at every layer.
         damage: weight of what plain replies lose under the vector.
-        turned: weight of what contrast replies lose under the negative vector.
+        contrast: weight of what contrast replies gain under the vector.
         seed: of the order of replies and of the strengths drawn.
     """
 
@@ -49,12 +48,15 @@ class TrainingChoices:
     patience: int = 2
     evaluate_every: int = 5
     batch: int = 8
-    contrast_batch: int = 2
+    plain_batch: int = 2
+    contrast_batch: int = 4
+    low: float = 0.5
+    high: float = 1.5
     rate: float = 0.002
     start: float = 0.015
     cap: float = 0.03
     damage: float = 1.0
-    turned: float = 0.5
+    contrast: float = 0.5
     seed: int = 0
 
 
@@ -65,12 +67,12 @@ class VoiceTokens:
     Attributes:
         own: the reply in the voice.
         plain: one without it, on the same prompt, whose likelihood is to stay.
-        contrast: what the negative vector is to write.
+        contrasts: what other voices say to it, whose likelihood is not to rise; may be empty.
     """
 
     own: ReplyTokens
     plain: ReplyTokens
-    contrast: ReplyTokens
+    contrasts: tuple[ReplyTokens, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,11 +192,12 @@ class _Job:
         self._units = torch.tensor(units, dtype=torch.float32, device=tail.device)
         self._own = tail.freeze([text.own for text in texts])
         self._plain = tail.freeze([text.plain for text in texts])
-        self._contrast = tail.freeze([text.contrast for text in texts])
+        self._contrast = tail.freeze([reply for text in texts for reply in text.contrasts])
         self._watch_own = tail.freeze([text.own for text in watch])
         self._watch_plain = tail.freeze([text.plain for text in watch])
         nothing = torch.zeros(len(norms), tail.n_embd, device=tail.device)
         self._plain_nll = self._levels(self._plain, nothing)
+        self._contrast_nll = self._levels(self._contrast, nothing)
         self._watch_own_nll = self._levels(self._watch_own, nothing)
         self._watch_plain_nll = self._levels(self._watch_plain, nothing)
         self._queue: list[int] = []
@@ -222,22 +225,22 @@ class _Job:
 
         choices = self._choices
         own = self._next(choices.batch)
-        plain = self._pick(choices.contrast_batch if choices.damage else 0)
-        turned = self._pick(choices.contrast_batch if choices.turned else 0)
+        plain = self._pick(choices.plain_batch if choices.damage else 0, len(self._plain))
+        n_contrast = choices.contrast_batch if choices.contrast else 0
+        contrast = self._pick(n_contrast, len(self._contrast))
         texts = [
             *(self._own[i] for i in own),
             *(self._plain[i] for i in plain),
-            *(self._contrast[i] for i in turned),
+            *(self._contrast[i] for i in contrast),
         ]
-        scales = self._random.uniform(*_SCALES, len(texts))
-        scales[len(own) + len(plain) :] *= -1
-        nll = self._nll(texts, scales, rows)
-        loss = nll[: len(own)].mean()
+        nll = self._nll(texts, self._random.uniform(choices.low, choices.high, len(texts)), rows)
+        loss: torch.Tensor = nll[: len(own)].mean()
         if plain:
             fall = nll[len(own) : len(own) + len(plain)] - self._plain_nll[plain]
             loss = loss + choices.damage * torch.relu(fall).mean()
-        if turned:
-            loss = loss + choices.turned * nll[len(own) + len(plain) :].mean()
+        if contrast:
+            rise = self._contrast_nll[contrast] - nll[len(own) + len(plain) :]
+            loss = loss + choices.contrast * torch.relu(rise).mean()
         return loss
 
     def limit(self, rows: torch.Tensor) -> None:
@@ -259,6 +262,8 @@ class _Job:
     def _levels(self, texts: Sequence[Frozen], rows: torch.Tensor) -> torch.Tensor:
         import torch
 
+        if not texts:
+            return torch.zeros(0, device=self._tail.device)
         with torch.no_grad():
             parts = [
                 self._nll(texts[i : i + 8], np.ones(len(texts[i : i + 8])), rows)
@@ -281,6 +286,5 @@ class _Job:
         taken, self._queue = self._queue[:n], self._queue[n:]
         return taken
 
-    def _pick(self, n: int) -> list[int]:
-        n = min(n, len(self._own))
-        return [int(i) for i in self._random.choice(len(self._own), n, replace=False)]
+    def _pick(self, n: int, n_all: int) -> list[int]:
+        return [int(i) for i in self._random.choice(n_all, min(n, n_all), replace=False)]

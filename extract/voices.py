@@ -6,6 +6,7 @@ says; the steps are in ``training``.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pyemo.emotions import EMOTIONS, resolve
+from pyemo.emotions import EMOTIONS, near_neighbours, resolve
 from pyemo.errors import InputError, VectorError
 from pyemo.extract.backend import SourceModel
 from pyemo.extract.extraction import Neutral, read_neutral
@@ -27,6 +28,8 @@ from pyemo.texts.replies import ReplyPrompt, reply_prompts
 from pyemo.texts.sources import NEUTRAL
 from pyemo.vectors.control_vector import ControlVector, VectorMetadata
 
+_N_CONTRASTS = 3
+
 
 @dataclass(frozen=True)
 class VoiceReply:
@@ -35,13 +38,13 @@ class VoiceReply:
     Attributes:
         own: the reply in the voice.
         plain: a reply without it.
-        contrast: what the opposite of the voice says; the plain reply where there is no opposite.
+        contrasts: what other voices say, which this one is to be told from.
     """
 
     prompt: str
     own: str
     plain: str
-    contrast: str
+    contrasts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +55,28 @@ class Voice:
     trained: Trained
 
 
-def emotion_replies(emotion: str, prompts: Sequence[ReplyPrompt]) -> tuple[VoiceReply, ...]:
-    """Return an emotion's replies to ``prompts``; the contrast is its opposite's reply.
+def emotion_replies(
+    emotion: str, prompts: Sequence[ReplyPrompt], n_contrasts: int = 0
+) -> tuple[VoiceReply, ...]:
+    """Return an emotion's replies to ``prompts``.
 
+    Args:
+        n_contrasts: for each prompt, replies of emotions that are no near neighbours, each as often
+            as the others.
     Raises:
         InputError: no such emotion.
     """
     name = resolve(emotion)
-    contrast = EMOTIONS[name].opposite or NEUTRAL
+    far = [other for other in EMOTIONS if other not in near_neighbours(name) | {name}]
+    order = itertools.cycle(far)
     return tuple(
-        VoiceReply(p.text, p.replies[name], p.replies[NEUTRAL], p.replies[contrast])
-        for p in prompts
+        VoiceReply(
+            prompt.text,
+            prompt.replies[name],
+            prompt.replies[NEUTRAL],
+            tuple(prompt.replies[next(order)] for _ in range(min(n_contrasts, len(far)))),
+        )
+        for prompt in prompts
     )
 
 
@@ -115,7 +129,7 @@ class VoiceTrainer:
         name = resolve(emotion)
         return self.voice(
             name,
-            emotion_replies(name, reply_prompts("train")),
+            emotion_replies(name, reply_prompts("train"), _N_CONTRASTS),
             emotion_replies(name, reply_prompts("watch")),
             progress,
         )
@@ -152,7 +166,7 @@ class VoiceTrainer:
         def after(text: str) -> ReplyTokens:
             return ReplyTokens((*before, *words.reply_tokens(text)), len(before))
 
-        return VoiceTokens(after(reply.own), after(reply.plain), after(reply.contrast))
+        return VoiceTokens(after(reply.own), after(reply.plain), tuple(map(after, reply.contrasts)))
 
     def _vector(self, name: str, trained: Trained, n_replies: int, n_watch: int) -> ControlVector:
         source, neutral = self._loaded.source, self._neutral
