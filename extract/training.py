@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,8 @@ from pyemo.extract.steered_tail import Frozen, ReplyTokens, SteeredTail
 
 if TYPE_CHECKING:
     import torch
+
+_MAY_BE_NOUGHT = ("plain_batch", "contrast_batch", "damage", "contrast", "seed")
 
 StepProgress = Callable[[int, int, float], None]
 """Told (steps done, steps at most, seconds to go at most)."""
@@ -44,7 +46,7 @@ class TrainingChoices:
         seed: of the order of replies and of the strengths drawn.
     """
 
-    steps: int = 40
+    steps: int = 30
     patience: int = 2
     evaluate_every: int = 5
     batch: int = 8
@@ -55,9 +57,22 @@ class TrainingChoices:
     rate: float = 0.002
     start: float = 0.015
     cap: float = 0.03
-    damage: float = 1.0
-    contrast: float = 0.5
+    damage: float = 0.0
+    contrast: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, is_count = getattr(self, field.name), field.type == "int"
+            least = 0 if field.name in _MAY_BE_NOUGHT else 1 if is_count else 1e-9
+            kinds = (int,) if is_count else (int, float)
+            if type(value) not in kinds or not least <= value <= 1_000_000:
+                raise InputError(
+                    f"recipe, training: {field.name} = {value!r}; it must be a "
+                    f"{'whole ' if is_count else ''}number from {least:g} on"
+                )
+        if self.low > self.high:
+            raise InputError(f"recipe, training: low = {self.low} is above high = {self.high}")
 
 
 @dataclass(frozen=True)

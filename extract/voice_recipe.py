@@ -38,8 +38,12 @@ class VoiceRecipe:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"recipe: name = {self.name!r} is empty; give it a word")
-        low, high = self.layers
-        if not (math.isfinite(low) and math.isfinite(high) and 0 <= low < high <= 1):
+        try:
+            low, high = self.layers
+        except (TypeError, ValueError):
+            low = high = math.nan
+        numbers = all(isinstance(share, (int, float)) for share in (low, high))
+        if not (numbers and math.isfinite(low) and math.isfinite(high) and 0 <= low < high <= 1):
             raise InputError(
                 f"recipe: layers = {self.layers!r} must be two ascending shares of the depth "
                 "from 0 to 1"
@@ -99,8 +103,8 @@ class VoiceRecipe:
                 f'a recipe of voices has source = "{REPLIES}", name, layers and a table [training] '
                 f"of {', '.join(sorted(known))}"
             )
-        if isinstance(values.get("layers"), list) and len(values["layers"]) == 2:
-            values["layers"] = tuple(map(float, values["layers"]))
+        if isinstance(values.get("layers"), list):
+            values["layers"] = tuple(values["layers"])
         return cls(**values, training=TrainingChoices(**training))
 
     @classmethod

@@ -22,7 +22,15 @@ pytestmark = needs_torch
 ARCHITECTURES = ("llama", "gemma3", "gpt2", "qwen2")
 LAYERS = range(1, 3)
 CHOICES = TrainingChoices(
-    steps=12, evaluate_every=3, batch=3, rate=0.02, cap=0.2, start=0.02, patience=4
+    steps=12,
+    evaluate_every=3,
+    batch=3,
+    rate=0.02,
+    cap=0.2,
+    start=0.02,
+    patience=4,
+    damage=1.0,
+    contrast=0.5,
 )
 
 
