@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pyemo.choices import DType
 from pyemo.emotions import EMOTIONS, near_neighbours, resolve
 from pyemo.errors import InputError, VectorError
 from pyemo.extract.backend import SourceModel
@@ -22,7 +23,7 @@ from pyemo.extract.extraction import Neutral, read_neutral
 from pyemo.extract.steered_tail import ReplyTokens, SteeredTail
 from pyemo.extract.training import StepProgress, Trained, VoiceTokens, train
 from pyemo.extract.transformers_backend import TransformersBackend
-from pyemo.extract.transformers_loading import DType, Loaded, load
+from pyemo.extract.transformers_loading import Loaded, load
 from pyemo.extract.voice_recipe import VoiceRecipe
 from pyemo.texts.replies import ReplyPrompt, reply_prompts
 from pyemo.texts.sources import NEUTRAL

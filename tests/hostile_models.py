@@ -515,14 +515,17 @@ def use(path: Path) -> None:
 
 
 def run(seeds: range, folder: Path) -> Iterator[Outcome]:
-    """Yield each seed's outcome. Fork is safe here: this process has no other thread."""
+    """Yield each seed's outcome. Fork is safe here: this process loads no model itself."""
+    # what the children need, imported once for all
+    import jinja2.sandbox  # noqa: F401
+
+    from pyemo.engine import chat_template, engine, replies  # noqa: F401
 
     parts: dict[str, bytes] = {}
     for architecture, quant in BASES:
         name = architecture + (f"-{quant}" if quant else "")
         sound = build_tiny(architecture, folder / f"{name}.gguf", quant=quant).path
         parts[name] = sound.read_bytes()
-        use(sound)  # imports what the children need, once for all
     path, report = folder / "hostile.gguf", folder / "report"
     for seed in seeds:
         mutation, base = mutation_of(seed)

@@ -203,7 +203,7 @@ def extract(
     began = time.monotonic()
     of_voices = voice_recipe(recipe, seed)
     if of_voices is not None:
-        paths = _targets(list(_asked(emotions, is_all, {})), target)
+        paths = _targets(list(_asked(emotions, is_all, {})), target, force)
         extract_emotions(of_voices, paths, model, device, dtype, threads, as_json)
         return
     chosen = Recipe.load(recipe)

@@ -23,6 +23,7 @@ from pyemo.choices import DEFAULT_KV_TYPE, DEFAULT_MODEL, KV_TYPES, KVType
 from pyemo.engine.chat_template import Message
 from pyemo.engine.forks import check_not_forked
 from pyemo.engine.gauges import Gauge
+from pyemo.engine.memory import require_cache_room
 from pyemo.engine.model import Model, forward_log
 from pyemo.engine.replies import Reply, generate_many
 from pyemo.engine.sampling import SamplerParams
@@ -35,6 +36,9 @@ from pyemo.measures.perplexity import Score
 
 Prompt: TypeAlias = "str | SequenceABC[Message] | SequenceABC[int]"
 """A user's message, a list of messages, or token ids."""
+
+# Fewer cells take less than a model, and are not worth a look at the header.
+_LARGE_N_CTX = 1 << 15
 
 
 class Engine:
@@ -90,6 +94,8 @@ class Engine:
         self.threads = ThreadChoice(n_threads)
         if kv_type not in KV_TYPES:
             raise InputError(f"kv_type {kv_type!r} is unknown; use {', '.join(KV_TYPES)}")
+        if whole("n_ctx", n_ctx) > _LARGE_N_CTX:
+            require_cache_room(self.model.path, n_ctx, kv_type)
         try:
             self._core: _core.Engine | None = _core.Engine(
                 self.model.native,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pyemo import _core
 from pyemo.choices import DEFAULT_KV_TYPE, KV_TYPES, KVType
-from pyemo.errors import ModelLoadError
+from pyemo.errors import InputError, ModelLoadError
 
 PYTHON_BYTES = 40_000_000
 """Of the interpreter with what `pyemo run` imports; measured: docs/measurements/device.md."""
@@ -79,6 +79,25 @@ def require_room(path: str | os.PathLike[str], need: MemoryNeed) -> None:
             f"{need.weights / 1e6:.0f}, KV cache {(need.kv_cache or 0) / 1e6:.0f}), and "
             f"{free / 1e6:.0f} MB are available; take a smaller format (`pyemo models "
             "requantize`), a smaller model, or a smaller --n-ctx"
+        )
+
+
+def require_cache_room(path: str | os.PathLike[str], n_ctx: int, kv_type: KVType) -> None:
+    """Refuse a context whose KV cache the machine has no memory for.
+
+    The system would give the memory and end the process when it is used. Does nothing where the
+    system shows no reading, or the file does not say the heads' size.
+
+    Raises:
+        InputError: it takes more than is available.
+    """
+    need = memory_need(path, n_ctx=n_ctx, kv_type=kv_type).kv_cache
+    free = available_bytes()
+    if need is not None and free is not None and need > free:
+        most = int(n_ctx * free / need) // 1024 * 1024
+        raise InputError(
+            f"n_ctx = {n_ctx} takes {need / 1e6:.0f} MB for the KV cache ({kv_type}), and "
+            f"{free / 1e6:.0f} MB are available; at most about {most} fit, more with kv_type q8_0"
         )
 
 

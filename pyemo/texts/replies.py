@@ -1,7 +1,7 @@
 """Everyday prompts with a reply in the voice of each emotion, and a plain one: what a voice is
 trained on, watched by and tested with.
 
-Owns the texts and their split by prompt. docs/sources.md says who wrote them and how.
+Owns the texts and their split by prompt. docs/extraction.md says who wrote them and how.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def parse_replies(text: str, where: str) -> tuple[ReplyPrompt, ...]:
     check_keys(where, document, ("prompt",))
     tables = document["prompt"]
     if not isinstance(tables, list) or not tables:
-        raise InputError(f"{where}: prompt is no list of tables; write [[prompt]]")
+        raise InputError(f"{where}: prompt is not a list of tables; write [[prompt]]")
     prompts = tuple(_prompt(f"{where}, prompt {n}", t) for n, t in enumerate(tables, start=1))
     check_distinct(where, [prompt.text for prompt in prompts])
     check_distinct(where, [reply for prompt in prompts for reply in prompt.replies.values()])

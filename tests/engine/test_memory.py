@@ -13,7 +13,7 @@ from tiny_models import ARCHITECTURES, TinyModel
 from pyemo import Engine, Model, _core
 from pyemo.engine import memory as device_memory
 from pyemo.engine.memory import memory_need, parse_bytes, require_room
-from pyemo.errors import ModelLoadError
+from pyemo.errors import InputError, ModelLoadError
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -84,3 +84,9 @@ def test_an_engine_raises_what_is_resident(tiny_model_path: Path) -> None:
 def test_what_is_no_size_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_bytes(wrong)
+
+
+def test_a_context_beyond_the_memory_is_refused_with_the_arithmetic(smollm2: Path) -> None:
+    model = Model.load(smollm2)
+    with pytest.raises(InputError, match=r"n_ctx = 16777216 takes \d+ MB .* at most about \d+ fit"):
+        Engine(model, n_ctx=1 << 24, n_threads=1)

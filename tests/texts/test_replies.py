@@ -1,4 +1,4 @@
-"""The replies are what docs/sources.md says, and a file that breaks a rule is refused by name."""
+"""The replies are what docs/extraction.md says, and a file that breaks a rule is refused by name."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_file_gives_its_prompts() -> None:
     ("text", "why"),
     [
         ("prompt = [", "mine: not TOML"),
-        ("prompt = 3", "no list of tables"),
+        ("prompt = 3", "not a list of tables"),
         (document(split="holdout"), "prompt 1: no split 'holdout'"),
         (document(text=" "), "prompt 1: text is ' '"),
         (document(replies={"angry": "No!"}), "replies has no 'neutral'"),
