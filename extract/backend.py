@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo.engine.sampling import SamplerParams
+from pyemo.vectors.identity import ModelIdentity
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,6 @@ class Written:
     states: npt.NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True)
-class SourceModel:
-    """What a vector says of the model it was extracted on; empty where it is not known.
-
-    A model without a chat template has no hash of one.
-    """
-
-    name: str
-    architecture: str
-    n_layer: int
-    n_embd: int
-    file_sha256: str = ""
-    weights_fingerprint: str = ""
-    chat_template_sha256: str = ""
-
-
 class Backend(Protocol):
     """Texts in, pooled hidden states out.
 
@@ -65,7 +50,7 @@ class Backend(Protocol):
     """
 
     name: str
-    source: SourceModel
+    source: ModelIdentity
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         """Return the tokens a reply to ``prompt`` starts from, in the model's chat template."""

@@ -17,10 +17,11 @@ from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.sequence import step_many
 from pyemo.engine.threads import Threads
 from pyemo.errors import ContextFullError
-from pyemo.extract.backend import Passage, SourceModel, Written
+from pyemo.extract.backend import Passage, Written
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.stories import story_prompts
 from pyemo.texts import sources
+from pyemo.vectors.identity import ModelIdentity
 
 # Cells for texts that are only read: several of the longest at a time.
 _READING_CTX = 2048
@@ -42,7 +43,7 @@ class EngineBackend:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         model = engine.model
-        self.source = SourceModel(
+        self.source = ModelIdentity(
             name=model.name,
             architecture=model.architecture,
             n_layer=model.n_layer,

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from pyemo.emotions import EMOTIONS
 from pyemo.errors import InputError
 from pyemo.extract import directions as dirs
-from pyemo.extract.backend import Backend, Passage, SourceModel
+from pyemo.extract.backend import Backend, Passage
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.recipe_texts import MIN_TEXTS, Progress, RecipeTexts
 from pyemo.files.local import check_folder_writable
 from pyemo.texts import sources
 from pyemo.texts.sources import NEUTRAL, EmotionSource
 from pyemo.vectors.control_vector import ControlVector, VectorMetadata
+from pyemo.vectors.identity import ModelIdentity
 
 # Where residual norms are taken from: the first tokens' norms are many times the others'.
 NEUTRAL_BEGIN = 10
@@ -223,7 +224,7 @@ def _sources(emotions: Emotions) -> dict[str, EmotionSource]:
 
 
 def _check(
-    source: SourceModel,
+    source: ModelIdentity,
     recipe: Recipe,
     asked: Mapping[str, EmotionSource],
     in_mean: Mapping[str, EmotionSource] | None,
@@ -253,7 +254,7 @@ def _check(
 
 
 def _vector(
-    source: SourceModel,
+    source: ModelIdentity,
     recipe: Recipe,
     emotion: str,
     units: npt.NDArray[np.float64],

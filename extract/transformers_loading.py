@@ -20,11 +20,11 @@ from pyemo.choices import DTYPES, DType
 from pyemo.engine.chat_template import as_messages, render_chat
 from pyemo.engine.model import Model
 from pyemo.errors import InputError, MissingExtraError, ModelLoadError, ModelNotFoundError
-from pyemo.extract.backend import SourceModel
 from pyemo.extract.gguf_config import corrections
 from pyemo.files import hub
 from pyemo.files.catalog import catalog
 from pyemo.files.local import file_sha256
+from pyemo.vectors.identity import ModelIdentity
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class Loaded:
 
     model: Any
     words: Words
-    source: SourceModel
+    source: ModelIdentity
     gguf: Model | None = None
 
 
@@ -192,9 +192,9 @@ class _GGUFWords:
         return self._model.native.is_end_of_generation(token)
 
 
-def source_of(model: Model) -> SourceModel:
+def source_of(model: Model) -> ModelIdentity:
     """Return what a vector says of a GGUF model."""
-    return SourceModel(
+    return ModelIdentity(
         name=model.name,
         architecture=model.architecture,
         n_layer=model.n_layer,
@@ -289,7 +289,7 @@ def _load_folder(
     words = _TokenizerWords(name, tokenizer, _ends(model, tokenizer))
     text = model.config.get_text_config()
     template = words.template
-    source = SourceModel(
+    source = ModelIdentity(
         name=name,
         architecture=str(text.model_type),
         n_layer=int(text.num_hidden_layers),

@@ -18,7 +18,6 @@ import numpy as np
 from pyemo.choices import DType
 from pyemo.emotions import EMOTIONS, near_neighbours, resolve
 from pyemo.errors import InputError, VectorError
-from pyemo.extract.backend import SourceModel
 from pyemo.extract.extraction import Neutral, read_neutral
 from pyemo.extract.steered_tail import ReplyTokens, SteeredTail
 from pyemo.extract.training import StepProgress, Trained, VoiceTokens, train
@@ -28,6 +27,7 @@ from pyemo.extract.voice_recipe import VoiceRecipe
 from pyemo.texts.replies import ReplyPrompt, reply_prompts
 from pyemo.texts.sources import NEUTRAL
 from pyemo.vectors.control_vector import ControlVector, VectorMetadata
+from pyemo.vectors.identity import ModelIdentity
 
 _N_CONTRASTS = 3
 
@@ -117,7 +117,7 @@ class VoiceTrainer:
         self._tail = SteeredTail(self._loaded.model, self._layers)
 
     @property
-    def source(self) -> SourceModel:
+    def source(self) -> ModelIdentity:
         """The model that is trained on."""
         return self._loaded.source
 
@@ -203,7 +203,7 @@ class VoiceTrainer:
         return ControlVector(directions, name=name, metadata=metadata)
 
 
-def is_made_by(path: Path, recipe: VoiceRecipe, source: SourceModel) -> bool:
+def is_made_by(path: Path, recipe: VoiceRecipe, source: ModelIdentity) -> bool:
     """Return whether a file holds a vector that this recipe made of this model's file."""
     if not path.is_file():
         return False

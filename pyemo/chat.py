@@ -72,7 +72,7 @@ class Chat:
     base model) continues the text: each turn is a new line after it.
 
     When prompt and reply no longer fit, whole oldest turns are left out, a quarter of the room at
-    once, and what stays is computed again under the mood of now; the system message always stays.
+    once, and what stays is computed again under the current mood; the system message always stays.
     ``n_dropped_turns`` counts them.
 
     Args:
@@ -197,7 +197,7 @@ class Chat:
         return reply
 
     def refresh(self) -> None:
-        """Compute the whole conversation again under the mood of now, with the next token."""
+        """Compute the whole conversation again under the current mood, with the next token."""
         self._sequence.refresh()
 
     def reset(self) -> None:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.sampling import SamplerParams
-from pyemo.extract.backend import Passage, SourceModel, Written
+from pyemo.extract.backend import Passage, Written
 from pyemo.extract.recipe import Recipe, bundled_recipes
 from pyemo.extract.stories import story_prompts
 from pyemo.texts import sources
+from pyemo.vectors.identity import ModelIdentity
 
 N_LAYER, N_EMBD = 5, 48
 N_NUISANCE = 2  # axes that neutral texts alone vary in
@@ -53,7 +54,7 @@ class PlantedBackend:
     n_read: int = 0
 
     def __post_init__(self) -> None:
-        self.source = SourceModel(
+        self.source = ModelIdentity(
             "planted", "llama", self.n_layer, N_EMBD, "f" * 64, "", self.chat_template_sha256
         )
         rng = np.random.default_rng(1)

@@ -277,7 +277,7 @@ class Engine:
         fixed_shape: bool = True,
         on_reply: Callable[[int, Reply], None] | None = None,
     ) -> list[Reply]:
-        """Return the finished replies to all prompts, computed side by side in batches.
+        """Return the finished replies to all prompts, computed in batches.
 
         Args:
             steering, sampler: one for all, or one for each prompt.

@@ -1,4 +1,4 @@
-"""Replies: the model's words as they come, one at a time or many side by side."""
+"""Replies: the model's words as they come, one at a time or many in a batch."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ class Sequence:
     def score_next(
         self, tokens: SequenceABC[int], *, is_reply: bool = True
     ) -> npt.NDArray[np.float32]:
-        """Append ``tokens`` and return how likely each was, under the mood of now.
+        """Append ``tokens`` and return how likely each was, under the current mood.
 
         Many tokens cost one decode; their chunks are those of ``n_outputs_max`` rows.
 
@@ -350,7 +350,7 @@ class Sequence:
             self._apply_mood()
 
     def refresh(self) -> None:
-        """Compute the KV cache again under the mood of now; costs one prefill at the next step."""
+        """Compute the KV cache again under the current mood; costs one prefill at the next step."""
         with self._engine.turns:
             spans = self._engine.moods.spans(self._steering, self._segments, 0, self.n_tokens)
             self._native.refresh(self.id, spans)

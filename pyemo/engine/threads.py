@@ -59,7 +59,7 @@ def available_cores() -> int:
 
 
 def read_cpu_times() -> CpuTimes | None:
-    """Return the counters of now, None on a system that does not show them (only Linux does)."""
+    """Return the current counters, None on a system that does not show them (only Linux does)."""
     stat = _read("/proc/stat")
     busy = None if stat is None else busy_seconds(stat, _cpus(), _clock_ticks())
     return None if busy is None else CpuTimes(time.monotonic(), busy, time.process_time())
@@ -91,7 +91,7 @@ def choose(cores: int, others: float, current: int | None = None) -> int:
 
     Args:
         others: in cores, such as 1.0 for one process that never waits.
-        current: the number of now, which is kept where it is as good; None to choose afresh.
+        current: the present number, which is kept where it is as good; None to choose afresh.
     """
     most = _free(cores, others, _GIVE)
     least = _free(cores, others, _TAKE)
@@ -134,7 +134,7 @@ class ThreadChoice:
     """The number of threads of one engine, and when it may change.
 
     Attributes:
-        n_threads: the number of now.
+        n_threads: the present number.
         reason: a sentence on how it came about.
     """
 

@@ -37,7 +37,7 @@ def token_ids(tokens: Sequence[int]) -> list[int]:
     """
     if isinstance(tokens, str | bytes):
         raise InputError(
-            f"{tokens[:60]!r} is no list of token ids; make them with model.tokenize(...)"
+            f"{tokens[:60]!r} is not a list of token ids; make them with model.tokenize(...)"
         )
     try:
         ids = [operator.index(token) for token in tokens]
@@ -47,7 +47,7 @@ def token_ids(tokens: Sequence[int]) -> list[int]:
             "make them with model.tokenize(...)"
         ) from None
     if ids and not -_LARGEST <= min(ids) <= max(ids) <= _LARGEST:
-        raise InputError(f"token id {max(ids, key=abs)} is in no vocabulary")
+        raise InputError(f"token id {max(ids, key=abs)} is out of range: no vocabulary has it")
     return ids
 
 

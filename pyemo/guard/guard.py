@@ -140,7 +140,7 @@ class Guard:
         system: str | None = None,
         raw: bool = False,
     ) -> list[GuardedReply]:
-        """Return the finished guarded replies to all prompts, decoded side by side in batches.
+        """Return the finished guarded replies to all prompts, decoded in batches.
 
         Arguments as :meth:`generate`'s; mood and sampler are those of all.
         """
@@ -289,7 +289,7 @@ class GuardedReply:
             if self._held:
                 self.sequence.rollback(len(self._held))
                 self._held.clear()
-            # What somebody else has set in the meantime stays.
+            # Settings changed meanwhile are kept.
             if self.sequence.steering is self._applied is not self._mood:
                 self.sequence.steering = self._applied = self._mood
             if self.sequence.sampler is self._set_sampler is not self._sampler:
@@ -341,7 +341,7 @@ class GuardedReply:
         return self.stop_reason is None and not waits
 
     def _has_stop(self) -> bool:
-        """Whether a stop string is complete: what would be drawn after it is nobody's concern."""
+        """Whether a stop string is complete: later tokens do not matter."""
         if not self._stop:
             return False
         wanted = max(map(len, self._stop)) + len(self._drawn[-1].piece)

@@ -26,7 +26,7 @@ LOOK_BACK = 160
 STRIDE = 8
 """Tokens from one look to the next."""
 MARGIN = 0.5
-"""Log-odds against coherence from which on it is trouble."""
+"""Log-odds against coherence: this much or more is trouble."""
 MARGIN_AGAIN = 0.0
 """The same in a reply that has been in trouble before, which makes more of it likelier."""
 

@@ -33,7 +33,7 @@ from pyemo.vectors.gguf_header import shown, shown_path
 from pyemo.vectors.metadata import Calibration, Unit, VectorMetadata
 
 if TYPE_CHECKING:
-    from pyemo.engine.model import Model
+    from pyemo.vectors.identity import Identified
 
 __all__ = ["Calibration", "ControlVector", "Fit", "FitKind", "VectorMetadata"]
 
@@ -150,7 +150,7 @@ class ControlVector:
     def load(
         cls,
         name_or_path: str | os.PathLike[str],
-        model: Model | None = None,
+        model: Identified | None = None,
         *,
         allow_other_weights: bool = False,
     ) -> ControlVector:
@@ -201,7 +201,7 @@ class ControlVector:
 
     # --- the model ---
 
-    def check(self, model: Model, *, allow_other_weights: bool = False) -> Fit:
+    def check(self, model: Identified, *, allow_other_weights: bool = False) -> Fit:
         """Return how the vector relates to ``model``, or raise if it must not be added to it.
 
         Only width, layers and architecture can be checked for a vector that does not say which
@@ -324,7 +324,7 @@ class ControlVector:
         residual_norms: Sequence[float],
         neutral_projections: Sequence[float] = (),
         *,
-        source: Model | None = None,
+        source: Identified | None = None,
     ) -> ControlVector:
         """Return the vector in the unit "residual": each direction as long as its layer's norm.
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from pyemo.errors import VectorModelMismatchError
 
 if TYPE_CHECKING:
-    from pyemo.engine.model import Model
     from pyemo.vectors.control_vector import ControlVector
+    from pyemo.vectors.identity import Identified
 
 
 class FitKind(enum.Enum):
@@ -38,7 +38,7 @@ class Fit:
 _SAME_FAMILY = {"mistral": "llama", "gemma3text": "gemma3"}
 
 
-def compare(vector: ControlVector, model: Model, *, allow_other_weights: bool = False) -> Fit:
+def compare(vector: ControlVector, model: Identified, *, allow_other_weights: bool = False) -> Fit:
     """Return how ``vector`` relates to ``model``, or raise if it must not be added to it.
 
     Hashes are compared only where the vector names them, for they cost a reading of the file.
@@ -83,14 +83,14 @@ def compare(vector: ControlVector, model: Model, *, allow_other_weights: bool = 
     )
 
 
-def _other_template(vector: ControlVector, model: Model) -> str:
+def _other_template(vector: ControlVector, model: Identified) -> str:
     """Return a sentence if the chat template is not the one the vector was made with."""
     wanted = vector.metadata.chat_template_sha256
     same = not wanted or wanted == model.chat_template_sha256
     return "" if same else " The chat template is another one too."
 
 
-def _check_shape(vector: ControlVector, model: Model) -> None:
+def _check_shape(vector: ControlVector, model: Identified) -> None:
     n_layer = len(vector.residual_norms)
     if vector.n_embd != model.n_embd:
         problem = f"is {vector.n_embd} wide (n_embd), the model {model.name!r} {model.n_embd}"

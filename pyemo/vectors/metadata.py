@@ -21,7 +21,7 @@ from pyemo.vectors.file import FORMAT_VERSION, VERSION_KEY, VectorFile
 from pyemo.vectors.gguf_header import FieldValue, shown
 
 if TYPE_CHECKING:
-    from pyemo.engine.model import Model
+    from pyemo.vectors.identity import Identified
 
 Unit: TypeAlias = Literal["residual", "raw"]
 
@@ -166,7 +166,7 @@ class VectorMetadata:
         except InputError as error:
             raise VectorFileError(f"a field is wrong: {error}") from None
 
-    def with_source(self, model: Model) -> VectorMetadata:
+    def with_source(self, model: Identified) -> VectorMetadata:
         """Return it with ``model`` recorded as what the vector was made on."""
         return replace(
             self,

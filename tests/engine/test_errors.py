@@ -93,7 +93,7 @@ def test_any_list_of_whole_numbers_is_token_ids(engine: Engine, kind: Callable[.
 
 def test_text_is_no_list_of_token_ids(usable: Engine) -> None:
     with usable.sequence(TEXT) as sequence:
-        refused(lambda: sequence.append("abc"), match="'abc' is no list of token ids")
+        refused(lambda: sequence.append("abc"), match="'abc' is not a list of token ids")
 
 
 @pytest.mark.parametrize(

@@ -46,16 +46,16 @@ def room_of(module: str) -> str:
 
 
 def imports(path: Path, *, when_loaded: bool = False) -> Iterator[tuple[str, int]]:
-    """Yield (module of pyemo, line) for each import but those for type checkers only.
+    """Yield (module of pyemo, line) for each import, those for type checkers among them.
 
-    ``when_loaded`` leaves out what functions import when they are called.
+    ``when_loaded`` leaves out those, and what functions import when they are called.
     """
     skipped: set[int] = set()
     tree = ast.parse(read(path))
     for node in ast.walk(tree):
         is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         is_function = isinstance(node, ast.FunctionDef)
-        if is_typing or (when_loaded and is_function):
+        if when_loaded and (is_typing or is_function):
             skipped |= {id(inner) for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if id(node) in skipped:

@@ -19,8 +19,6 @@ WORDED = sorted(
     path
     for path in {*FILES, *PAGES, *(ROOT / "pyemo").rglob("*.toml")}
     if path.relative_to(ROOT).parts[0] not in ("tests", "CHANGELOG.md")
-    and path.relative_to(ROOT).parts[:2]
-    not in {("pyemo", "engine"), ("pyemo", "guard"), ("pyemo", "chat.py")}
 )
 
 

@@ -1,4 +1,4 @@
-"""The replies are what docs/extraction.md says, and a file that breaks a rule is refused by name."""
+"""The replies are what docs/extraction.md says; a file that breaks a rule is refused by name."""
 
 from __future__ import annotations
 
