@@ -289,6 +289,8 @@ class Engine:
             ContextFullError: a prompt with its reply is longer than the context.
             otherwise as :meth:`sequence`.
         """
+        if isinstance(prompts, (str, bytes)):
+            raise InputError("prompts is one text, not a list of them; write generate_many([text])")
         return generate_many(
             self,
             [self._prompt_tokens(prompt, system, raw) for prompt in prompts],
@@ -328,6 +330,11 @@ class Engine:
             InputError: a text without a token to score.
             DecodeAbortedError: logits that are not finite.
         """
+        for i, pair in enumerate(texts):
+            if isinstance(pair, (str, bytes)) or len(pair) != 2:
+                raise InputError(
+                    f"texts[{i}] is not a pair (text, given); without a context write (text, None)"
+                )
         jobs = []
         for (text, given), mood in zip(
             texts, _each(steering, Steering, len(texts), "steering"), strict=True

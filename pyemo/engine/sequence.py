@@ -302,6 +302,17 @@ class Sequence:
 
     # --- going back and sideways ---
 
+    def __copy__(self) -> Sequence:
+        raise InputError("a sequence is not copied, it is forked: twin = sequence.fork()")
+
+    def __deepcopy__(self, memo: object) -> Sequence:
+        return self.__copy__()
+
+    def __reduce__(self) -> str:
+        raise InputError(
+            "a sequence lives in its engine and cannot be pickled; send its tokens and make it anew"
+        )
+
     def fork(self, *, sampler: SamplerParams | None = None) -> Sequence:
         """Return a twin with the same past, mood and gauges; the past is shared, not copied.
 

@@ -278,6 +278,9 @@ def parse_vector_spec(text: str) -> VectorSpec:
     return VectorSpec(source, strength, parse_layers(layers_text) if at and layers_text else None)
 
 
+_MOST_LAYERS = 1 << 20  # more than any model has; what is past it overflows in the core
+
+
 def parse_layers(text: str) -> range:
     """Return the half-open range that ``8:20``, ``8:``, ``:20`` or ``14`` names.
 
@@ -287,7 +290,7 @@ def parse_layers(text: str) -> range:
     begin, colon, end = text.partition(":")
     try:
         first = int(begin) if begin else 0
-        stop = (int(end) if end else 1 << 20) if colon else first + 1
+        stop = (int(end) if end else _MOST_LAYERS) if colon else first + 1
         return _check_layers(range(first, stop))
     except ValueError:
         raise InputError(
@@ -296,7 +299,9 @@ def parse_layers(text: str) -> range:
 
 
 def _check_layers(layers: range) -> range:
-    if not isinstance(layers, range) or layers.step != 1 or layers.start < 0 or not len(layers):
+    # bool(range), not its length: a length past 2**63 overflows
+    is_range = isinstance(layers, range) and layers.step == 1 and layers.start >= 0 and bool(layers)
+    if not is_range or layers.stop > _MOST_LAYERS:
         raise InputError(f"layers {layers!r} are not a range; pass range(8, 20), from 0, not empty")
     return layers
 

@@ -6,7 +6,9 @@ repeated. What could kill or block the process is tried in a process of its own.
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -658,3 +660,20 @@ def test_folder_is_no_model(tmp_path: Path) -> None:
 @pytest.fixture
 def tiny_model(tiny: Callable[[str], TinyModel]) -> TinyModel:
     return tiny("llama")
+
+
+# --- one text where a list is asked for, and copies ---
+
+
+def test_one_text_is_not_taken_for_a_list_of_them(engine: Engine) -> None:
+    refused(lambda: engine.generate_many("abc", max_tokens=1), match="not a list of them")
+    refused(lambda: engine.score_many(["ab"]), match="not a pair")  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_sequence_is_forked_and_not_copied(
+    engine: Engine, copied: Callable[[object], object]
+) -> None:
+    with engine.sequence(TEXT) as sequence:
+        refused(lambda: copied(sequence), match=r"fork\(\)|cannot be pickled")
+        assert np.isfinite(sequence.logits()).all()  # still open
