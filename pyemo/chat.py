@@ -15,9 +15,10 @@ from types import TracebackType
 from pyemo.engine.chat_template import Message
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
+from pyemo.engine.mood import OFF
 from pyemo.engine.replies import Reply
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.sequence import OFF, Sequence
+from pyemo.engine.sequence import Sequence
 from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError
 from pyemo.guard import Guard, GuardedReply

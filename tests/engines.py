@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tiny_models import TinyModel
 
 from pyemo import ControlVector, Engine, Model, Steering, _core
-from pyemo.engine.sequence import OFF
+from pyemo.engine.mood import OFF
 from pyemo.engine.sequence import Sequence as EngineSequence
 from pyemo.vectors.metadata import VectorMetadata
 

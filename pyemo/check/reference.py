@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import LLAMA_CPP_PYTHON
+from pyemo.engine.mood import OFF
 from pyemo.engine.sampling import GREEDY
-from pyemo.engine.sequence import OFF
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError

@@ -12,7 +12,7 @@ from pyemo.check.budget import Budget
 from pyemo.choices import DEFAULT_KV_TYPE, KVType
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
-from pyemo.engine.sequence import OFF
+from pyemo.engine.mood import OFF
 from pyemo.engine.steering import Steering
 from pyemo.engine.threads import Threads
 from pyemo.errors import InputError

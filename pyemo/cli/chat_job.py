@@ -30,8 +30,8 @@ from pyemo.cli.options import EngineOptions, MoodOptions
 from pyemo.cli.run_job import Answer, stream
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
+from pyemo.engine.mood import OFF
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.sequence import OFF
 from pyemo.engine.steering import parse_vector_spec
 from pyemo.errors import InputError, PyemoError
 from pyemo.guard import Guard

@@ -22,9 +22,9 @@ from pyemo.cli.options import EngineOptions, MoodOptions
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import LLAMA_CPP_PYTHON, Model
+from pyemo.engine.mood import OFF
 from pyemo.engine.replies import Reply
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.sequence import OFF
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token
 

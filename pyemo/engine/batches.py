@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
+from pyemo.engine.mood import OFF
 from pyemo.engine.sampling import GREEDY, SamplerParams
-from pyemo.engine.sequence import OFF, step_many
 from pyemo.engine.sequence import Sequence as EngineSequence
+from pyemo.engine.sequence import step_many
 from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError
 

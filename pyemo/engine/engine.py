@@ -25,9 +25,10 @@ from pyemo.engine.forks import check_not_forked
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.memory import require_cache_room
 from pyemo.engine.model import Model, forward_log
+from pyemo.engine.mood import OFF, NativeMoods, Segments
 from pyemo.engine.replies import Reply, generate_many
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.sequence import OFF, NativeMoods, Pooling, Segments, Sequence, native_pooling
+from pyemo.engine.sequence import Pooling, Sequence, native_pooling
 from pyemo.engine.steering import Steering
 from pyemo.engine.threads import ThreadChoice, Threads
 from pyemo.engine.tokens import token_ids, whole

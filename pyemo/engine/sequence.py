@@ -1,8 +1,7 @@
-"""A sequence: tokens with a KV cache, a mood and a sampler; and how a mood becomes native terms."""
+"""A sequence: tokens with a KV cache, a mood and a sampler."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceABC
 from types import TracebackType
@@ -14,72 +13,17 @@ import numpy.typing as npt
 from pyemo import _core
 from pyemo.engine.forks import is_forked
 from pyemo.engine.gauges import Gauge, GaugeReading
-from pyemo.engine.model import Model
+from pyemo.engine.mood import OFF, Segments
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token, TokenLogprob, token_ids, whole
 from pyemo.errors import ClosedError, InputError
-from pyemo.vectors.control_vector import ControlVector
 
 if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
     from pyemo.engine.replies import Reply
 
 Pooling: TypeAlias = Literal["mean", "last", "all"]
-
-NativeSpans: TypeAlias = "list[tuple[int, list[_core.Term]]]"
-Segments: TypeAlias = "list[tuple[int, bool]]"
-"""Where prompts and replies begin: (first position, is_reply), ascending from 0."""
-
-OFF = Steering()
-
-
-class NativeMoods:
-    """Turns moods into native terms for one model; each vector is uploaded once."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._uploaded: weakref.WeakKeyDictionary[ControlVector, _core.Directions] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def spans(self, steering: Steering, segments: Segments, begin: int, end: int) -> NativeSpans:
-        """Return the terms from position ``begin`` on; the last also hold after ``end``."""
-        spans: NativeSpans = []
-        for index, (first, is_reply) in enumerate(segments):
-            is_last = index + 1 == len(segments)
-            start = max(first, begin)
-            stop = max(end, start + 1) if is_last else segments[index + 1][0]
-            scheduled = is_reply and steering.is_scheduled
-            for position in range(start, stop if scheduled else min(stop, start + 1)):
-                t = position - first if is_reply else 0
-                spans.append((position, self._terms(steering, is_reply=is_reply, t=t)))
-        return spans or [(begin, [])]
-
-    def _terms(self, steering: Steering, *, is_reply: bool, t: int) -> list[_core.Term]:
-        n_layer = self._model.n_layer
-        return [
-            _core.Term(
-                self._upload(term.vector),
-                term.strength_at(t),
-                term.operator,
-                min(term.layers.start, n_layer) if term.layers else 0,
-                min(term.layers.stop, n_layer) if term.layers else n_layer,
-            )
-            for term in steering.terms
-            if term.scope == "both" or (term.scope == "reply") == is_reply
-        ]
-
-    def _upload(self, vector: ControlVector) -> _core.Directions:
-        directions = self._uploaded.get(vector)
-        if directions is None:
-            # That it fits is checked here; whose weights it was made on, where it is loaded.
-            vector.check(self._model, allow_other_weights=True)
-            directions = _core.Directions(
-                self._model.n_layer, self._model.n_embd, list(vector.directions.items())
-            )
-            self._uploaded[vector] = directions
-        return directions
 
 
 class Sequence:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
-from pyemo.engine.sequence import OFF
+from pyemo.engine.mood import OFF
 from pyemo.engine.steering import Steering
 from pyemo.errors import VectorModelMismatchError
 from pyemo.extract.neutral import FIRST_POSITION

@@ -18,10 +18,11 @@ from pyemo import _core
 from pyemo.choices import GUARD_WINDOW
 from pyemo.engine.engine import Engine, Prompt
 from pyemo.engine.gauges import Gauge
+from pyemo.engine.mood import OFF
 from pyemo.engine.replies import StopReason, end_reason, group_size, with_open_text
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.sequence import OFF, make_token, step_many
 from pyemo.engine.sequence import Sequence as TokenSequence
+from pyemo.engine.sequence import make_token, step_many
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import TextStream, Token, whole
 from pyemo.errors import ClosedError, ContextFullError, InputError

@@ -24,8 +24,8 @@ from pyemo.engine.batches import (
     score_unsteered,
 )
 from pyemo.engine.engine import Engine
+from pyemo.engine.mood import OFF
 from pyemo.engine.sampling import GREEDY, SamplerParams
-from pyemo.engine.sequence import OFF
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.measures.perplexity import ratio_of

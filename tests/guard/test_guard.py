@@ -11,7 +11,7 @@ import pytest
 from engines import random_vector
 
 from pyemo import Chat, Engine, SamplerParams, Steering
-from pyemo.engine.sequence import OFF
+from pyemo.engine.mood import OFF
 from pyemo.errors import ClosedError, InputError
 from pyemo.guard import MAX_PENALTY, Guard, GuardMode, watch
 from pyemo.guard import guard as guard_module
