@@ -37,9 +37,14 @@ int Engine::handle_of(int slot) const {
     return sequences_[slot].generation * int(sequences_.size()) + slot;
 }
 
+int Engine::find_slot(int seq) const {
+    const int slot = seq % int(sequences_.size());
+    return seq >= 0 && sequences_[slot].used && handle_of(slot) == seq ? slot : -1;
+}
+
 int Engine::slot_of(int seq) const {
-    const int slot = seq < 0 ? 0 : seq % int(sequences_.size());
-    if (seq < 0 || !sequences_[slot].used || handle_of(slot) != seq) {
+    const int slot = find_slot(seq);
+    if (slot < 0) {
         throw Error(ErrorKind::closed, "sequence " + std::to_string(seq) + " is closed; add a new one");
     }
     return slot;
@@ -142,8 +147,8 @@ void Engine::free_removed() {
         removed.swap(removed_);
     }
     for (int seq : removed) {
-        const int slot = seq < 0 ? 0 : seq % int(sequences_.size());
-        if (seq >= 0 && sequences_[slot].used && handle_of(slot) == seq) {
+        const int slot = find_slot(seq);
+        if (slot >= 0) {
             reset_sequence(slot);
         }
     }

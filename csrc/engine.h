@@ -170,7 +170,8 @@ private:
     // A sequence's number, as callers know it, is never used again: generation * n_seq_max + slot. Inside, a
     // sequence is its slot, which is llama.cpp's own number for it.
     int handle_of(int slot) const;
-    int slot_of(int seq) const;
+    int find_slot(int seq) const;  // -1 where it is closed
+    int slot_of(int seq) const;    // throws closed
     std::vector<int> slots_of(const std::vector<int> & seqs) const;
     Sequence & at(int seq);
     const Sequence & at(int seq) const;

@@ -269,13 +269,8 @@ def _vector(
         unit="residual",
         emotion=emotion,
         recipe=recipe_text,
-        architecture=source.architecture,
-        source_model=source.name,
-        source_sha256=source.file_sha256,
-        weights_fingerprint=source.weights_fingerprint,
-        chat_template_sha256=source.chat_template_sha256,
         residual_norms=tuple(neutral.norms),
         neutral_projections=tuple(projections),
-    )
+    ).with_source(source)
     directions = {layer: units[layer] * neutral.norms[layer] for layer in steered}
     return ControlVector(directions, name=emotion, metadata=metadata)

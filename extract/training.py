@@ -211,7 +211,8 @@ class _Job:
         self._watch_own = tail.freeze([text.own for text in watch])
         self._watch_plain = tail.freeze([text.plain for text in watch])
         nothing = torch.zeros(len(norms), tail.n_embd, device=tail.device)
-        self._plain_nll = self._levels(self._plain, nothing)
+        # Only where the loss has the term: a term that is off costs nothing.
+        self._plain_nll = self._levels(self._plain if choices.damage else (), nothing)
         self._contrast_nll = self._levels(self._contrast, nothing)
         self._watch_own_nll = self._levels(self._watch_own, nothing)
         self._watch_plain_nll = self._levels(self._watch_plain, nothing)

@@ -24,7 +24,7 @@ from pyemo.extract.training import StepProgress, Trained, VoiceTokens, train
 from pyemo.extract.transformers_backend import TransformersBackend
 from pyemo.extract.transformers_loading import Loaded, load
 from pyemo.extract.voice_recipe import VoiceRecipe
-from pyemo.texts.replies import ReplyPrompt, reply_prompts
+from pyemo.texts.replies import ReplyPrompt, given_for, reply_prompts
 from pyemo.texts.sources import NEUTRAL
 from pyemo.vectors.control_vector import ControlVector, VectorMetadata
 from pyemo.vectors.identity import ModelIdentity
@@ -130,7 +130,11 @@ class VoiceTrainer:
         name = resolve(emotion)
         return self.voice(
             name,
-            emotion_replies(name, reply_prompts("train"), _N_CONTRASTS),
+            emotion_replies(
+                name,
+                reply_prompts("train"),
+                _N_CONTRASTS if self.recipe.training.contrast else 0,
+            ),
             emotion_replies(name, reply_prompts("watch")),
             progress,
         )
@@ -161,8 +165,7 @@ class VoiceTrainer:
     def _tokens(self, reply: VoiceReply) -> VoiceTokens:
         words, source = self._loaded.words, self._loaded.source
         is_chat = bool(source.chat_template_sha256)
-        given = reply.prompt if is_chat else f"{reply.prompt}\n\n"
-        before = words.prompt_tokens(given)
+        before = words.prompt_tokens(given_for(reply.prompt, is_chat=is_chat))
 
         def after(text: str) -> ReplyTokens:
             return ReplyTokens((*before, *words.reply_tokens(text)), len(before))
@@ -192,14 +195,9 @@ class VoiceTrainer:
             unit="residual",
             emotion=name,
             recipe=self.recipe.to_toml(facts),
-            architecture=source.architecture,
-            source_model=source.name,
-            source_sha256=source.file_sha256,
-            weights_fingerprint=source.weights_fingerprint,
-            chat_template_sha256=source.chat_template_sha256,
             residual_norms=tuple(neutral.norms),
             neutral_projections=tuple(projections),
-        )
+        ).with_source(source)
         return ControlVector(directions, name=name, metadata=metadata)
 
 

@@ -20,7 +20,7 @@ from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
-from pyemo.texts.replies import ReplyPrompt, reply_prompts
+from pyemo.texts.replies import ReplyPrompt, given_for, reply_prompts
 from pyemo.texts.sources import NEUTRAL
 
 OWN_TOKENS = 48
@@ -142,7 +142,7 @@ class VoiceYardstick:
         """Return the tokens before a reply: chat, or plain text where there is no template."""
         model = self._engine.model
         is_chat = bool(model.chat_template_sha256)
-        return model.prompt_tokens(prompt if is_chat else f"{prompt}\n\n")
+        return model.prompt_tokens(given_for(prompt, is_chat=is_chat))
 
     def _write(self) -> list[list[int]]:
         greedy = SamplerParams(temperature=0)
