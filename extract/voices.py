@@ -180,8 +180,9 @@ class VoiceTrainer:
             unit = trained.directions[row]
             projections[layer] = neutral.mean[layer] @ unit
             directions[layer] = unit * neutral.norms[layer]
+        strength = round(trained.dose, 4)
         facts: dict[str, Any] = {
-            "strength": round(trained.dose, 4),
+            "strength": strength,
             "n_replies": n_replies,
             "n_watch": n_watch,
             "steps_taken": trained.n_steps,
@@ -197,6 +198,7 @@ class VoiceTrainer:
             recipe=self.recipe.to_toml(facts),
             residual_norms=tuple(neutral.norms),
             neutral_projections=tuple(projections),
+            strength=strength,
         ).with_source(source)
         return ControlVector(directions, name=name, metadata=metadata)
 

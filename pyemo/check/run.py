@@ -17,7 +17,6 @@ from pyemo.check import text as check_text
 from pyemo.check.readings import DeviceReport, Findings, Reading, Value, is_met
 from pyemo.check.reference import Reference
 from pyemo.check.subject import (
-    DEFAULT_STRENGTH,
     CheckPlan,
     Subject,
     open_engine,
@@ -28,7 +27,6 @@ from pyemo.engine.model import Model
 from pyemo.files.catalog import resolve_model
 
 __all__ = [
-    "DEFAULT_STRENGTH",
     "N_STAGES",
     "STAGES",
     "CheckPlan",

@@ -15,11 +15,9 @@ from pyemo.engine.model import Model
 from pyemo.engine.mood import OFF
 from pyemo.engine.steering import Steering
 from pyemo.engine.threads import Threads
-from pyemo.errors import InputError
 from pyemo.files.catalog import vector_path
 from pyemo.vectors.control_vector import ControlVector
 
-DEFAULT_STRENGTH = 0.02
 N_LONG = 256
 PROMPT = "Write a short message to your neighbour about the noise last night."
 
@@ -31,7 +29,8 @@ class CheckPlan:
     Attributes:
         model: catalog name, path or repository.
         vector: a bundled vector's name or a file; None to check the model unsteered.
-        strength: None for the vector's calibration on this file, else 0.02.
+        strength: None for the one that the vector recommends, see
+            :meth:`pyemo.ControlVector.recommended`.
         n_ctx, n_threads, kv_type: as for :class:`pyemo.Engine`.
         judge: for the emotion, see :func:`pyemo.judges.load_judge`; "" for none.
         n_long: tokens of the longer run.
@@ -120,16 +119,12 @@ def _strength(plan: CheckPlan, vector: ControlVector | None, model: Model) -> tu
         return 0.0, ""
     if plan.strength is not None:
         return plan.strength, f"strength {plan.strength:g} as given"
-    found = vector.calibration_for(model.file_sha256)
-    if found is not None:
-        low, high = found.window
-        return found.strength, f"strength {found.strength:g}, calibrated ({low:g} to {high:g})"
-    if vector.unit == "raw":
-        raise InputError(
-            f"the vector {vector.name!r} does not say its unit, so it has no default strength; "
-            "give --strength, or rescale it once with `pyemo rescale`"
-        )
-    return DEFAULT_STRENGTH, (
-        f"strength {DEFAULT_STRENGTH:g}, the default: not calibrated on this file (`pyemo "
-        "calibrate`)"
-    )
+    found = vector.recommended(model)
+    where = {
+        "trained": "at which it was trained; not calibrated on this file (`pyemo calibrate`)",
+        "default": "the default: not calibrated on this file (`pyemo calibrate`)",
+    }.get(found.source, "")
+    if found.calibration is not None:
+        low, high = found.calibration.window
+        where = f"calibrated ({low:g} to {high:g})"
+    return found.strength, f"strength {found.strength:g}, {where}"

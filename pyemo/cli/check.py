@@ -25,7 +25,8 @@ EXIT_FAILED = 1
     "--strength",
     type=float,
     metavar="X",
-    help="Strength to check.  [default: as calibrated for the model file, else 0.02]",
+    help="Strength to check.  [default: as calibrated for the model file, else as trained, else "
+    "0.02]",
 )
 @click.option(
     "--budget", metavar="FILE", help="Limits as a TOML file; the options below override it."

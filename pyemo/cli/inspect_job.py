@@ -20,7 +20,7 @@ from pyemo.vectors.control_vector import Calibration, ControlVector, find_vector
 from pyemo.vectors.metadata import VectorMetadata
 
 STRENGTHS = (0.01, 0.02)
-"""Strengths whose dose is shown, beside those that were calibrated."""
+"""Strengths whose dose is shown, beside those that the file recommends."""
 
 _BAR_WIDTH = 24
 
@@ -98,6 +98,7 @@ def _described(vector: ControlVector) -> dict[str, Any]:
             "chat_template_sha256": meta.chat_template_sha256 or None,
         },
         "recipe": meta.recipe or None,
+        "strength": meta.strength,
         "calibrations": [_calibration(entry) for entry in meta.calibrations],
         "lengths": _lengths(vector),
         "residual_norms": list(meta.residual_norms),
@@ -117,9 +118,12 @@ def _lengths(vector: ControlVector) -> list[float]:
 
 def _doses(vector: ControlVector) -> dict[float, float]:
     """Return strength -> dose, empty where the vector does not say what a dose is measured by."""
-    calibrated = [entry.strength for entry in vector.metadata.calibrations]
+    meta = vector.metadata
+    own = [entry.strength for entry in meta.calibrations]
+    if meta.strength is not None:
+        own.append(meta.strength)
     try:
-        return {s: vector.dose(s) for s in sorted({*STRENGTHS, *calibrated})}
+        return {s: vector.dose(s) for s in sorted({*STRENGTHS, *own})}
     except VectorError:  # raw, without residual norms
         return {}
 
@@ -133,6 +137,7 @@ def _lines(vector: ControlVector, path: str, fit: dict[str, str] | None) -> list
         f"{vector.name}  ({output.printable(path)})",
         *_fields(vector),
         *_recipe(meta),
+        *_trained(meta),
         *(_calibrated(entry) for entry in meta.calibrations),
         *_chart(vector),
         *_dose_lines(vector),
@@ -173,6 +178,13 @@ def _recipe(meta: VectorMetadata) -> list[str]:
     return [f"recipe       {first}", *(f"{'':<12} {line}" for line in rest)]
 
 
+def _trained(meta: VectorMetadata) -> list[str]:
+    """Return the line of the strength that is taken where no calibration says another."""
+    if meta.strength is None:
+        return []
+    return [f"strength     {meta.strength:g}, at which it was trained; taken where none is given"]
+
+
 def _calibrated(entry: Calibration) -> str:
     low, high = entry.window
     return (
@@ -202,9 +214,10 @@ def _dose_lines(vector: ControlVector) -> list[str]:
     doses = _doses(vector)
     if not doses:
         return ["dose         not known: the vector does not say the model's residual norms"]
-    calibrated = {entry.strength for entry in vector.metadata.calibrations}
+    marks = {entry.strength: " (calibrated)" for entry in vector.metadata.calibrations}
+    if vector.metadata.strength is not None:
+        marks.setdefault(vector.metadata.strength, " (trained)")
     parts = [
-        f"{strength:g}: {dose:.1%}{' (calibrated)' if strength in calibrated else ''}"
-        for strength, dose in doses.items()
+        f"{strength:g}: {dose:.1%}{marks.get(strength, '')}" for strength, dose in doses.items()
     ]
     return [f"dose         {', '.join(parts)} of the last layer's residual norm"]

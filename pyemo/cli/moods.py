@@ -22,7 +22,7 @@ from pyemo.engine.steering import (
     parse_vector_spec,
 )
 from pyemo.errors import InputError, VectorError
-from pyemo.vectors.control_vector import Calibration, ControlVector
+from pyemo.vectors.control_vector import Calibration, ControlVector, Recommended
 from pyemo.vectors.fit import Fit, FitKind
 
 
@@ -31,7 +31,7 @@ class MoodTerm:
     """One vector of a mood, with how it fits the model and where its strength comes from.
 
     Attributes:
-        strength_source: "given", "calibration" or "default".
+        strength_source: "given", "calibration", "trained" or "default".
         remark: a sentence on a strength that was not given or is outside its window; else empty.
         calibration: on this model file; None where there is none, or it is for another way to
             steer (all layers, prompt and reply, by ``add``).
@@ -121,8 +121,9 @@ class MoodBuilder:
         options = self._options
         vector = self._load(model, spec.source)
         layers = self._layers if spec.layers is None else spec.layers
-        calibration = self._calibration(model, vector, layers)
-        strength, source, remark = self._strength(model, vector, spec, calibration)
+        found = self._recommended(model, vector, layers)
+        calibration = None if found is None else found.calibration
+        strength, source, remark = self._strength(model, vector, spec, found)
         term = SteeringTerm(
             vector,
             strength,
@@ -134,23 +135,24 @@ class MoodBuilder:
         fit = vector.check(model, allow_other_weights=options.allow_other_weights)
         return MoodTerm(term, fit, source, remark, calibration)
 
-    def _calibration(
+    def _recommended(
         self, model: Model, vector: ControlVector, layers: range | None
-    ) -> Calibration | None:
-        """Return the calibration that holds for how this vector is to be used."""
+    ) -> Recommended | None:
+        """Return what the vector recommends for how it is to be used; None if it says nothing."""
         is_covered = self._options.operator == "add" and self._options.scope == "both"
-        if not is_covered or layers is not None:
+        if not is_covered or layers is not None or not _recommends(model, vector):
             return None
-        return vector.calibration_for(model.file_sha256, self._n_tokens)
+        return vector.recommended(model, self._n_tokens)
 
     def _strength(
         self,
         model: Model,
         vector: ControlVector,
         spec: VectorSpec,
-        calibration: Calibration | None,
+        found: Recommended | None,
     ) -> tuple[float, str, str]:
         """Return the strength, where it comes from, and a sentence on it."""
+        calibration = None if found is None else found.calibration
         given = self._options.strength if spec.strength is None else spec.strength
         if given is not None:
             return given, "given", window_remark(vector.name, given, calibration)
@@ -171,11 +173,23 @@ class MoodBuilder:
             if calibration.n_tokens < self._n_tokens:
                 remark += "; longer ones may loop (--guard)"
             return calibration.strength, "calibration", remark
+        if found is not None:
+            remark = (
+                f"{vector.name}: strength {found.strength:g}, at which it was trained; it is not "
+                "calibrated on this model file"
+            )
+            return found.strength, found.source, remark
         default = OPERATORS[operator]
         why = "there is no calibration for this model file"
-        if vector.calibration_for(model.file_sha256) is not None:
-            why = "its calibration is for all layers, prompt and reply"
+        if _recommends(model, vector):
+            why = "the one it recommends is for all layers, prompt and reply"
         return default, "default", f"{vector.name}: strength {default:g}, the default; {why}"
+
+
+def _recommends(model: Model, vector: ControlVector) -> bool:
+    """Return whether the vector itself says a strength for this model file."""
+    is_calibrated = vector.calibration_for(model.file_sha256) is not None
+    return is_calibrated or vector.metadata.strength is not None
 
 
 def window_remark(name: str, strength: float, calibration: Calibration | None) -> str:

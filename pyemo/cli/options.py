@@ -250,7 +250,7 @@ def mood_options(command: Command) -> Callable[..., Any]:
                 type=float,
                 metavar="X",
                 help="For vectors without one of their own; 0.02 is 2% of the residual norm.  "
-                "[default: as calibrated for the model file, else 0.02]",
+                "[default: as calibrated for the model file, else as trained, else 0.02]",
             ),
             click.option(
                 "--operator",

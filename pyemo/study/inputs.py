@@ -121,9 +121,9 @@ def _bundled(work: Work, model: Model) -> Directions | None:
             return None
         by_emotion[name] = vector.directions
         norm = meta.residual_norms[-1]
-        calibration = vector.calibration_for(model.file_sha256)
-        if calibration is not None:
-            strengths[name] = calibration.strength
+        found = vector.recommended(model)
+        if found.source != "default":
+            strengths[name] = found.strength
     return Directions(by_emotion, norm, strengths, "bundled")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.choices import OPERATORS
 from pyemo.errors import (
     InputError,
     VectorError,
@@ -30,12 +31,12 @@ from pyemo.vectors import file as vector_file
 from pyemo.vectors.file import Float32Array, VectorFile
 from pyemo.vectors.fit import Fit, FitKind, compare
 from pyemo.vectors.gguf_header import shown, shown_path
-from pyemo.vectors.metadata import Calibration, Unit, VectorMetadata
+from pyemo.vectors.metadata import Calibration, Recommended, Unit, VectorMetadata
 
 if TYPE_CHECKING:
     from pyemo.vectors.identity import Identified
 
-__all__ = ["Calibration", "ControlVector", "Fit", "FitKind", "VectorMetadata"]
+__all__ = ["Calibration", "ControlVector", "Fit", "FitKind", "Recommended", "VectorMetadata"]
 
 
 class ControlVector:
@@ -225,6 +226,27 @@ class ControlVector:
         long_enough = [entry for entry in own if entry.n_tokens >= n_tokens]
         return next(iter(long_enough or own[::-1]), None)
 
+    def recommended(self, model: Identified, n_tokens: int = 1) -> Recommended:
+        """Return the strength to take on ``model`` for replies of ``n_tokens``.
+
+        That of a calibration on the model's file, else the one the vector was trained at, else the
+        default, 0.02. ``Steering({angry: angry.recommended(engine.model).strength})``
+
+        Raises:
+            InputError: a raw vector without a calibration: a number says nothing of it.
+        """
+        calibration = self.calibration_for(model.file_sha256, n_tokens)
+        if calibration is not None:
+            return Recommended(calibration.strength, "calibration", calibration)
+        if self._metadata.strength is not None:
+            return Recommended(self._metadata.strength, "trained")
+        if self.unit == "raw":
+            raise InputError(
+                f"the control vector {self._name!r} does not say its unit (raw), so it has no "
+                "default strength; give one, or rescale it once with `pyemo rescale`"
+            )
+        return Recommended(OPERATORS["add"], "default")
+
     def with_calibration(self, calibration: Calibration) -> ControlVector:
         """Return the vector with a calibration, which replaces one of the same file and length."""
         others = self.without_calibrations(calibration.model_sha256, [calibration.n_tokens])
@@ -276,7 +298,7 @@ class ControlVector:
     def only_layers(self, layers: Iterable[int]) -> ControlVector:
         """Return the vector with just the directions of ``layers``, such as ``range(8, 20)``.
 
-        Calibrations go, unless all layers stay: a strength on fewer layers is another dose.
+        Recommended strengths go, unless all layers stay: on fewer layers they are another dose.
 
         Raises:
             InputError: the vector has no direction in ``layers``.
@@ -292,7 +314,9 @@ class ControlVector:
             return self
         row = self._metadata.neutral_projections
         projections = tuple(value if layer in kept else 0.0 for layer, value in enumerate(row))
-        metadata = replace(self._metadata, neutral_projections=projections, calibrations=())
+        metadata = replace(
+            self._metadata, neutral_projections=projections, calibrations=(), strength=None
+        )
         return ControlVector(kept, name=self._name, metadata=metadata)
 
     def shifted(self, by: int) -> ControlVector:
@@ -316,7 +340,7 @@ class ControlVector:
                 f"layer {self.layers[0]}; leave layers out with only_layers first"
             )
         moved = {layer + by: row for layer, row in self._directions.items()}
-        metadata = replace(self._metadata, neutral_projections=(), calibrations=())
+        metadata = replace(self._metadata, neutral_projections=(), calibrations=(), strength=None)
         return ControlVector(moved, name=self._name, metadata=metadata)
 
     def rescaled(
@@ -328,8 +352,8 @@ class ControlVector:
     ) -> ControlVector:
         """Return the vector in the unit "residual": each direction as long as its layer's norm.
 
-        What the lengths of the directions said before is lost, their sense is kept. Calibrations
-        go, since a strength now means something else.
+        What the lengths of the directions said before is lost, their sense is kept.
+        Recommended strengths go, since a strength now means something else.
 
         Args:
             residual_norms: for all layers of the model, layer 0 first; above 0.
@@ -345,6 +369,7 @@ class ControlVector:
             residual_norms=tuple(residual_norms),
             neutral_projections=tuple(neutral_projections),
             calibrations=(),
+            strength=None,
         )
         if self.layers[-1] >= len(metadata.residual_norms):
             raise VectorShapeError(
@@ -419,7 +444,12 @@ class ControlVector:
         row = self._metadata.neutral_projections if factor else ()
         projections = tuple(math.copysign(1.0, factor) * value for value in row)
         metadata = replace(
-            self._metadata, emotion="", recipe="", neutral_projections=projections, calibrations=()
+            self._metadata,
+            emotion="",
+            recipe="",
+            neutral_projections=projections,
+            calibrations=(),
+            strength=None,
         )
         return ControlVector(directions, name=_named(pattern, self._name), metadata=metadata)
 

@@ -44,6 +44,7 @@ _ROWS = {
     "pyemo.neutral_projections": "neutral_projections",
 }
 _CALIBRATIONS = "pyemo.calibrations"
+_STRENGTH = "pyemo.strength"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,22 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Recommended:
+    """The strength to take where none is given, and where it comes from.
+
+    Attributes:
+        strength: for the operator ``add`` on all layers of the vector, over prompt and reply.
+        source: "calibration": found on this model file; "trained": the one that the vector was
+            trained at; "default": neither, so that it says nothing of this vector.
+        calibration: None for another source.
+    """
+
+    strength: float
+    source: Literal["calibration", "trained", "default"]
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True)
 class VectorMetadata:
     """Where a control vector comes from and what its numbers mean.
 
@@ -108,6 +125,7 @@ class VectorMetadata:
         neutral_projections: mean projection of neutral hidden states on each layer's unit
             direction; 0 at layers without a direction.
         calibrations: at most one for each model file and length of text.
+        strength: the one that the vector was trained at, above 0; None where it was not trained.
         format_version: of the file it was read from; 0 for a file of another tool.
     """
 
@@ -122,6 +140,7 @@ class VectorMetadata:
     residual_norms: tuple[float, ...] = ()
     neutral_projections: tuple[float, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
+    strength: float | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -137,6 +156,10 @@ class VectorMetadata:
             object.__setattr__(self, name, _row(name, getattr(self, name)))
         self._check_rows()
         object.__setattr__(self, "calibrations", _calibrations(self.calibrations))
+        if self.strength is not None:
+            if not _is_finite(self.strength) or self.strength <= 0:
+                _refuse("strength", self.strength, "a finite number above 0")
+            object.__setattr__(self, "strength", float(self.strength))
 
     def _check_rows(self) -> None:
         if any(norm <= 0 for norm in self.residual_norms):
@@ -161,6 +184,7 @@ class VectorMetadata:
                 if key in fields:
                     values[attribute] = _float32_row(key, fields[key])
             values["calibrations"] = _from_json(fields.get(_CALIBRATIONS, "[]"))
+            values["strength"] = fields.get(_STRENGTH)
             values["format_version"] = fields.get(VERSION_KEY, 0)
             return cls(architecture=file.model_hint, **values)
         except InputError as error:
@@ -188,6 +212,8 @@ class VectorMetadata:
                 fields[key] = np.array(row, dtype=np.float32)
         if self.calibrations:
             fields[_CALIBRATIONS] = _dump([_to_json(entry) for entry in self.calibrations])
+        if self.strength is not None:
+            fields[_STRENGTH] = self.strength
         return fields
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from commands import pyemo
 
-from pyemo import Model
+from pyemo import ControlVector, Model
 from pyemo.cli import main
 from pyemo.cli.moods import MoodBuilder, window_remark
 from pyemo.cli.options import MoodOptions
@@ -72,3 +77,50 @@ def test_run_prints_it_on_stderr(model: Path, vectors: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
     assert "strength 0.6 is above its window" in result.stderr
+
+
+@pytest.fixture
+def trained(vectors: Path, tmp_path: Path) -> Path:
+    """A vector that says the strength it was trained at, 0.25."""
+    warm = ControlVector.load(vectors / "warm.gguf")
+    path = tmp_path / "trained.gguf"
+    warm.with_metadata(replace(warm.metadata, strength=0.25)).save(path)
+    return path
+
+
+def test_run_takes_the_strength_a_vector_was_trained_at(model: Path, trained: Path) -> None:
+    (term,) = run_json("-m", model, "-c", trained)["steering"]["terms"]
+    assert (term["strength"], term["strength_source"]) == (0.25, "trained")
+    (given,) = run_json("-m", model, "-c", f"{trained}=0.1")["steering"]["terms"]
+    assert (given["strength"], given["strength_source"]) == (0.1, "given")
+    assert notes(model, str(trained)) == [
+        "trained: strength 0.25, at which it was trained; it is not calibrated on this model file"
+    ]
+
+
+def test_a_calibration_goes_before_the_strength_of_training(
+    model: Path, vectors: Path, tmp_path: Path
+) -> None:
+    both = ControlVector.load(vectors / "calibrated.gguf")
+    both.with_metadata(replace(both.metadata, strength=0.25)).save(tmp_path / "both.gguf")
+    (term,) = run_json("-m", model, "-c", tmp_path / "both.gguf")["steering"]["terms"]
+    assert (term["strength"], term["strength_source"]) == (0.3, "calibration")
+
+
+def test_the_strength_of_training_is_for_all_layers(model: Path, trained: Path) -> None:
+    (said,) = notes(model, f"{trained}@1:2")
+    assert "strength 0.02, the default; the one it recommends is for all layers" in said
+
+
+def test_inspect_says_the_strength_of_training(trained: Path) -> None:
+    shown = pyemo("inspect", trained).stdout
+    assert "strength     0.25, at which it was trained; taken where none is given" in shown
+    assert re.search(r"dose .* 0\.25: [0-9.]+% \(trained\)", shown)
+    assert json.loads(pyemo("inspect", trained, "--json").stdout)["strength"] == 0.25
+
+
+def run_json(*arguments: object) -> dict[str, Any]:
+    result = pyemo("run", "-n", 2, "--threads", 1, "--json", *arguments, "the")
+    assert result.exit_code == 0, result.stderr
+    value: dict[str, Any] = json.loads(result.stdout)
+    return value

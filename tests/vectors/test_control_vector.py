@@ -16,6 +16,7 @@ from pyemo.errors import (
 )
 from pyemo.files import catalog
 from pyemo.vectors.control_vector import Calibration, ControlVector, FitKind, VectorMetadata
+from pyemo.vectors.identity import ModelIdentity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHA = "a" * 64
@@ -399,6 +400,27 @@ def test_of_several_lengths_the_shortest_that_is_long_enough_is_found(angry):
     found = [both.calibration_for(SHA, n) for n in (1, 48, 49, 256, 1000)]
     assert found == [short, short, long, long, long]
     assert both.calibration_for(SHA) == short
+
+
+def test_what_is_recommended_is_calibrated_else_trained_else_the_default(angry):
+    model = ModelIdentity("m", "llama", 4, 3, SHA)
+    trained = angry.with_metadata(replace(METADATA, strength=0.03))
+    assert trained.recommended(model).strength == CALIBRATION.strength
+    other = replace(model, file_sha256="f" * 64)
+    assert (trained.recommended(other).strength, trained.recommended(other).source) == (
+        0.03,
+        "trained",
+    )
+    assert angry.recommended(other).source == "default"
+    with pytest.raises(InputError, match=r"raw.* no default strength"):
+        ControlVector({1: [1.0]}).recommended(other)
+
+
+def test_a_multiple_or_a_part_has_no_strength_of_training(angry):
+    trained = angry.with_metadata(replace(METADATA, strength=0.03))
+    for changed in (trained * 2.0, trained.only_layers([1]), trained + trained):
+        assert changed.metadata.strength is None
+    assert trained.only_layers([1, 2]).metadata.strength == 0.03
 
 
 def test_a_calibration_of_another_file_is_added(angry):

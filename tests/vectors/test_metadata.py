@@ -23,6 +23,7 @@ FULL = VectorMetadata(
     residual_norms=(0.1, 0.2),
     neutral_projections=(0.0, -0.3),
     calibrations=(CALIBRATION, replace(CALIBRATION, model_sha256="f" * 64, evidence="[1, 2.5]")),
+    strength=0.0237,
 )
 
 
@@ -73,6 +74,9 @@ def test_it_is_a_value():
         ({"recipe": "a = 1\x07"}, "recipe .* control characters"),
         ({"source_sha256": "abc"}, "source_sha256 is 'abc'; it must be 64"),
         ({"weights_fingerprint": SHA.upper()}, "weights_fingerprint"),
+        ({"strength": 0.0}, "strength is 0.0; it must be a finite number above 0"),
+        ({"strength": np.inf}, "strength is inf; it must be a finite number above 0"),
+        ({"strength": "much"}, "strength is 'much'"),
         ({"residual_norms": (1, -2)}, "residual_norms is -2.0; it must be above 0"),
         ({"residual_norms": (1, np.inf)}, "one finite number"),
         ({"residual_norms": (1, 1e39)}, "one finite number"),
