@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyemo.errors import VectorModelMismatchError
+from pyemo.vectors import hints
 
 if TYPE_CHECKING:
     from pyemo.vectors.control_vector import ControlVector
@@ -34,10 +35,6 @@ class Fit:
     sentence: str
 
 
-# what Hugging Face, and so repeng, calls an architecture -> what llama.cpp calls it
-_SAME_FAMILY = {"mistral": "llama", "gemma3text": "gemma3"}
-
-
 def compare(vector: ControlVector, model: Identified, *, allow_other_weights: bool = False) -> Fit:
     """Return how ``vector`` relates to ``model``, or raise if it must not be added to it.
 
@@ -49,7 +46,9 @@ def compare(vector: ControlVector, model: Identified, *, allow_other_weights: bo
     _check_shape(vector, model)
     meta = vector.metadata
     source = repr(meta.source_model) if meta.source_model else "a model"
-    if meta.architecture and _family(meta.architecture) != _family(model.architecture):
+    hint = meta.architecture
+    is_known = hints.fits(hint, model.architecture) or bool(hints.architectures(hint))
+    if is_known and not hints.fits(hint, model.architecture):
         difference = (
             f"was made for the architecture {meta.architecture!r}, and {model.name!r} is "
             f"{model.architecture!r}"
@@ -59,8 +58,8 @@ def compare(vector: ControlVector, model: Identified, *, allow_other_weights: bo
     elif not meta.weights_fingerprint:
         return Fit(
             FitKind.UNKNOWN_SOURCE,
-            f"{vector.name!r} does not say which weights it was made on; only width, layers and "
-            f"architecture were compared with {model.name!r}.",
+            f"{vector.name!r} does not say which weights it was made on; "
+            f"{_compared(hint, is_known)} were compared with {model.name!r}.",
         )
     elif meta.weights_fingerprint == model.weights_fingerprint:
         return Fit(
@@ -74,7 +73,7 @@ def compare(vector: ControlVector, model: Identified, *, allow_other_weights: bo
     if not allow_other_weights:
         raise VectorModelMismatchError(
             f"the control vector {vector.name!r} {difference}; use a vector made for this model, "
-            "or allow other weights"
+            "or allow other weights (--allow-other-weights, allow_other_weights=True)"
         )
     return Fit(
         FitKind.OTHER_WEIGHTS,
@@ -110,7 +109,9 @@ def _check_shape(vector: ControlVector, model: Identified) -> None:
     )
 
 
-def _family(architecture: str) -> str:
-    """Return an architecture's name with the spellings of Hugging Face and llama.cpp made one."""
-    plain = architecture.casefold().replace("_", "").replace("-", "")
-    return _SAME_FAMILY.get(plain, plain)
+def _compared(hint: str, is_known: bool) -> str:
+    """Return what there was to compare, and why the architecture was not."""
+    if is_known:
+        return "only width, layers and architecture"
+    why = f"its model hint {hint!r} is no architecture's name" if hint else "it has no model hint"
+    return f"{why}, and only width and layers"

@@ -137,3 +137,25 @@ def test_another_architecture_can_be_allowed():
 def test_an_architecture_is_known_by_its_name_in_transformers_too(hint, architecture):
     fit = raw(architecture=hint).check(Model(architecture=architecture))
     assert fit.kind is FitKind.UNKNOWN_SOURCE
+
+
+@pytest.mark.parametrize("hint", ["qwen2.5", "unknown", "steering vector"])
+def test_free_text_as_a_hint_is_no_refusal_and_is_said(hint):
+    fit = raw(architecture=hint).check(Model(architecture="qwen2"))
+    assert fit.kind is FitKind.UNKNOWN_SOURCE
+    assert f"its model hint {hint!r} is no architecture's name" in fit.sentence
+
+
+def test_a_file_without_a_hint_says_what_was_compared():
+    assert "it has no model hint, and only width and layers" in raw().check(Model()).sentence
+
+
+def test_a_refusal_by_the_hint_names_the_way_out():
+    with pytest.raises(VectorModelMismatchError, match="--allow-other-weights"):
+        raw(architecture="qwen").check(Model(architecture="qwen2"))
+
+
+@pytest.mark.parametrize("model", [Model(n_embd=5), Model(n_layer=1)])
+def test_a_hint_that_lies_is_found_by_width_and_layers(model):
+    with pytest.raises(VectorModelMismatchError, match=r"is 3 wide|only layers 0 to 0"):
+        raw(architecture="llama").check(model, allow_other_weights=True)
