@@ -33,8 +33,16 @@ void register_model(py::module_ & m) {
                  const std::string bytes = text;
                  return unlocked([&] { return model.tokenize(bytes, add_special, parse_special); });
              }, py::arg("text"), py::kw_only(), py::arg("add_special"), py::arg("parse_special"))
+        .def("byte_token", [](const Model & model, uint8_t byte) { return model.byte_token(byte); }, py::arg("byte"))
         .def("piece", [](const Model & model, llama_token token, bool special) { return py::bytes(model.piece(token, special)); },
              py::arg("token"), py::kw_only(), py::arg("special") = false)
+        .def("special_tokens", [](const Model & model) {
+                 py::list out;
+                 for (const SpecialToken & t : unlocked([&] { return model.special_tokens(); })) {
+                     out.append(py::make_tuple(t.id, to_text(t.text), t.is_control, t.strips_left, t.strips_right));
+                 }
+                 return out;
+             }, "Return (id, text, is_control, strips_left, strips_right) of each token that is looked for in a text.")
         .def("is_end_of_generation", [](const Model & model, llama_token token) {
                  model.require_token(token);
                  return model.is_end_of_generation(token);

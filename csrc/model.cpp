@@ -223,6 +223,19 @@ std::string Model::piece(llama_token token, bool special) const {
     return out;
 }
 
+std::vector<SpecialToken> Model::special_tokens() const {
+    std::vector<SpecialToken> out;
+    for (llama_token token = 0; token < n_vocab_; ++token) {
+        const int attr = llama_vocab_get_attr(vocab_, token);
+        const bool is_control = attr & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN);
+        if (is_control || (attr & LLAMA_TOKEN_ATTR_USER_DEFINED)) {
+            out.push_back({token, llama_vocab_get_text(vocab_, token), is_control,
+                           (attr & LLAMA_TOKEN_ATTR_LSTRIP) != 0, (attr & LLAMA_TOKEN_ATTR_RSTRIP) != 0});
+        }
+    }
+    return out;
+}
+
 void Model::require_token(llama_token token) const {
     if (token < 0 || token >= n_vocab_) {
         throw Error(ErrorKind::input, "token id " + std::to_string(token) + " is outside 0 to " + std::to_string(n_vocab_ - 1));

@@ -18,6 +18,14 @@ struct ModelParams {
     int n_gpu_layers = 0;
 };
 
+struct SpecialToken {
+    llama_token id;
+    std::string text;
+    bool is_control;
+    bool strips_left;   // takes the white space before it away
+    bool strips_right;  // and behind it
+};
+
 class Model {
 public:
     explicit Model(const ModelParams & params);
@@ -44,8 +52,15 @@ public:
     // what is not, so stray bytes go in as the vocabulary's single-byte tokens.
     std::vector<llama_token> tokenize(const std::string & bytes, bool add_special, bool parse_special) const;
 
+    // The vocabulary's token for one byte.
+    llama_token byte_token(uint8_t byte) const;
+
     // The bytes of one token; empty for control tokens unless special is true.
     std::string piece(llama_token token, bool special) const;
+
+    // The tokens that llama.cpp looks for in a text before it splits the rest: control tokens, and those that somebody
+    // added to the vocabulary. A control token is found only where special tokens are parsed.
+    std::vector<SpecialToken> special_tokens() const;
 
     bool is_end_of_generation(llama_token token) const { return llama_vocab_is_eog(vocab_, token); }
     llama_token bos() const { return llama_vocab_bos(vocab_); }
@@ -57,8 +72,6 @@ public:
 
 private:
     std::vector<llama_token> tokenize_utf8(const char * text, size_t n, bool add_special, bool parse_special) const;
-    llama_token byte_token(uint8_t byte) const;
-
     struct Deleter {
         void operator()(llama_model * model) const { llama_model_free(model); }
     };

@@ -13,6 +13,7 @@ from itertools import takewhile
 from types import TracebackType
 
 from pyemo.engine.chat_template import Message
+from pyemo.engine.contents import MarkedText
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.mood import OFF
@@ -45,7 +46,7 @@ class Turn:
 class _Layout:
     """A conversation as tokens: prompts and replies in turn, up to where the next reply begins."""
 
-    text: str
+    text: MarkedText
     pieces: tuple[tuple[tuple[int, ...], bool], ...]  # (tokens, is_reply)
 
     @property
@@ -295,7 +296,8 @@ class Chat:
         text = self._text(turns, user)
         tail = None
         if layout is not None and turns:
-            tail = _tail(layout.text, turns[-1].reply, text)
+            reply = self._marked_reply(turns[-1].reply, text.mark)
+            tail = _tail(layout.text, reply, text)
         if layout is None or tail is None:
             return _Layout(text, ((self._tokens(text, is_first=True), False),))
         drawn, prompt = turns[-1].tokens, self._tokens(tail, is_first=False)
@@ -306,33 +308,37 @@ class Chat:
                 drawn = drawn[:-1]
         return _Layout(text, (*layout.pieces, (drawn, True), (prompt, False)))
 
-    def _text(self, turns: list[Turn], user: str) -> str:
+    def _text(self, turns: list[Turn], user: str) -> MarkedText:
         if not self._has_template:
-            return "".join(f"{turn.user}{turn.reply}\n" for turn in turns) + user
+            return MarkedText("".join(f"{turn.user}{turn.reply}\n" for turn in turns) + user, "")
         messages: list[Message] = []
         if self._system is not None:
             messages.append({"role": "system", "content": self._system})
         for turn in turns:
             messages.append({"role": "user", "content": turn.user})
             messages.append({"role": "assistant", "content": turn.reply})
-        return self._model.prompt_text([*messages, {"role": "user", "content": user}])
+        return self._model.marked_prompt([*messages, {"role": "user", "content": user}])
 
-    def _tokens(self, text: str, *, is_first: bool) -> tuple[int, ...]:
-        # As transformers: a template writes its own BOS where the model wants one.
-        add_special = is_first and not self._has_template
-        return tuple(self._model.tokenize(text, add_special=add_special, parse_special=True))
+    def _marked_reply(self, reply: str, mark: str) -> str:
+        contents = self._model.contents
+        return contents.marked_text(reply, mark, is_own=True) if mark else reply
+
+    def _tokens(self, text: MarkedText, *, is_first: bool) -> tuple[int, ...]:
+        if self._has_template:  # it writes its own BOS where the model wants one
+            return tuple(self._model.contents.tokens(*text))
+        return tuple(self._model.tokenize(text.text, add_special=is_first, parse_special=True))
 
     def __repr__(self) -> str:
         return f"<Chat {len(self.turns)} turns, {self._sequence!r}>"
 
 
-def _tail(before: str, reply: str, after: str) -> str | None:
+def _tail(before: MarkedText, reply: str, after: MarkedText) -> MarkedText | None:
     """Return what ``after`` has behind ``before`` and ``reply``; None if it does not begin so."""
-    if not after.startswith(before):
+    if before.mark != after.mark or not after.text.startswith(before.text):
         return None
-    rest = after[len(before) :]
+    rest = after.text[len(before.text) :]
     # many templates strip what was said
     for words in (reply, reply.strip(), reply.rstrip(), reply.lstrip()):
         if rest.startswith(words):
-            return rest[len(words) :]
+            return MarkedText(rest[len(words) :], after.mark)
     return None

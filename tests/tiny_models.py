@@ -156,6 +156,8 @@ def build_tiny(
     n_layer: int | None = None,
     chat_template: str | None = "default",
     quant: str | None = None,
+    vocabulary: Vocabulary | None = None,
+    name: str | None = None,
 ) -> TinyModel:
     """Write a tiny random model of ``architecture`` to ``path`` and return it.
 
@@ -166,6 +168,8 @@ def build_tiny(
         n_layer: blocks; 4 where not given, 6 for gemma3 (local, local, global, twice).
         chat_template: Jinja text, or None; "default" is ChatML for llama and qwen2, else None.
         quant: one of ``QUANTIZATIONS`` for the matrices; None is F32.
+        vocabulary: another than the architecture's own.
+        name: what the file says it is; None for "tiny" and the architecture.
     Raises:
         ValueError: an architecture or quantization not in those lists.
     """
@@ -177,7 +181,7 @@ def build_tiny(
         chat_template = CHATML if architecture in ("llama", "qwen2") else None
     if n_layer is None:
         n_layer = 6 if architecture == "gemma3" else 4
-    vocabulary = (
+    vocabulary = vocabulary or (
         spm_vocabulary()
         if architecture in ("gemma2", "gemma3")
         else bpe_vocabulary("<|eos|>" if architecture == "gpt2" else "<|im_end|>")
@@ -186,7 +190,7 @@ def build_tiny(
 
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(partial, architecture)
-    writer.add_name(f"tiny {architecture}")
+    writer.add_name(name or f"tiny {architecture}")
     write_hyperparameters(writer, architecture, config)
     vocabulary.write(
         writer,

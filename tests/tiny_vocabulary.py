@@ -36,6 +36,7 @@ class Vocabulary:
     scores: tuple[float, ...] | None
     merges: tuple[str, ...] | None
     special: dict[str, int]  # "bos", "eos", ...: token id
+    add_space_prefix: bool = False  # SentencePiece alone: a space before a text's first word
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -58,7 +59,7 @@ class Vocabulary:
         for name, token_id in self.special.items():
             getattr(writer, f"add_{name}_token_id")(token_id)
         writer.add_add_bos_token(add_bos)
-        writer.add_add_space_prefix(False)
+        writer.add_add_space_prefix(self.add_space_prefix)
 
 
 def bpe_vocabulary(eos: str) -> Vocabulary:

@@ -14,6 +14,7 @@ from pyemo import _core
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.engine import threads
 from pyemo.engine.chat_template import Message, as_messages, render_chat
+from pyemo.engine.contents import Contents, MarkedText, encoded
 from pyemo.engine.forks import check_not_forked, note_load
 from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import InputError
@@ -184,13 +185,7 @@ class Model:
                 surrogate that stands for no byte.
         """
         if isinstance(text, str):
-            try:
-                text = text.encode("utf-8", "surrogateescape")
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"the text has a lone surrogate at character {error.start}, which is no text "
-                    'and no byte; pass bytes, or decode them with errors="surrogateescape"'
-                ) from None
+            return encoded(self.native, text, add_special=add_special, parse_special=parse_special)
         return self.native.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
@@ -209,6 +204,24 @@ class Model:
         Raises:
             InputError: the model has no chat template, or it refuses these messages.
         """
+        return self._rendered(messages)
+
+    def marked_prompt(self, messages: Sequence[Message]) -> MarkedText:
+        """Return what :meth:`prompt_text` does, with marks in what was said; see ``contents``.
+
+        Raises:
+            InputError: as :meth:`prompt_text`.
+        """
+        mark = self.contents.mark_for(messages)
+        text = self._rendered([self.contents.marked(message, mark) for message in messages])
+        return MarkedText(text, mark)
+
+    @functools.cached_property
+    def contents(self) -> Contents:
+        """What keeps control tokens out of what is said to this model."""
+        return Contents(self.native, self.chat_template or "")
+
+    def _rendered(self, messages: Sequence[Message]) -> str:
         template = self.chat_template
         if template is None:
             raise InputError(f"{self.name} has no chat template; put everything into one text")
@@ -224,16 +237,18 @@ class Model:
     ) -> list[int]:
         """Return the tokens a reply to ``prompt`` starts from.
 
-        With a chat template the prompt is a user's message (or a list of messages) in it; without
-        one (a base model), or with ``raw``, it is a text to be continued.
+        With a chat template the prompt is a user's message (or a list of messages) in it, and no
+        control token comes from what a message says; without one (a base model), or with ``raw``,
+        it is a text to be continued, in which ``<|im_end|>`` and the like are read as tokens.
 
         Raises:
             InputError: empty prompt; ``system`` or messages for a model without a chat template.
         """
         if not raw and self.chat_template is not None:
-            text = self.prompt_text(as_messages(prompt, system))
             # As transformers: the template writes its own BOS where the model wants one.
-            return self._not_empty(self.tokenize(text, parse_special=True))
+            return self._not_empty(
+                self.contents.tokens(*self.marked_prompt(as_messages(prompt, system)))
+            )
         if not isinstance(prompt, str) or system is not None:
             raise InputError(
                 f"{self.name} is used without a chat template and cannot take "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from pyemo.engine import chat_template as prompts
@@ -75,3 +78,56 @@ def test_a_template_that_differs_goes_to_jinja(old: str, new: str) -> None:
 def test_what_a_template_raises_is_an_error_of_its_messages(template: str) -> None:
     with pytest.raises(InputError, match=r"chat template refuses these messages: ."):
         render_chat(template, CONVERSATIONS[0])
+
+
+def test_tag_around_what_a_training_learns_is_passed_over() -> None:
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    assert render_chat(template, CONVERSATIONS[0]) == "Hello!"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("{{ {'b': '\u00e9<', 'a': [1]} | tojson }}", '{"b": "\u00e9<", "a": [1]}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }}", '{"a":2,"b":1}'),
+        ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
+        (
+            "{% for i in [1, 2, 3] %}{% if i > 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
+            "13",
+        ),
+        ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
+        (
+            "{% set n = namespace(x=0) %}{% for i in [2] %}{% set n.x=i %}{% endfor %}{{ n.x }}",
+            "2",
+        ),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+    ],
+)
+def test_words_that_transformers_adds_to_jinja_are_known(words: str, expected: str) -> None:
+    assert render_chat(words, CONVERSATIONS[0]) == expected
+
+
+@pytest.mark.skipif(
+    "PYEMO_CHAT_TEMPLATES" not in os.environ,
+    reason="runs where PYEMO_CHAT_TEMPLATES names a folder of templates: llama.cpp's "
+    "models/templates, which is in llama-cpp-python's source package",
+)
+def test_templates_of_a_folder_render_as_transformers_renders_them() -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    words = {"bos_token": "<s>", "eos_token": "</s>"}
+    messages = [
+        {"role": "user", "content": "How are you?"},
+        {"role": "assistant", "content": "Well."},
+        {"role": "user", "content": " Good <b>day</b> "},
+    ]
+    for path in sorted(Path(os.environ["PYEMO_CHAT_TEMPLATES"]).glob("*.jinja")):
+        template = path.read_text()
+        if "+ functions" in template or "tool_use" in path.name:
+            continue  # transformers fails: they take the tools from their caller, and no None
+        [expected], _ = render_jinja_template(
+            [messages], chat_template=template, add_generation_prompt=True, **words
+        )
+        assert render_chat(template, messages, **words) == expected, path.name
