@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from pyemo.errors import InputError
+from pyemo.files.inputs import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -167,9 +168,9 @@ def recipe_text(name_or_path: str) -> str:
     Raises:
         InputError: neither.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path.read_bytes().decode("utf-8", "replace")
+    path = os.path.expanduser(name_or_path)  # a ~ of no known user stays
+    if os.path.exists(path) and not os.path.isdir(path):
+        return read_text(path, "the recipe", "give a bundled one's name, or a TOML file")
     if name_or_path in _names():
         bundled = files(__package__) / "recipes" / f"{name_or_path}.toml"
         return bundled.read_text(encoding="utf-8")

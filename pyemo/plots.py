@@ -5,7 +5,9 @@ Owns how they look; knows nothing of where numbers come from. Needs the extra ``
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from pyemo.choices import REGIMES
 from pyemo.errors import InputError, MissingExtraError
+from pyemo.files.targets import checked_target, unless_it_begins, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from pyemo.strengths.trials import Trial
 
 _DPI = 120
+_KIND = "a PNG picture"
+_NO_PICTURE = unless_it_begins(b"\x89PNG\r\n\x1a\n", "is not a PNG picture")
 
 
 def check_extra() -> None:
@@ -31,6 +36,15 @@ def check_extra() -> None:
         MissingExtraError: matplotlib is not installed.
     """
     _figure(1, 1)
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise unless a picture may be written to ``path``, where one may be already.
+
+    Raises:
+        InputError: what is there is no PNG picture, or the folder refuses files.
+    """
+    checked_target(path, _KIND, _NO_PICTURE)
 
 
 def heat_map(
@@ -179,10 +193,6 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    try:
-        figure.savefig(path, format="png", dpi=_DPI)
-    except OSError as error:
-        raise InputError(
-            f"picture {str(path)!r} cannot be written: {error.strerror or error}; name another "
-            "folder"
-        ) from error
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=_DPI)
+    write_whole(path, data.getvalue(), _KIND, _NO_PICTURE)

@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from pyemo.choices import REGIMES
 from pyemo.engine.memory import parse_bytes
 from pyemo.errors import InputError
+from pyemo.files.inputs import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,10 +62,13 @@ class Budget:
                 kind.
         """
         where = os.fspath(path)
+        text = read_text(path, "the budget", "give the path of a TOML file")
         try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read the budget {where}: {error}") from error
+            table = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"the budget {where!r} is not TOML: {error}; docs/check.md has one"
+            ) from error
         return cls().merged(table, f"the budget {where}")
 
     def merged(self, limits: Mapping[str, Any], where: str) -> Budget:

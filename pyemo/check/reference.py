@@ -26,11 +26,17 @@ from pyemo.engine.sampling import GREEDY
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
-from pyemo.files.local import replacing
+from pyemo.files.inputs import read_input
+from pyemo.files.targets import checked_target, unless_it_begins, write_whole
 from pyemo.vectors.control_vector import ControlVector
 
 FORMAT = "pyemo.check.reference"
 VERSION = 1
+
+_KIND = "a reference"
+_NO_REFERENCE = unless_it_begins(
+    rb'\s*\{\s*"format"\s*:\s*"pyemo\.check\.reference"', "is not a reference"
+)
 
 N_TOP = 64
 """Next tokens kept at each position; the others are one remainder."""
@@ -94,7 +100,7 @@ class Reference:
         """Write it as JSON, whole or not at all.
 
         Raises:
-            ModelLoadError: the file cannot be written.
+            InputError: what is there is no reference, or the disk refuses.
         """
         content = {
             "format": FORMAT,
@@ -112,8 +118,8 @@ class Reference:
                 for run in self.runs
             ],
         }
-        with replacing(Path(path).absolute()) as temporary:
-            temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+        data = json.dumps(content, separators=(",", ":")).encode()
+        write_whole(path, data, _KIND, _NO_REFERENCE)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Reference:
@@ -122,17 +128,22 @@ class Reference:
         Raises:
             InputError: not such a file, damaged, or of another version.
         """
+        where = os.fspath(path)
+        data = read_input(path, "the reference", "make one with `pyemo check --record FILE`")
         try:
-            content = json.loads(Path(path).read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read the reference {os.fspath(path)}: {error}") from error
+            content = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"the reference {where!r} is not JSON: {error}; record it anew with `pyemo check "
+                "--record FILE`"
+            ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(
-                f"{os.fspath(path)} is no reference; make one with `pyemo check --record FILE`"
+                f"{where!r} is no reference; make one with `pyemo check --record FILE`"
             )
         if content.get("version") != VERSION:
             raise InputError(
-                f"the reference {os.fspath(path)} has version {content.get('version')!r}, this "
+                f"the reference {where!r} has version {content.get('version')!r}, this "
                 f"pyemo reads {VERSION}; record it anew with `pyemo check --record FILE`"
             )
         try:
@@ -142,8 +153,17 @@ class Reference:
             return cls(Source(**content["source"]), runs)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"the reference {os.fspath(path)} is damaged ({error}); record it anew"
+                f"the reference {where!r} is damaged ({error}); record it anew"
             ) from error
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise unless a reference may be written to ``path``; for before the work.
+
+    Raises:
+        InputError: what is there is no reference, or the folder refuses files.
+    """
+    checked_target(path, _KIND, _NO_REFERENCE)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import xml.etree.ElementTree as ET
 from dataclasses import asdict
 from typing import Any
 
 from pyemo.check.readings import DeviceReport, Reading
+from pyemo.files.targets import checked_target, unless_it_begins, write_whole
 
 VERSION = 1
 """Of the JSON; docs/check.schema.json describes it."""
 
+_KIND = "a JUnit file"
+_NOT_OURS = unless_it_begins(rb'.{0,99}<testsuites name="pyemo check"', "is not a check's result")
 _NO_XML = {code: None for code in range(32) if chr(code) not in "\t\n"}
 
 
@@ -53,6 +57,24 @@ def to_junit(report: DeviceReport) -> str:
         ET.SubElement(suite, "system-out").text = "\n".join(report.remarks).translate(_NO_XML)
     ET.indent(suites)
     return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def check_junit(path: str | os.PathLike[str]) -> None:
+    """Raise unless JUnit XML may be written to ``path``; for before the work.
+
+    Raises:
+        InputError: what is there is no check's JUnit file, or the folder refuses files.
+    """
+    checked_target(path, _KIND, _NOT_OURS)
+
+
+def write_junit(report: DeviceReport, path: str | os.PathLike[str]) -> None:
+    """Write :func:`to_junit` to ``path``, whole or not at all.
+
+    Raises:
+        InputError: see :func:`check_junit`, or the disk refuses.
+    """
+    write_whole(path, to_junit(report).encode(), _KIND, _NOT_OURS)
 
 
 def shown(value: object, unit: str) -> str:

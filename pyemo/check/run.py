@@ -15,7 +15,7 @@ from pyemo.check import process as check_process
 from pyemo.check import speed as check_speed
 from pyemo.check import text as check_text
 from pyemo.check.readings import DeviceReport, Findings, Reading, Value, is_met
-from pyemo.check.reference import Reference
+from pyemo.check.reference import Reference, check_target
 from pyemo.check.subject import (
     CheckPlan,
     Subject,
@@ -64,6 +64,8 @@ def check(plan: CheckPlan, *, on_stage: Callable[[str], None] | None = None) -> 
     began = time.perf_counter()
     on_stage = on_stage or (lambda _title: None)
     # What can be refused is refused before anything is run.
+    if plan.record is not None:
+        check_target(plan.record)
     recorded = Reference.load(plan.reference) if plan.reference else None
     resolved = resolve_model(plan.model)
     if plan.vector is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -70,9 +69,12 @@ def check(
       pyemo check --reference here.json
     """
     from pyemo.check.budget import Budget
+    from pyemo.check.report import check_junit, write_junit
     from pyemo.check.run import N_STAGES, CheckPlan
     from pyemo.check.run import check as measure
 
+    if junit is not None:
+        check_junit(junit)
     loaded = Budget() if budget is None else Budget.load(budget)
     plan = CheckPlan(
         engine.model,
@@ -89,7 +91,7 @@ def check(
     with output.progress(N_STAGES, "checking") as advance:
         report = measure(plan, on_stage=lambda _stage: advance(1))
     if junit is not None:
-        _write_junit(report, junit)
+        write_junit(report, junit)
     if as_json:
         from pyemo.check.report import to_json
 
@@ -98,16 +100,6 @@ def check(
         _print(report)
     if not report.is_passed:
         click.get_current_context().exit(EXIT_FAILED)
-
-
-def _write_junit(report: DeviceReport, path: str) -> None:
-    from pyemo.check.report import to_junit
-    from pyemo.errors import InputError
-
-    try:
-        Path(path).write_text(to_junit(report), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _print(report: DeviceReport) -> None:

@@ -204,7 +204,7 @@ def extract(
     of_voices = voice_recipe(recipe, seed)
     if of_voices is not None:
         paths = _targets(list(_asked(emotions, is_all, {})), target, force)
-        extract_emotions(of_voices, paths, model, device, dtype, threads, as_json)
+        extract_emotions(of_voices, paths, model, device, dtype, threads, as_json, force=force)
         return
     chosen = Recipe.load(recipe)
     if seed is not None:

@@ -38,6 +38,8 @@ def extract_emotions(
     dtype: str,
     threads: int | None,
     as_json: bool,
+    *,
+    force: bool,
 ) -> None:
     """Train each emotion's vector and write it to its path.
 
@@ -55,7 +57,7 @@ def extract_emotions(
             lines.append({"emotion": name, "path": str(path), "kept": True})
             continue
         voice = trainer.emotion(name, _progress(name))
-        voice.vector.save(path)
+        voice.vector.save(path, force=force)
         lines.append(_facts(name, path, voice))
         if not as_json:
             click.echo(_line(path, voice))

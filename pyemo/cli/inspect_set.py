@@ -83,6 +83,8 @@ def print_set(
     if plot_folder is not None:
         plots.check_extra()
         check_folder_writable(plot_folder)
+        for path in Path(plot_folder).glob("*.png"):
+            plots.check_target(path)
     vectors = _load(folder)
     separations = separations_of_vectors(vectors)
     recipe = _recipe_of(vectors)

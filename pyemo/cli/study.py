@@ -85,6 +85,7 @@ def study(
 
     from pyemo.engine.threads import available_cores
     from pyemo.study import Store, run_study, runner
+    from pyemo.study.report import check_folder
 
     plan = _plan(
         models,
@@ -98,6 +99,7 @@ def study(
         judge,
         threads,
     )
+    check_folder(out)
     command = shlex.join(["pyemo", *sys.argv[1:]])
     if workers is None:
         workers = 1 if scheduler else max(1, available_cores() // max(1, threads))
@@ -169,15 +171,9 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 def _lines(path: str) -> tuple[str, ...]:
-    from pathlib import Path
+    from pyemo.cli.trial_options import read_prompts
 
-    from pyemo.errors import InputError
-
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the prompts {path!r} cannot be read: {error}") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    return read_prompts(path)
 
 
 @contextlib.contextmanager

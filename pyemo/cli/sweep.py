@@ -128,10 +128,11 @@ def sweep(
     from pyemo.vectors.control_vector import ControlVector
 
     if plot is not None:
-        from pyemo.plots import check_extra
+        from pyemo.plots import check_extra, check_target
 
         check_extra()
         check_folder_writable(Path(plot).parent)
+        check_target(plot)
     wanted = parse_strengths(strengths)
     texts = read_prompts(prompts)
     chosen = None if layers is None else parse_layers(layers)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyemo.errors import InputError
+from pyemo.files.inputs import read_text
 
 if TYPE_CHECKING:
     from pyemo.judges import Judge
@@ -35,12 +35,7 @@ def read_prompts(path: str | None) -> tuple[str, ...]:
         from pyemo.texts.sources import prompts
 
         return prompts("selection")
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"prompts {path!r} cannot be read: {error}; give a UTF-8 text file, one prompt a line"
-        ) from error
+    text = read_text(path, "prompts", "give a UTF-8 text file, one prompt a line")
     found = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not found:
         raise InputError(f"prompts {path!r} has no line with a prompt; write one a line")

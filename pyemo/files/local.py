@@ -177,15 +177,16 @@ def replacing(target: Path) -> Iterator[Path]:
     On an error it vanishes, and ``target`` stays as it was. The folder is made if need be.
 
     Raises:
-        ModelLoadError: the folder of ``target`` cannot be written.
+        ModelLoadError: ``target`` cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with written_beside(target) as temporary:
             yield temporary
-    except OSError as error:
+    except (OSError, InputError) as error:
+        why = getattr(error, "strerror", None) or error
         raise ModelLoadError(
-            f"cannot write {target}: {error.strerror or error}; set the environment variable "
+            f"cannot write {target}: {why}; set the environment variable "
             "PYEMO_CACHE to a folder with room that you may write"
         ) from error
 
@@ -227,7 +228,7 @@ def _hash(path: Path) -> str:
 @contextmanager
 def _replacing(target: Path) -> Iterator[IO[bytes]]:
     """Open a new file that takes the place of ``target`` at the end, or vanishes on an error."""
-    with replacing(target) as temporary, temporary.open("xb") as file:
+    with replacing(target) as temporary, temporary.open("wb") as file:
         yield file
 
 

@@ -199,7 +199,7 @@ def _run(
         except BaseException:
             child.kill()
             raise
-    if child.returncode != 0 or not target.is_file():
+    if child.returncode != 0 or target.stat().st_size == 0:
         how = f"was ended by signal {-child.returncode}" if child.returncode < 0 else "failed"
         raise ModelLoadError(
             f"llama.cpp's quantizer {how} on {source}: {last or 'it gave no reason'}; "

@@ -13,12 +13,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from pyemo.errors import InputError
+from pyemo.files.local import check_folder_writable
+from pyemo.files.targets import checked_target, unless_it_begins, write_whole
 from pyemo.study import figures
 from pyemo.study.finding import Finding, Value, Verdict
 from pyemo.study.steering_check import Case
-from pyemo.study.store import write_whole
 
 PAGE = "report.html"
+TITLE = "Emotion vectors on small quantized models"
 
 _CSS = {Verdict.HOLDS: "holds", Verdict.DOES_NOT: "not", Verdict.CANNOT_SAY: "unknown"}
 
@@ -68,29 +70,28 @@ class Report:
         raise InputError(f"no finding {name!r}; there are {names}")
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write ``report.html`` and a CSV file for each table; return the paths.
+        """Write ``report.html`` and a CSV file for each table; return the paths, the page's last.
 
         Each file is written whole or not at all.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: see :func:`check_folder`, or the disk refuses.
             MissingExtraError: matplotlib is not installed.
         """
-        target = Path(folder)
-        texts = {
+        target = check_folder(folder)
+        tables = {
             f"{table.name}.csv": table.to_csv() for found in self.findings for table in found.tables
         }
-        texts[PAGE] = self.to_html()
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            for name, text in texts.items():
-                write_whole(target / name, text.encode())
-        except OSError as error:
-            raise InputError(
-                f"the report cannot be written to {target}: {error.strerror or error}; "
-                "name another folder with --out, and start again: what is computed is kept"
-            ) from error
-        return [target / name for name in texts]
+        # The page first: by it the next run knows the folder of one that was cut off.
+        for name, text in {PAGE: self.to_html(), **tables}.items():
+            try:
+                write_whole(target / name, text.encode(), "a report")
+            except InputError as error:
+                raise InputError(
+                    f"{error}; with another folder (--out) the same command goes on: what is "
+                    "computed is kept"
+                ) from error
+        return [target / name for name in (*tables, PAGE)]
 
     def to_html(self) -> str:
         """Return the page."""
@@ -103,7 +104,7 @@ class Report:
         figures.assign_colors([model.name for model in self.models])
         drawn = {f.name: figures.svg(f.figure(), f.name) if f.figure else "" for f in self.findings}
         return environment.from_string(source).render(
-            title="Emotion vectors on small quantized models",
+            title=TITLE,
             findings=self.findings,
             figures=drawn,
             models=self.models,
@@ -116,6 +117,28 @@ class Report:
             is_number=_is_number,
             shown=shown,
         )
+
+
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder a report may be written to, made if need be; for before the work.
+
+    Raises:
+        InputError: it cannot be written, its ``report.html`` is no report of ours, or it holds
+            tables (``*.csv``) without one.
+    """
+    target = Path(folder).expanduser()
+    check_folder_writable(target)
+    page = target / PAGE
+    title = f"<title>{TITLE}</title>".encode()
+    checked_target(page, "a report", unless_it_begins(b".*" + title, "is not a report of pyemo's"))
+    for table in sorted(target.glob("*.csv")):
+        if not page.exists():
+            raise InputError(
+                f"{str(target)!r} holds {table.name} and no report of pyemo's, whose tables would "
+                "replace it; name another folder (--out)"
+            )
+        checked_target(table, "a report's table")
+    return target
 
 
 def shown(value: Value) -> str:

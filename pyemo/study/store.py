@@ -1,8 +1,8 @@
 """The store of results: computed once, found again under the hash of all they depend on.
 
 Owns files and nothing else: a result is JSON and named arrays, kept as one ``.npz`` whose every
-member carries a checksum. Written to a temporary file and renamed, so that a run that was killed
-leaves whole entries only, and two runs at once write the same bytes.
+member carries a checksum. Each is written whole, so that a run that was killed leaves whole
+entries only, and two runs at once write the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo.errors import InputError
+from pyemo.files.local import check_folder_writable
+from pyemo.files.targets import remove_abandoned, written_beside
 
 _log = logging.getLogger(__name__)
 
@@ -58,14 +59,11 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".try-"):
-                pass
-        except OSError as error:
-            raise InputError(
-                f"the store {folder} cannot be written: {error.strerror or error}; name another "
-                f"with --store"
-            ) from error
+            check_folder_writable(folder)
+        except InputError as error:
+            raise InputError(f"the store cannot be written: {error} with --store") from error
+        for inner in folder.iterdir():
+            remove_abandoned(inner)
 
     @property
     def folder(self) -> Path:
@@ -97,36 +95,18 @@ class Store:
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, _write(result))
-        except OSError as error:
+            with written_beside(path, "a result") as temporary:
+                temporary.write_bytes(_write(result))
+        except (OSError, InputError) as error:
+            why = getattr(error, "strerror", None) or error
             raise InputError(
-                f"a result cannot be kept in {self._folder}: {error.strerror or error}; "
+                f"a result cannot be kept in {self._folder}: {why}; "
                 "free some space or name another folder with --store, and start again: what is "
                 "computed is kept"
             ) from error
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.npz"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or as it was before; its folder exists.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def digest(value: object, arrays: Arrays = {}) -> str:  # noqa: B006 (never changed)

@@ -22,6 +22,7 @@ else:
 
 from pyemo.emotions import resolve
 from pyemo.errors import InputError
+from pyemo.files.inputs import read_text
 from pyemo.texts.toml_checks import check_distinct, check_keys, strings
 
 Split = Literal["train", "held_out"]
@@ -216,14 +217,11 @@ def load_emotions_file(path: str | Path) -> dict[str, EmotionSource]:
             message names the table, the key and the rule.
     """
     where = f"emotions file {str(path)!r}"
+    remedy = "give the path of a TOML file with a table [emotion.NAME] for each emotion"
+    text = read_text(path, "emotions file", remedy)
     try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(
-            f"{where} cannot be read: {error.strerror or error}; give the path of a TOML file "
-            "with a table [emotion.NAME] for each emotion"
-        ) from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, nested without end
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # RecursionError: nested without end
         raise InputError(f"{where} is not a TOML file: {error}; {_SHAPE}") from error
     check_keys(where, document, required=("emotion",))
     tables = document["emotion"]

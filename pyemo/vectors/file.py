@@ -142,7 +142,7 @@ def write(path: str | os.PathLike[str], vector_file: VectorFile, *, force: bool 
     try:
         check_directions(vector_file.directions)
         _check_writable(vector_file)
-        with written_beside(target) as temporary:
+        with written_beside(target, "a control vector") as temporary:
             _write_gguf(temporary, vector_file)
             with open(temporary, "rb") as file:
                 _read_open(file)

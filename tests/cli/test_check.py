@@ -163,9 +163,9 @@ def test_a_reference_recorded_with_two_threads_passes_with_one(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "nowhere.toml"], "cannot read the budget nowhere.toml"),
+        (["--budget", "nowhere.toml"], "the budget 'nowhere.toml' cannot be read"),
         (["--max-memory", "much"], "write a number of MB"),
-        (["--reference", "nowhere.json"], "cannot read the reference nowhere.json"),
+        (["--reference", "nowhere.json"], "the reference 'nowhere.json' cannot be read"),
         (["-c", "nowhere.gguf"], "no vector file"),
         (["-c", "anger"], "no vectors come with pyemo for the model"),
         (["-m", "nowhere.gguf"], "no file at"),

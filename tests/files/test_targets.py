@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal as signals
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from pyemo.errors import InputError, VectorFileError
 from pyemo.files.children import python_module
-from pyemo.files.targets import checked_target, written_beside
+from pyemo.files.targets import checked_target, remove_abandoned, write_whole, written_beside
 from pyemo.formats.quantize import requantize
 from pyemo.vectors.file import VERSION_KEY, VectorFile, read, write
 
@@ -74,17 +75,63 @@ def test_a_missing_folder_is_named_before_the_work(tmp_path: Path) -> None:
         checked_target(tmp_path / "no" / "file", "a text")
 
 
-def test_files_of_dead_writers_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead = tmp_path / f".it.gguf.{ended.pid}-00000000.tmp"
-    live = tmp_path / f".it.gguf.{os.getppid()}-00000000.tmp"
-    other = tmp_path / f".that.gguf.{ended.pid}-00000000.tmp"
-    for file in (dead, live, other):
-        file.touch()
-    with written_beside(tmp_path / "it.gguf") as temporary:
-        temporary.write_bytes(b"new")
-    assert sorted(tmp_path.iterdir()) == sorted([live, other, tmp_path / "it.gguf"])
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from pyemo.files.targets import written_beside
+with written_beside(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    print("in the middle", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+def test_files_of_dead_writers_go_and_those_of_live_ones_stay(tmp_path: Path, signal: str) -> None:
+    target, other = tmp_path / "it.gguf", tmp_path / "that.gguf"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for path in (target, target, other)
+    ]
+    for writer in writers:
+        assert writer.stdout.readline()  # type: ignore[union-attr]
+    for writer in (writers[0], writers[2]):
+        writer.send_signal(getattr(signals, signal))
+        writer.wait()
+    write_whole(target, b"new", "a file")
+    left = sorted(path.name.rpartition("-")[0] for path in tmp_path.glob(".*.tmp"))
+    assert left == [f".it.gguf.{writers[1].pid}", f".that.gguf.{writers[2].pid}"]
+    assert target.read_bytes() == b"new"
+    writers[1].communicate()  # it ends its work now
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["it.gguf"]
+    assert target.read_bytes() == b"half"
+    writers[0].communicate()
+    writers[2].communicate()
+
+
+def test_an_error_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "it"
+    target.write_bytes(b"old")
+
+    def fail() -> None:
+        with written_beside(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+    assert target.read_bytes() == b"old"
+
+
+def test_an_empty_file_may_be_replaced_by_anything(tmp_path: Path) -> None:
+    path = tmp_path / "it.gguf"
+    path.touch()
+    write(path, sample())
+    assert read(path).model_hint == "llama"
 
 
 def test_a_child_runs_no_code_of_the_current_folder(tmp_path: Path) -> None:
