@@ -81,6 +81,8 @@ void register_engine(py::module_ & m) {
         .def_property_readonly("n_ctx_seq", &Engine::n_ctx_seq, "Tokens of one sequence at most.")
         .def_property_readonly("n_seq_max", &Engine::n_seq_max)
         .def_property_readonly("n_free_sequences", py::cpp_function(&Engine::n_free_sequences, release_gil()))
+        .def_property_readonly("n_free_cells", py::cpp_function(&Engine::n_free_cells, release_gil()),
+                               "Cells that no open sequence holds or will need for its pending tokens.")
         .def_property_readonly("n_threads", py::cpp_function(&Engine::n_threads, release_gil()))
         .def("set_n_threads", &Engine::set_n_threads, py::arg("n_threads"), py::arg("n_threads_batch"), release_gil())
         .def("add_sequence", &Engine::add_sequence, py::arg("sampler"), release_gil())
@@ -88,6 +90,7 @@ void register_engine(py::module_ & m) {
         .def("remove", &Engine::remove, py::arg("seq"), release_gil())
         .def("tokens", &Engine::tokens, py::arg("seq"), release_gil())
         .def("n_tokens", &Engine::n_tokens, py::arg("seq"), release_gil())
+        .def("n_room", &Engine::n_room, py::arg("seq"), release_gil(), "Tokens that it can still take, beside the others.")
         .def("n_pending", &Engine::n_pending, py::arg("seq"), release_gil())
         .def("append", &Engine::append, py::arg("seq"), py::arg("tokens"), release_gil())
         .def("set_sampler", &Engine::set_sampler, py::arg("seq"), py::arg("sampler"), release_gil())

@@ -65,6 +65,59 @@ int Engine::n_free_sequences() const {
     return int(std::count_if(sequences_.begin(), sequences_.end(), [](const Sequence & s) { return !s.used; }));
 }
 
+// Of all open sequences; what forks share counts once.
+int Engine::n_held_cells() const {
+    std::vector<int64_t> cells;
+    for (const Sequence & s : sequences_) {
+        cells.insert(cells.end(), s.cells.begin(), s.cells.end());
+    }
+    std::sort(cells.begin(), cells.end());
+    return int(std::unique(cells.begin(), cells.end()) - cells.begin());
+}
+
+int Engine::n_pending_tokens() const {
+    int n = 0;
+    for (const Sequence & s : sequences_) n += int(s.tokens.size()) - s.n_decoded;
+    return n;
+}
+
+int Engine::n_free_cells() const {
+    const Turn turn(*this);
+    if (!params_.kv_unified) {
+        const auto n_free = std::count_if(sequences_.begin(), sequences_.end(), [](const Sequence & s) { return !s.used; });
+        return int(n_free) * n_ctx_seq_;
+    }
+    return std::max(0, n_ctx_ - n_held_cells() - n_pending_tokens());
+}
+
+int Engine::n_room(int seq) const {
+    const Turn turn(*this);
+    const int room = n_ctx_seq_ - int(at(seq).tokens.size());
+    if (!params_.kv_unified) {
+        return room;
+    }
+    return std::clamp(n_ctx_ - n_held_cells() - n_pending_tokens(), 0, room);
+}
+
+// Throws where the pending tokens of these sequences have no cells, before any is decoded.
+void Engine::require_cells(const std::vector<int> & slots) const {
+    if (!params_.kv_unified || llama_model_is_recurrent(model_->get())) {
+        return;  // a sequence has cells of its own, or a state instead
+    }
+    int64_t n_rows = 0, n_decoded = 0;
+    for (int slot : slots) n_rows += n_to_decode(sequences_[slot]);
+    for (const Sequence & s : sequences_) n_decoded += s.n_decoded;
+    if (n_decoded + n_rows <= n_ctx_) {
+        return;
+    }
+    const int n_used = n_held_cells();
+    if (n_used + n_rows > n_ctx_) {
+        throw Error(ErrorKind::context_full, "the context of n_ctx = " + std::to_string(n_ctx_) + " cells has " +
+                    std::to_string(n_ctx_ - n_used) + " left, and " + std::to_string(n_rows) +
+                    " more are needed; close a sequence, or open the engine with a larger n_ctx");
+    }
+}
+
 int Engine::n_threads() const {
     const Turn turn(*this);
     return llama_n_threads(ctx_.get());
@@ -112,6 +165,7 @@ int Engine::fork(int seq) {
     s.used = true;
     s.tokens = from.tokens;
     s.n_decoded = from.n_decoded;
+    s.cells = from.cells;
     for (const ActiveSpan & span : from.spans) {
         s.spans.push_back({span.begin, span.terms, nullptr});
     }
@@ -269,6 +323,7 @@ void Engine::rewind(int slot, int n_decoded) {
         n_decoded = 0;
     }
     s.n_decoded = n_decoded;
+    s.cells.resize(std::min(s.cells.size(), size_t(n_decoded)));
     s.has_logits = false;
 }
 
@@ -380,12 +435,17 @@ bool Engine::wants_output(const Sequence & s, int pos) const {
     return pos == n - 1 && s.sampler != nullptr;
 }
 
+int Engine::n_to_decode(const Sequence & s) const {
+    const int n = int(s.tokens.size()) - (s.n_given >= 0 ? 1 : 0);  // a scored text's last token predicts nothing
+    return std::max(0, n - s.n_decoded);
+}
+
 std::vector<Engine::Row> Engine::next_chunk(const std::vector<int> & seqs) const {
     std::vector<Row> rows;
     int n_outputs = 0;
     for (int seq : seqs) {
         const Sequence & s = sequences_[seq];
-        const int n = int(s.tokens.size()) - (s.n_given >= 0 ? 1 : 0);  // a scored text's last token predicts nothing
+        const int n = s.n_decoded + n_to_decode(s);
         // Recurrent layers always take prompts in llama.cpp's own order, which differs from ours when
         // two sequences share a batch.
         if (!rows.empty() && model_->is_recurrent_or_hybrid() && (n - s.n_decoded > 1 || rows.size() > 1)) {
@@ -495,6 +555,7 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
     for (size_t r = 0; r < rows.size(); ++r) {
         Sequence & s = sequences_[rows[r].seq];
         s.n_decoded = rows[r].pos + 1;
+        s.cells.push_back(n_cells_named_++);
         if (s.n_given >= 0) {
             if (rows[r].output) {
                 const float * row = llama_get_logits_ith(ctx_.get(), int(r));
@@ -529,6 +590,7 @@ void Engine::forward_unlocked(std::vector<int> slots, bool skip_head) {
     if (!params_.kv_unified) {
         std::sort(slots.begin(), slots.end());
     }
+    require_cells(slots);
     for (auto rows = next_chunk(slots); !rows.empty(); rows = next_chunk(slots)) {
         decode(rows, skip_head);
     }

@@ -75,6 +75,11 @@ public:
     int n_ctx_seq() const { return n_ctx_seq_; }
     int n_seq_max() const { return params_.n_seq_max; }
     int n_free_sequences() const;
+    // Cells that no open sequence holds or will need for its pending tokens; what forks share counts once. Where each
+    // sequence has cells of its own: those of the free ones.
+    int n_free_cells() const;
+    // Tokens that a sequence can still take, beside the others.
+    int n_room(int seq) const;
     int n_threads() const;
     void set_n_threads(int n_threads, int n_threads_batch);
 
@@ -145,6 +150,7 @@ private:
         int generation = 0;              // how many sequences this slot has held
         std::vector<llama_token> tokens;
         int n_decoded = 0;
+        std::vector<int64_t> cells;      // a name for the cell of each decoded token; forks share cells
         std::vector<ActiveSpan> spans;
         SamplerParams sampler_params;
         std::unique_ptr<Sampler> sampler;
@@ -176,6 +182,10 @@ private:
     Sequence & at(int seq);
     const Sequence & at(int seq) const;
     int free_sequence();
+    int n_held_cells() const;
+    int n_pending_tokens() const;
+    void require_cells(const std::vector<int> & slots) const;
+    int n_to_decode(const Sequence & s) const;
     void free_removed();
     void append_to(Sequence & s, const std::vector<llama_token> & tokens);
     void add_spans(Sequence & s, const std::vector<Span> & spans, int first);
@@ -213,6 +223,7 @@ private:
     int n_layer_ = 0, n_embd_ = 0;
     std::string steering_unsupported_;
     std::vector<Sequence> sequences_;
+    int64_t n_cells_named_ = 0;
     llama_batch batch_{};
     struct BatchDeleter {
         void operator()(llama_batch * batch) const { llama_batch_free(*batch); }

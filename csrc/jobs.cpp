@@ -10,10 +10,7 @@ namespace pyemo {
 
 template <typename Job>
 int Engine::check_jobs(const std::vector<Job> & jobs) const {
-    int n_used = 0;  // an upper bound: forks share cells
-    for (const Sequence & s : sequences_) {
-        n_used += int(s.tokens.size());
-    }
+    const int n_used = n_held_cells() + n_pending_tokens();
     for (size_t i = 0; i < jobs.size(); ++i) {
         const size_t n = jobs[i].tokens.size();
         const int room = std::max(0, std::min(n_ctx_seq_, n_ctx_ - n_used));
@@ -96,6 +93,7 @@ void Engine::share_beginnings(const std::vector<int> & seqs) {
         }
         llama_memory_seq_cp(memory_, first, seq, -1, -1);
         s.n_decoded = n;
+        s.cells = from->cells;
     }
 }
 
@@ -133,6 +131,7 @@ std::vector<float> Engine::score_next(int seq, const std::vector<llama_token> & 
     s.n_given = int(n_before);  // from here on the sequence is scored, as a job of score() is
     s.logprobs.clear();
     try {
+        require_cells({slot});
         for (auto rows = next_chunk({slot}); !rows.empty(); rows = next_chunk({slot})) {
             decode(rows, false);
         }

@@ -240,12 +240,16 @@ class Chat:
     @property
     def _room(self) -> int:
         """Tokens that prompts and past replies may take, so that a reply still fits."""
-        n_ctx = self._sequence.engine.n_ctx_seq
-        return n_ctx - min(self._max_tokens, n_ctx // 2)
+        return self._limit - min(self._max_tokens, self._limit // 2)
+
+    @property
+    def _limit(self) -> int:
+        """Tokens that the sequence can have now, beside the engine's others."""
+        return self._sequence.n_tokens + self._sequence.n_room
 
     def _shortened(self, user: str) -> _Layout:
         """Return the layout without the oldest turns, and forget these."""
-        n_ctx = self._sequence.engine.n_ctx_seq
+        limit = self._limit
         goal = self._room * 3 // 4  # so that it is not to be done again at the next turn
         turns = list(self._turns)
         n_excess = self._extended(self._layout, turns, user).n_tokens - goal
@@ -255,10 +259,11 @@ class Chat:
         while turns and layout.n_tokens > goal:  # what stays of the first turn's prompt
             del turns[0]
             layout = self._laid_out(turns, user)
-        if layout.n_tokens >= n_ctx:
+        if layout.n_tokens >= limit:
             raise ContextFullError(
-                f"this message takes {layout.n_tokens} tokens, and a sequence holds {n_ctx} with "
-                "the reply; shorten it, or open the engine with a larger n_ctx (--n-ctx)"
+                f"this message takes {layout.n_tokens} tokens, and there is room for {limit} with "
+                "the reply; shorten it, close other sequences, or open the engine with a larger "
+                "n_ctx (--n-ctx)"
             )
         self._n_dropped += len(self._turns) - len(turns)
         self._turns = turns

@@ -26,7 +26,7 @@ from pyemo.engine.gauges import Gauge
 from pyemo.engine.memory import require_cache_room
 from pyemo.engine.model import Model, forward_log
 from pyemo.engine.mood import OFF, NativeMoods, Segments
-from pyemo.engine.replies import Reply, generate_many
+from pyemo.engine.replies import Reply, ReplyLimits, generate_many
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.sequence import Pooling, Sequence, native_pooling
 from pyemo.engine.steering import Steering
@@ -253,17 +253,14 @@ class Engine:
         Raises:
             as :meth:`sequence`.
         """
+        limits = ReplyLimits(max_tokens, stop, n_top)
         sampler = sampler or SamplerParams()
         if seed is not None:
             sampler = replace(sampler, seed=seed)
         sequence = self.sequence(
             prompt, steering=steering, sampler=sampler, system=system, raw=raw, gauges=gauges
         )
-        try:
-            return Reply(sequence, max_tokens, stop, n_top, closes_sequence=True)
-        except BaseException:
-            sequence.close()
-            raise
+        return Reply(sequence, limits, closes_sequence=True)
 
     def generate_many(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceABC
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ from pyemo import _core
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.sequence import Sequence, make_token, step_many
 from pyemo.engine.steering import Steering
-from pyemo.engine.tokens import TextStream, Token, whole
+from pyemo.engine.tokens import TextStream, Token, stop_strings, whole
 from pyemo.errors import ContextFullError
 
 if TYPE_CHECKING:
@@ -22,6 +22,28 @@ if TYPE_CHECKING:
 
 StopReason: TypeAlias = Literal["end", "stop", "length", "context"]
 """Why a reply ended: the model ended it, a stop string came, max_tokens, or the context is full."""
+
+
+@dataclass(frozen=True)
+class ReplyLimits:
+    """What is asked of a reply, checked before a sequence is made for it.
+
+    Attributes:
+        max_tokens: 1 or more.
+        stop: strings that end it; they are not part of it.
+        n_top: alternatives to report with each token.
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    max_tokens: int
+    stop: SequenceABC[str] = ()
+    n_top: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_tokens", whole("max_tokens", self.max_tokens, 1))
+        object.__setattr__(self, "stop", stop_strings(self.stop))
+        object.__setattr__(self, "n_top", whole("n_top", self.n_top, 0))
 
 
 class Reply:
@@ -37,21 +59,18 @@ class Reply:
     def __init__(
         self,
         sequence: Sequence,
-        max_tokens: int,
-        stop: SequenceABC[str],
-        n_top: int,
+        limits: ReplyLimits,
         *,
         closes_sequence: bool,
     ) -> None:
         """Use :meth:`Engine.generate` or :meth:`Sequence.generate`."""
-        max_tokens = whole("max_tokens", max_tokens, 1)
         sequence.engine.follow_load()
         self.sequence = sequence
         self.tokens: list[Token] = []
         self.stop_reason: StopReason | None = None
-        self._stream = TextStream(stop)
-        self._max_tokens = max_tokens
-        self._n_top = n_top
+        self._stream = TextStream(limits.stop)
+        self._max_tokens = limits.max_tokens
+        self._n_top = limits.n_top
         self._closes_sequence = closes_sequence
 
     @property
@@ -70,8 +89,9 @@ class Reply:
     def __next__(self) -> Token:
         if self.stop_reason is not None:
             raise StopIteration
+        n_tokens, n_shown, mark = self.sequence.n_tokens, len(self.tokens), self._stream.mark()
         try:
-            result = step_many([self.sequence], n_top=self._n_top)[0]
+            return self.take(step_many([self.sequence], n_top=self._n_top)[0])
         except ContextFullError:
             if not self.tokens:
                 self.close()
@@ -80,9 +100,13 @@ class Reply:
             self.tokens[-1] = with_open_text(self.tokens[-1], self._stream)
             raise StopIteration from None
         except BaseException:
+            # Interrupted anywhere, the token never was: reply and sequence agree.
+            self.sequence.cut_to(n_tokens)
+            del self.tokens[n_shown:]
+            self.stop_reason = None
+            self._stream.return_to(mark)
             self.close()  # a traceback that somebody keeps must not keep the sequence
             raise
-        return self.take(result)
 
     def take(self, result: _core.StepResult) -> Token:
         """Add a step's result, however it was computed; return its token."""
@@ -145,19 +169,16 @@ def generate_many(
     on_reply: Callable[[int, Reply], None] | None,
 ) -> list[Reply]:
     """Return the finished replies; see :meth:`pyemo.Engine.generate_many`."""
+    limits = ReplyLimits(max_tokens, stop)
     replies: list[Reply] = []
     while len(replies) < len(prompts):
         done = len(replies)
-        size = group_size(engine, [len(tokens) + max_tokens for tokens in prompts[done:]])
+        size = group_size(engine, [len(tokens) + limits.max_tokens for tokens in prompts[done:]])
         group: list[Reply] = []
         try:
             for i in range(done, done + size):
                 sequence = Sequence(engine, prompts[i], steering[i], samplers[i], ())
-                try:
-                    group.append(Reply(sequence, max_tokens, stop, 0, closes_sequence=False))
-                except BaseException:
-                    sequence.close()
-                    raise
+                group.append(Reply(sequence, limits, closes_sequence=False))
             _run(group, done, fixed_shape, on_reply)
         finally:
             for reply in group:
@@ -168,17 +189,18 @@ def generate_many(
 
 def group_size(engine: Engine, lengths: list[int]) -> int:
     """Return how many of the next texts fit: free sequences, and cells for all their tokens."""
-    room = engine.n_ctx
+    room = n_free_cells = engine.native.n_free_cells
     n_free = engine.native.n_free_sequences
     size = 0
-    while size < min(n_free, len(lengths)) and lengths[size] <= room:
+    while size < min(n_free, len(lengths)) and lengths[size] <= min(room, engine.n_ctx_seq):
         room -= lengths[size]
         size += 1
     if size == 0:
         raise ContextFullError(
-            f"a prompt with its reply may take {lengths[0]} tokens, but the context holds "
-            f"{engine.n_ctx} and {n_free} sequences are free; shorten it, or open the engine "
-            "with a larger n_ctx"
+            f"a prompt with its reply may take {lengths[0]} tokens; a sequence holds "
+            f"{engine.n_ctx_seq} at most, and {n_free_cells} cells of {engine.n_ctx} and {n_free} "
+            "sequences are free: shorten it, close a sequence, or open the engine with a larger "
+            "n_ctx or n_seq_max"
         )
     return size
 

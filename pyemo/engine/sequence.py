@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceABC
 from types import TracebackType
@@ -120,6 +121,11 @@ class Sequence:
         return self._native.n_pending(self.id)
 
     @property
+    def n_room(self) -> int:
+        """Tokens that it can still take, beside the engine's other sequences."""
+        return self._native.n_room(self.id)
+
+    @property
     def is_full(self) -> bool:
         """Whether it has as many tokens as a sequence of this engine can have."""
         return self.n_tokens >= self._native.n_ctx_seq
@@ -186,8 +192,12 @@ class Sequence:
             return
         with self._engine.turns:
             n = self.n_tokens
-            self._native.append(self.id, ids)
-            self._begin_segment(n, is_reply)
+            try:
+                self._native.append(self.id, ids)
+                self._begin_segment(n, is_reply)
+            except BaseException:
+                self.cut_to(n)
+                raise
 
     def _begin_segment(self, n: int, is_reply: bool) -> None:
         if not self._segments or self._segments[-1][1] != is_reply:
@@ -206,16 +216,21 @@ class Sequence:
             ContextFullError: the context is full.
             DecodeAbortedError: logits that are not finite; the tokens stay as they were.
         """
-        result = step_many([self], n_top=n_top)[0]
-        return make_token(self, result, result.piece.decode("utf-8", "replace"))
+        n = self.n_tokens
+        try:
+            result = step_many([self], n_top=n_top)[0]
+            return make_token(self, result, result.piece.decode("utf-8", "replace"))
+        except BaseException:
+            self.cut_to(n)
+            raise
 
     def generate(
         self, *, max_tokens: int = 128, stop: SequenceABC[str] = (), n_top: int = 0
     ) -> Reply:
         """Return the model's next words as an iterator of tokens. The sequence stays open."""
-        from pyemo.engine.replies import Reply
+        from pyemo.engine.replies import Reply, ReplyLimits
 
-        return Reply(self, max_tokens, stop, n_top, closes_sequence=False)
+        return Reply(self, ReplyLimits(max_tokens, stop, n_top), closes_sequence=False)
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Decode what is pending; return the last token's logits, float32 (n_vocab,), a copy."""
@@ -238,11 +253,18 @@ class Sequence:
             ContextFullError: more tokens than the context holds; none is appended then.
             DecodeAbortedError: logits that are not finite.
         """
-        n = self.n_tokens
-        if not self._segments or self._segments[-1][1] != is_reply:
-            self._segments.append((n, is_reply))
-        self._apply_mood()
-        return self._native.score_next(self.id, token_ids(tokens))
+        ids = token_ids(tokens)
+        with self._engine.turns:
+            n, segments = self.n_tokens, list(self._segments)
+            try:
+                if not segments or segments[-1][1] != is_reply:
+                    self._segments.append((n, is_reply))
+                self._apply_mood()
+                return self._native.score_next(self.id, ids)
+            except BaseException:
+                self.cut_to(n)
+                self._segments = segments
+                raise
 
     # --- going back and sideways ---
 
@@ -303,6 +325,17 @@ class Sequence:
             self._kept = min(n, max(self._kept, n_decoded))
             # What comes next may be a prompt where a reply was, or the other way round.
             self._apply_mood()
+
+    def cut_to(self, n_tokens: int) -> None:
+        """Take off what an interrupted call has added behind its first ``n_tokens`` tokens.
+
+        For the modules of pyemo: a signal may arrive after the engine's work and before its result
+        is taken. Then the call never was. A closed sequence holds nothing.
+        """
+        with contextlib.suppress(ClosedError):
+            n = self.n_tokens
+            if n > n_tokens:
+                self.rollback(n - n_tokens)
 
     def refresh(self) -> None:
         """Compute the KV cache again under the current mood; costs one prefill at the next step."""
@@ -384,11 +417,17 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
             sequence._update_schedule()
         if engine.threads.is_live:
             engine.follow_load(within_reply=True)
-        results = engine.native.step([sequence.id for sequence in sequences], n_top)
-        for sequence in sequences:
-            if not sequence._segments or not sequence._segments[-1][1]:
-                sequence._begin_segment(sequence.n_tokens - 1, is_reply=True)
-    return results
+        lengths = [sequence.n_tokens for sequence in sequences]
+        try:
+            results = engine.native.step([sequence.id for sequence in sequences], n_top)
+            for sequence in sequences:
+                if not sequence._segments or not sequence._segments[-1][1]:
+                    sequence._begin_segment(sequence.n_tokens - 1, is_reply=True)
+            return results
+        except BaseException:
+            for sequence, n in zip(sequences, lengths, strict=True):
+                sequence.cut_to(n)
+            raise
 
 
 def make_token(sequence: Sequence, result: _core.StepResult, text: str) -> Token:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,6 +51,19 @@ def token_ids(tokens: Sequence[int]) -> list[int]:
     return ids
 
 
+def stop_strings(stop: object) -> tuple[str, ...]:
+    """Return the strings that end a text.
+
+    Raises:
+        InputError: anything but a list of non-empty strings.
+    """
+    if isinstance(stop, Iterable) and not isinstance(stop, str | bytes):
+        strings = tuple(stop)
+        if all(isinstance(text, str) and text for text in strings):
+            return strings
+    raise InputError(f"stop = {stop!r}; pass a list of non-empty strings")
+
+
 class TokenLogprob(NamedTuple):
     """A token and its natural log-probability."""
 
@@ -93,12 +106,19 @@ class TextStream:
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        if isinstance(stop, str) or any(not isinstance(s, str) or not s for s in stop):
-            raise InputError(f"stop = {stop!r}; pass a list of non-empty strings")
+        self._stop = stop_strings(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = tuple(stop)
         self._held = ""
         self.stopped = False
+
+    def mark(self) -> tuple[tuple[bytes, int], str, bool]:
+        """Return where the stream is, for :meth:`return_to`."""
+        return self._decoder.getstate(), self._held, self.stopped
+
+    def return_to(self, mark: tuple[tuple[bytes, int], str, bool]) -> None:
+        """Forget what was pushed since ``mark``."""
+        state, self._held, self.stopped = mark
+        self._decoder.setstate(state)
 
     def push(self, piece: bytes) -> str:
         """Return the text that is now certain; sets ``stopped`` when a stop string is complete."""

@@ -19,12 +19,18 @@ from pyemo.choices import GUARD_WINDOW
 from pyemo.engine.engine import Engine, Prompt
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.mood import OFF
-from pyemo.engine.replies import StopReason, end_reason, group_size, with_open_text
+from pyemo.engine.replies import (
+    ReplyLimits,
+    StopReason,
+    end_reason,
+    group_size,
+    with_open_text,
+)
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.sequence import make_token, step_many
 from pyemo.engine.steering import Steering
-from pyemo.engine.tokens import TextStream, Token, whole
+from pyemo.engine.tokens import TextStream, Token
 from pyemo.errors import ClosedError, ContextFullError, InputError
 from pyemo.guard import watch
 from pyemo.guard.watch import Trouble
@@ -117,17 +123,14 @@ class Guard:
 
         The sequence is closed with the reply's end.
         """
+        limits = ReplyLimits(max_tokens, stop)
         sampler = sampler or SamplerParams()
         if seed is not None:
             sampler = replace(sampler, seed=seed)
         sequence = engine.sequence(
             prompt, steering=steering, sampler=sampler, system=system, raw=raw, gauges=gauges
         )
-        try:
-            return GuardedReply(self, sequence, max_tokens, stop, closes_sequence=True)
-        except BaseException:
-            sequence.close()
-            raise
+        return GuardedReply(self, sequence, limits, closes_sequence=True)
 
     def generate_many(
         self,
@@ -145,6 +148,7 @@ class Guard:
 
         Arguments as :meth:`generate`'s; mood and sampler are those of all.
         """
+        limits = ReplyLimits(max_tokens, stop)
         tokens = [engine._prompt_tokens(prompt, system, raw) for prompt in prompts]
         replies: list[GuardedReply] = []
         while len(replies) < len(tokens):
@@ -152,25 +156,14 @@ class Guard:
             group: list[GuardedReply] = []
             unsteered = None
             try:
-                size = group_size(engine, [len(ids) + max_tokens for ids in rest])
+                size = group_size(engine, [len(ids) + limits.max_tokens for ids in rest])
                 if self.mode == "exact":
                     unsteered = _unsteered_engine(engine, size)
                 for ids in rest[:size]:
                     sequence = engine.sequence(ids, steering=steering, sampler=sampler)
-                    try:
-                        group.append(
-                            GuardedReply(
-                                self,
-                                sequence,
-                                max_tokens,
-                                stop,
-                                closes_sequence=True,
-                                beside=unsteered,
-                            )
-                        )
-                    except BaseException:
-                        sequence.close()
-                        raise
+                    group.append(
+                        GuardedReply(self, sequence, limits, closes_sequence=True, beside=unsteered)
+                    )
                 while live := [reply for reply in group if reply.stop_reason is None]:
                     results = step_many([reply.sequence for reply in live])
                     for reply, result in zip(live, results, strict=True):
@@ -188,7 +181,7 @@ class Guard:
         self, sequence: TokenSequence, *, max_tokens: int = 128, stop: Sequence[str] = ()
     ) -> GuardedReply:
         """Return the model's guarded next words; the sequence stays open and keeps its mood."""
-        return GuardedReply(self, sequence, max_tokens, stop, closes_sequence=False)
+        return GuardedReply(self, sequence, ReplyLimits(max_tokens, stop), closes_sequence=False)
 
 
 class GuardedReply:
@@ -210,8 +203,7 @@ class GuardedReply:
         self,
         guard: Guard,
         sequence: TokenSequence,
-        max_tokens: int,
-        stop: Sequence[str],
+        limits: ReplyLimits,
         *,
         closes_sequence: bool,
         beside: Engine | None = None,
@@ -221,7 +213,6 @@ class GuardedReply:
         Args:
             beside: where the unsteered model follows; None for an engine of its own.
         """
-        max_tokens = whole("max_tokens", max_tokens, 1)
         sequence.engine.follow_load()
         self.guard = guard
         self.sequence = sequence
@@ -232,10 +223,10 @@ class GuardedReply:
         self.model_fails = False
         self._mood = self._applied = sequence.steering
         self._sampler = self._set_sampler = sequence.sampler
-        self._max_tokens = max_tokens
+        self._max_tokens = limits.max_tokens
         self._closes_sequence = closes_sequence
-        self._stream = TextStream(stop)
-        self._stop = tuple(text.encode() for text in stop)
+        self._stream = TextStream(limits.stop)
+        self._stop = tuple(text.encode() for text in limits.stop)
         self._begin = sequence.n_tokens
         self._held: deque[_core.StepResult] = deque()
         self._drawn: list[_core.StepResult] = []  # all that stand, shown or held
@@ -270,18 +261,24 @@ class GuardedReply:
             raise StopIteration
         if self._is_closed:
             raise ClosedError("the guarded reply is closed; begin another")
+        n_stands, n_shown = self.sequence.n_tokens - len(self._held), len(self.tokens)
         try:
             while not self._is_ready():
                 self._draw()
+            if self._held:
+                return self._show(self._held.popleft())
         except BaseException:
+            # Interrupted anywhere, what was not shown before never was: reply and sequence agree.
+            self.sequence.cut_to(n_stands)
+            self._held.clear()
+            del self.tokens[n_shown:]
             self.close()
             raise
-        if not self._held:  # the context filled up behind the last token shown
-            self.close()
-            self.stop_reason = self._reason
-            self.tokens[-1] = with_open_text(self.tokens[-1], self._stream)
-            raise StopIteration
-        return self._show(self._held.popleft())
+        # The context filled up behind the last token shown.
+        self.close()
+        self.stop_reason = self._reason
+        self.tokens[-1] = with_open_text(self.tokens[-1], self._stream)
+        raise StopIteration
 
     def close(self) -> None:
         """Stop here: take back what was held, give mood and sampler back, free what was used."""

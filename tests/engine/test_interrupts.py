@@ -1,0 +1,115 @@
+"""Ctrl-C at any moment: obeyed at once, and what was interrupted never was."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from engines import random_vector
+
+from pyemo import Engine, SamplerParams, Sequence, Steering
+from pyemo.guard import Guard
+
+PROMPT = [5, 6, 7, 8]
+N_ROUNDS = 15
+GREEDY = SamplerParams(temperature=0)
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Press Ctrl-C ``seconds`` from now, unless what follows has ended."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def whole_reply(engine: Engine, steering: Steering, n: int) -> list[int]:
+    with engine.sequence(PROMPT, sampler=GREEDY, steering=steering) as sequence:
+        return [sequence.step().id for _ in range(n)]
+
+
+def test_an_interrupted_reply_and_its_sequence_agree(engine: Engine) -> None:
+    rng = random.Random(0)
+    expected = whole_reply(engine, Steering(), 120)
+    for _ in range(N_ROUNDS):
+        with engine.sequence(PROMPT, sampler=GREEDY) as sequence:
+            reply = sequence.generate(max_tokens=100)
+            with interrupted_after(rng.uniform(0.001, 0.06)):
+                list(reply)
+            shown = [token.id for token in reply.tokens]
+            assert sequence.tokens == PROMPT + shown
+            assert sequence._segments == [(0, False), (4, True)][: 2 if shown else 1]
+            assert shown == expected[: len(shown)]
+            # and it goes on as if nothing had been
+            assert [token.id for token in sequence.generate(max_tokens=3)] == (
+                expected[len(shown) : len(shown) + 3]
+            )
+
+
+def test_an_interrupted_guarded_reply_and_its_sequence_agree(engine: Engine) -> None:
+    rng = random.Random(1)
+    mood = Steering({random_vector(engine.model): 0.05})
+    for _ in range(N_ROUNDS):
+        with engine.sequence(PROMPT, sampler=GREEDY, steering=mood) as sequence:
+            reply = Guard(window=8).reply(sequence, max_tokens=100)
+            with interrupted_after(rng.uniform(0.001, 0.06)):
+                list(reply)
+            assert sequence.tokens == PROMPT + [token.id for token in reply.tokens]
+            assert sequence.steering == mood
+
+
+def _interrupt_after_the_work(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Press Ctrl-C between the engine's work and taking its result, at the next call."""
+    import pyemo.engine.sequence as module
+
+    before = getattr(module.Sequence, name)
+
+    def press(*args: object, **kwargs: object) -> object:
+        monkeypatch.setattr(module.Sequence, name, before)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.Sequence, name, press)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda sequence: sequence.step(),
+        lambda sequence: next(sequence.generate()),
+        lambda sequence: sequence.append([9, 10], is_reply=True),
+    ],
+    ids=["step", "reply", "append"],
+)
+def test_an_interrupt_behind_the_native_work_takes_it_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, call: Callable[[Sequence], object]
+) -> None:
+    with engine.sequence(PROMPT, sampler=GREEDY) as sequence:
+        _interrupt_after_the_work(monkeypatch, "_begin_segment")
+        with pytest.raises(KeyboardInterrupt):
+            call(sequence)
+        assert sequence.tokens == PROMPT
+        assert sequence._segments == [(0, False)]
+        assert np.isfinite(sequence.logits()).all()
+
+
+def test_a_failed_score_next_leaves_tokens_and_segments(engine: Engine) -> None:
+    with engine.sequence(PROMPT) as sequence:
+        with pytest.raises(ValueError, match="token ids"):
+            sequence.score_next("text", is_reply=True)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="outside"):
+            sequence.score_next([10**6], is_reply=True)
+        assert (sequence.tokens, sequence._segments) == (PROMPT, [(0, False)])
