@@ -46,15 +46,15 @@ class TrainingChoices:
         seed: of the order of replies and of the strengths drawn.
     """
 
-    steps: int = 30
+    steps: int = 32
     patience: int = 2
-    evaluate_every: int = 5
+    evaluate_every: int = 8
     batch: int = 8
     plain_batch: int = 2
     contrast_batch: int = 4
-    low: float = 0.5
-    high: float = 1.5
-    rate: float = 0.002
+    low: float = 1.0
+    high: float = 1.0
+    rate: float = 0.003
     start: float = 0.015
     cap: float = 0.03
     damage: float = 0.0

@@ -32,7 +32,7 @@ class VoiceRecipe:
     """
 
     name: str = VOICE_RECIPE
-    layers: tuple[float, float] = (0.33, 0.83)
+    layers: tuple[float, float] = (0.15, 0.9)
     training: TrainingChoices = field(default_factory=TrainingChoices)
 
     def __post_init__(self) -> None:

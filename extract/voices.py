@@ -132,10 +132,10 @@ class VoiceTrainer:
             name,
             emotion_replies(
                 name,
-                reply_prompts("train"),
+                (*reply_prompts("train"), *reply_prompts("train", "simple")),
                 _N_CONTRASTS if self.recipe.training.contrast else 0,
             ),
-            emotion_replies(name, reply_prompts("watch")),
+            emotion_replies(name, (*reply_prompts("watch"), *reply_prompts("watch", "simple"))),
             progress,
         )
 

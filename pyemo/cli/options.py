@@ -28,7 +28,7 @@ from pyemo.choices import (
     Scope,
 )
 from pyemo.cli import DEBUG
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import STANDARD, SamplerParams
 
 if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
@@ -328,7 +328,7 @@ def sampler_options(command: Command) -> Callable[..., Any]:
 
 
 def _number(name: str, text: str) -> Callable[[Any], Any]:
-    default = getattr(SamplerParams, name.removeprefix("--").replace("-", "_"))
+    default = getattr(STANDARD, name.removeprefix("--").replace("-", "_"))
     whole = isinstance(default, int)
     return click.option(
         name,

@@ -27,7 +27,7 @@ from pyemo.engine.memory import require_cache_room
 from pyemo.engine.model import Model, forward_log
 from pyemo.engine.mood import OFF, NativeMoods, Segments
 from pyemo.engine.replies import Reply, ReplyLimits, generate_many
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.sequence import Pooling, Sequence, native_pooling
 from pyemo.engine.steering import Steering
 from pyemo.engine.threads import ThreadChoice, Threads
@@ -214,7 +214,8 @@ class Engine:
         Args:
             prompt: a user's message, messages, or token ids; empty to append later.
             steering: its mood; may be changed between any two tokens.
-            sampler: how tokens are drawn; None for :class:`SamplerParams`'s defaults.
+            sampler: how tokens are drawn; None for ``STANDARD``: llama.cpp's defaults, and DRY
+                against loops.
             system: a system message in front.
             raw: take the prompt as it is, without the chat template.
             gauges: what to read at every token.
@@ -224,7 +225,7 @@ class Engine:
             InputError, VectorError: see :class:`Steering`, :class:`Gauge` and the prompt.
         """
         tokens = self._prompt_tokens(prompt, system, raw)
-        return Sequence(self, tokens, steering, sampler or SamplerParams(), tuple(gauges))
+        return Sequence(self, tokens, steering, sampler or STANDARD, tuple(gauges))
 
     def generate(
         self,
@@ -254,7 +255,7 @@ class Engine:
             as :meth:`sequence`.
         """
         limits = ReplyLimits(max_tokens, stop, n_top)
-        sampler = sampler or SamplerParams()
+        sampler = sampler or STANDARD
         if seed is not None:
             sampler = replace(sampler, seed=seed)
         sequence = self.sequence(
@@ -293,7 +294,7 @@ class Engine:
             self,
             [self._prompt_tokens(prompt, system, raw) for prompt in prompts],
             steering=_each(steering, Steering, len(prompts), "steering"),
-            samplers=_each(sampler or SamplerParams(), SamplerParams, len(prompts), "sampler"),
+            samplers=_each(sampler or STANDARD, SamplerParams, len(prompts), "sampler"),
             max_tokens=max_tokens,
             stop=stop,
             fixed_shape=fixed_shape,

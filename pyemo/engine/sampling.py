@@ -15,7 +15,7 @@ MIN_TEMPERATURE = 0.001
 
 @dataclass(frozen=True)
 class SamplerParams:
-    """The sampler of one sequence; llama.cpp's defaults and order.
+    """The sampler of one sequence; llama.cpp's defaults and order, penalties off.
 
     First the penalties, then top-k, top-p, min-p and the temperature.
 
@@ -88,3 +88,6 @@ def _require(name: str, value: float, holds: bool, allowed: str) -> None:
 
 
 GREEDY = SamplerParams(temperature=0)
+STANDARD = SamplerParams(dry_multiplier=0.8)
+"""pyemo's own, where none is given: llama.cpp's defaults, and DRY, since steered replies fail by
+looping first (docs/measurements/voices.md)."""

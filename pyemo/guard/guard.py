@@ -26,7 +26,7 @@ from pyemo.engine.replies import (
     group_size,
     with_open_text,
 )
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.sequence import make_token, step_many
 from pyemo.engine.steering import Steering
@@ -124,7 +124,7 @@ class Guard:
         The sequence is closed with the reply's end.
         """
         limits = ReplyLimits(max_tokens, stop)
-        sampler = sampler or SamplerParams()
+        sampler = sampler or STANDARD
         if seed is not None:
             sampler = replace(sampler, seed=seed)
         sequence = engine.sequence(

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pyemo.choices import GREEDY_NAME
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import LLAMA_CPP_PYTHON
-from pyemo.engine.sampling import GREEDY, SamplerParams
+from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.errors import InputError, VectorError
 from pyemo.measures.regimes import Regime
 from pyemo.strengths.trials import Trial, Trials, emotion_of
@@ -35,8 +35,8 @@ __all__ = [
     "calibrate",
 ]
 
-SAMPLERS = (GREEDY, SamplerParams())
-"""What a window holds for: greedy, and the default sampler."""
+SAMPLERS = (replace(STANDARD, temperature=0), STANDARD)
+"""What a window holds for: the likeliest token, and a drawn one; loops are penalized in both."""
 LENGTHS = (48, 128, 256)
 """... and texts of these lengths: the first searches, and each has a window of its own."""
 STEPS_PER_DOUBLING = 2
@@ -229,10 +229,11 @@ def strength_at(step: int) -> float:
 
 def sampler_words(sampler: SamplerParams) -> str:
     """Return a sampler in words: "greedy", or what differs from always drawing freely."""
+    dry = f" dry_multiplier={sampler.dry_multiplier:g}" if sampler.dry_multiplier else ""
     if sampler.temperature == 0:
-        return GREEDY_NAME
+        return GREEDY_NAME + dry
     words = f"temperature={sampler.temperature:g} top_k={sampler.top_k} top_p={sampler.top_p:g}"
-    return f"{words} min_p={sampler.min_p:g}"
+    return f"{words} min_p={sampler.min_p:g}{dry}"
 
 
 def _last_true(

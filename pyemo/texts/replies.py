@@ -28,6 +28,10 @@ ReplySplit: TypeAlias = Literal["train", "watch", "test", "judge"]
 """Vectors are made of "train" and chosen by "watch"; "test" is for the final table only, and
 "judge" for a judge of voices, which no vector is made of."""
 
+ReplyStyle: TypeAlias = Literal["vivid", "simple"]
+"""How replies are written: "vivid" ones show the emotion; "simple" ones name it, in the words of a
+child, which a small model can imitate."""
+
 VOICES = (NEUTRAL, *EMOTIONS)
 
 
@@ -56,21 +60,34 @@ def given_for(prompt: str, *, is_chat: bool) -> str:
     return prompt if is_chat else f"{prompt}\n\n"
 
 
-def reply_prompts(split: ReplySplit) -> tuple[ReplyPrompt, ...]:
+def reply_prompts(split: ReplySplit, style: ReplyStyle = "vivid") -> tuple[ReplyPrompt, ...]:
     """Return the prompts of a split with their replies, in the file's order.
 
+    Args:
+        style: "train" and "watch" have simple replies to the same prompts too.
     Raises:
-        InputError: no such split, or its file breaks a rule.
+        InputError: no such split or style, the split has none in that style, or its file breaks a
+            rule.
     """
     if split not in get_args(ReplySplit):
         raise InputError(f"no split {split!r}; it is {', '.join(get_args(ReplySplit))}")
-    return _bundled(split)
+    if style not in get_args(ReplyStyle):
+        raise InputError(f"no style {style!r}; it is {', '.join(get_args(ReplyStyle))}")
+    if style == "simple" and split not in _SPLITS_WITH_SIMPLE:
+        raise InputError(
+            f"the {split} replies are vivid ones only; simple ones are in "
+            f"{', '.join(_SPLITS_WITH_SIMPLE)}"
+        )
+    return _bundled(split if style == "vivid" else f"{split}_{style}")
+
+
+_SPLITS_WITH_SIMPLE = ("train", "watch")
 
 
 @functools.cache
-def _bundled(split: ReplySplit) -> tuple[ReplyPrompt, ...]:
-    path = files("pyemo.extract") / "data" / "replies" / f"{split}.toml"
-    return parse_replies(path.read_text(encoding="utf-8"), f"the {split} replies")
+def _bundled(name: str) -> tuple[ReplyPrompt, ...]:
+    path = files("pyemo.extract") / "data" / "replies" / f"{name}.toml"
+    return parse_replies(path.read_text(encoding="utf-8"), f"the replies {name}.toml")
 
 
 def parse_replies(text: str, where: str) -> tuple[ReplyPrompt, ...]:

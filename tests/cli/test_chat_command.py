@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from commands import pyemo, start
 from rich.console import Console
 
-from pyemo import Chat, ControlVector, Engine, Gauge, SamplerParams
+from pyemo import Chat, ControlVector, Engine, Gauge
 from pyemo.cli.live import stream_with_gauges
 from pyemo.cli.run_job import Answer
+from pyemo.engine.sampling import STANDARD
 
 SMALL = ("--threads", 1, "--max-tokens", 8, "--seed", 3)
 
@@ -31,7 +33,7 @@ def test_replies_are_the_library_s(model: Path) -> None:
     result = pyemo("chat", *SMALL, "-m", model, stdin="the story\nand you\n")
     with (
         Engine(model, n_ctx=512, n_batch=256, n_outputs_max=1, n_threads=1) as engine,
-        Chat(engine, sampler=SamplerParams(seed=3), max_tokens=8) as chat,
+        Chat(engine, sampler=replace(STANDARD, seed=3), max_tokens=8) as chat,
     ):
         said = ["".join(t.text for t in chat.say(user)) for user in ("the story", "and you")]
     assert result.exit_code == 0

@@ -12,6 +12,7 @@ import pytest
 from commands import pyemo, start
 
 from pyemo import ControlVector, Engine, SamplerParams, Steering
+from pyemo.engine.sampling import STANDARD
 from pyemo.errors import VectorNotFoundError
 from pyemo.files.catalog import list_vectors
 
@@ -322,4 +323,4 @@ def test_defaults_are_the_library_s(model: Path) -> None:
     described = json.loads(
         pyemo("run", "--json", "-m", model, "-n", 1, "--threads", 1, "the story").stdout
     )
-    assert SamplerParams(**described["sampler"]) == SamplerParams()
+    assert SamplerParams(**described["sampler"]) == STANDARD

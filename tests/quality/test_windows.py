@@ -12,14 +12,15 @@ run.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pyemo import ControlVector, Engine, SamplerParams
+from pyemo import ControlVector, Engine
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.batches import n_ctx_for
-from pyemo.engine.sampling import GREEDY
+from pyemo.engine.sampling import STANDARD
 from pyemo.files.catalog import list_vectors
 from pyemo.judges import MiniLMJudge
 from pyemo.measures.proportion import Proportion
@@ -33,8 +34,8 @@ pytestmark = pytest.mark.quality
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 CHOSEN_MODELS = tuple(filter(None, os.environ.get("WINDOWS_MODELS", "").split(","))) or MODELS
 CHOSEN = tuple(filter(None, os.environ.get("WINDOWS_EMOTIONS", "").split(","))) or tuple(EMOTIONS)
-PROMPTS = sources.prompts("evaluation")[: int(os.environ.get("WINDOWS_PROMPTS", "16"))]
-SAMPLERS = {"greedy": GREEDY, "default sampler": SamplerParams()}
+PROMPTS = sources.prompts("evaluation")[: int(os.environ.get("WINDOWS_PROMPTS", "20"))]
+SAMPLERS = {"greedy": replace(STANDARD, temperature=0), "default sampler": STANDARD}
 
 
 @pytest.fixture(scope="module")

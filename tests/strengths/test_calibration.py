@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -242,3 +243,4 @@ def test_rungs_are_three_digits_and_double() -> None:
 def test_samplers_in_words() -> None:
     assert sampler_words(GREEDY) == "greedy"
     assert sampler_words(SamplerParams()) == "temperature=0.8 top_k=40 top_p=0.95 min_p=0.05"
+    assert sampler_words(replace(GREEDY, dry_multiplier=0.8)) == "greedy dry_multiplier=0.8"

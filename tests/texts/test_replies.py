@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 
 from pyemo.errors import InputError
-from pyemo.texts.replies import VOICES, ReplyPrompt, parse_replies, reply_prompts
+from pyemo.texts.replies import VOICES, ReplyPrompt, ReplySplit, parse_replies, reply_prompts
 from pyemo.texts.sources import prompts
 
 SPLITS = ("train", "watch", "test", "judge")
@@ -85,6 +85,10 @@ def every() -> list[ReplyPrompt]:
     return [prompt for split in SPLITS for prompt in reply_prompts(split)]
 
 
+def simple() -> list[ReplyPrompt]:
+    return [*reply_prompts("train", "simple"), *reply_prompts("watch", "simple")]
+
+
 def stems(text: str) -> set[str]:
     return {word[:4] for word in re.findall(r"[a-z]{3,}", text.lower()) if word not in COMMON}
 
@@ -102,18 +106,28 @@ def test_no_prompt_stands_in_two_lists() -> None:
     assert not known & set(texts)
 
 
+@pytest.mark.parametrize("split", ["train", "watch"])
+def test_simple_replies_are_to_the_same_prompts(split: ReplySplit) -> None:
+    told = [(prompt.text, prompt.kind, prompt.split) for prompt in reply_prompts(split, "simple")]
+    assert told == [(prompt.text, prompt.kind, split) for prompt in reply_prompts(split)]
+
+
 def test_no_reply_is_written_twice() -> None:
-    texts = [reply for prompt in every() for reply in prompt.replies.values()]
+    texts = [reply for prompt in (*every(), *simple()) for reply in prompt.replies.values()]
     assert len(set(texts)) == len(texts)
 
 
-@pytest.mark.parametrize("prompt", every(), ids=lambda prompt: prompt.text[:30])
+@pytest.mark.parametrize("prompt", [*every(), *simple()], ids=lambda prompt: prompt.text[:30])
 def test_replies_are_short_plain_and_on_the_subject(prompt: ReplyPrompt) -> None:
     assert set(prompt.replies) == set(VOICES)
     for reply in prompt.replies.values():
         assert 20 <= len(reply.split()) <= 65
         assert reply.isascii()
         assert stems(prompt.text) & stems(reply), reply
+
+
+@pytest.mark.parametrize("prompt", every(), ids=lambda prompt: prompt.text[:30])
+def test_no_two_vivid_replies_to_a_prompt_begin_alike(prompt: ReplyPrompt) -> None:
     openings = [tuple(reply.split()[:5]) for reply in prompt.replies.values()]
     assert len(set(openings)) == len(openings)
 
@@ -160,6 +174,19 @@ def test_an_unknown_split_is_refused() -> None:
         reply_prompts("eval")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("split", "style", "why"),
+    [("train", "loud", "no style 'loud'"), ("test", "simple", "vivid ones only")],
+)
+def test_a_style_that_a_split_has_not_is_refused(split: str, style: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        reply_prompts(split, style)  # type: ignore[arg-type]
+
+
 def test_bundled_files_name_their_use(request: pytest.FixtureRequest) -> None:
     folder = Path(str(request.config.rootpath)) / "extract" / "data" / "replies"
-    assert {path.stem for path in folder.glob("*.toml")} == set(SPLITS)
+    assert {path.stem for path in folder.glob("*.toml")} == {
+        *SPLITS,
+        "train_simple",
+        "watch_simple",
+    }

@@ -234,7 +234,7 @@ def test_the_two_personas_have_nearly_the_same_number_of_words(name: str) -> Non
     assert abs(len(words(personas.persona)) - len(words(personas.opposite))) <= 3
 
 
-@pytest.mark.parametrize(("use", "count"), [("selection", 8), ("evaluation", 16)])
+@pytest.mark.parametrize(("use", "count"), [("selection", 8), ("evaluation", 20)])
 def test_prompts_are_counted_by_use(use: sources.Use, count: int) -> None:
     assert len(set(sources.prompts(use))) == count
 
