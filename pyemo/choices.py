@@ -33,6 +33,10 @@ Scope: TypeAlias = Literal["prompt", "reply", "both"]
 
 SCOPES: tuple[Scope, ...] = ("prompt", "reply", "both")
 
+VectorUse: TypeAlias = Literal["writing", "reading"]
+"""What a bundled vector is good for: steering texts, or gauges and geometry. What writes an emotion
+is not what reads it best."""
+
 CONSTANT = "constant"
 """The name of no schedule."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyemo.choices import OPERATORS
+from pyemo.choices import OPERATORS, VectorUse
 from pyemo.cli.options import MoodOptions
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
@@ -75,7 +75,7 @@ class MoodBuilder:
         self._n_tokens = n_tokens
         self._schedule = parse_schedule(options.schedule)
         self._layers = None if options.layers is None else parse_layers(options.layers)
-        self._loaded: dict[str, ControlVector] = {}
+        self._loaded: dict[tuple[str, VectorUse], ControlVector] = {}
         self.specs = [parse_vector_spec(text) for text in options.vectors]
 
     def terms(self, model: Model, specs: Iterable[VectorSpec]) -> list[MoodTerm]:
@@ -102,7 +102,7 @@ class MoodBuilder:
             spec = parse_vector_spec(text)
             if spec.strength is not None or (spec.layers is not None and len(spec.layers) != 1):
                 raise InputError(f"gauge {text!r} is not NAME_OR_FILE[@LAYER], such as anger@14")
-            vector = self._load(model, spec.source)
+            vector = self._load(model, spec.source, "reading")
             layer = None if spec.layers is None else spec.layers.start
             name = vector.name if layer is None else f"{vector.name}@{layer}"
             if name in gauges:
@@ -110,12 +110,12 @@ class MoodBuilder:
             gauges[name] = Gauge(vector, layer, name)
         return list(gauges.values())
 
-    def _load(self, model: Model, source: str) -> ControlVector:
-        if source not in self._loaded:
-            self._loaded[source] = ControlVector.load(
-                source, model, allow_other_weights=self._options.allow_other_weights
+    def _load(self, model: Model, source: str, use: VectorUse = "writing") -> ControlVector:
+        if (source, use) not in self._loaded:
+            self._loaded[source, use] = ControlVector.load(
+                source, model, use=use, allow_other_weights=self._options.allow_other_weights
             )
-        return self._loaded[source]
+        return self._loaded[source, use]
 
     def _term(self, model: Model, spec: VectorSpec) -> MoodTerm:
         options = self._options

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pyemo import emotions
-from pyemo.choices import DEFAULT_MODEL
+from pyemo.choices import DEFAULT_MODEL, VectorUse
 from pyemo.errors import (
     MissingExtraError,
     ModelChecksumError,
@@ -169,13 +169,14 @@ def list_models() -> tuple[ModelStatus, ...]:
     return tuple(_status(entry) for entry in catalog().values())
 
 
-def vector_path(emotion: str, model_name: str) -> Path:
+def vector_path(emotion: str, model_name: str, use: VectorUse = "writing") -> Path:
     """Return the file of the bundled vector for an emotion on a model of the catalog.
 
     Args:
         emotion: an emotion's adjective, noun or synonym, whatever its case.
         model_name: the name of the model, as in ``ResolvedModel.name``; one in another format has
             the vectors of the catalog's file.
+        use: what it is good for. A model with one kind only has that for both.
     Raises:
         VectorNotFoundError: there is none; the message says what there is.
 
@@ -183,6 +184,8 @@ def vector_path(emotion: str, model_name: str) -> Path:
         vector_path("anger", "smollm2-135m-instruct")
     """
     bundled = _vectors(model_name)
+    if use == "reading":
+        bundled |= _vectors(model_name, use)
     word = emotion.strip().casefold()
     word = emotions.ALIASES.get(word, word)
     if word in bundled:
@@ -200,12 +203,13 @@ def _data_dir() -> Path:
     return Path(str(importlib.import_module("pyemo.models").__file__)).parent
 
 
-def _vectors(model_name: str) -> dict[str, Path]:
+def _vectors(model_name: str, use: VectorUse = "writing") -> dict[str, Path]:
     """Return the files of the vectors bundled for a model, by emotion."""
     # Names are compared with what is there and never joined to a path, so none leads elsewhere.
-    files = sorted((_data_dir() / "vectors").glob("*/*.gguf"))
+    root = _data_dir() / "vectors"
+    files = sorted(root.glob("*/*.gguf" if use == "writing" else "*/reading/*.gguf"))
     wanted = model_name.strip().casefold().partition(":")[0]
-    return {file.stem: file for file in files if file.parent.name == wanted}
+    return {file.stem: file for file in files if file.relative_to(root).parts[0] == wanted}
 
 
 def _entry(table: Mapping[str, Any]) -> CatalogEntry:

@@ -113,7 +113,7 @@ def _bundled(work: Work, model: Model) -> Directions | None:
     by_emotion, strengths, norm = {}, {}, 0.0
     for name in work.plan.steered:
         try:
-            vector = ControlVector.load(name, model)
+            vector = ControlVector.load(name, model, use="reading")
         except VectorError:
             return None
         meta = vector.metadata

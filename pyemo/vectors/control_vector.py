@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.choices import OPERATORS
+from pyemo.choices import OPERATORS, VectorUse
 from pyemo.errors import (
     InputError,
     VectorError,
@@ -153,11 +153,13 @@ class ControlVector:
         name_or_path: str | os.PathLike[str],
         model: Identified | None = None,
         *,
+        use: VectorUse = "writing",
         allow_other_weights: bool = False,
     ) -> ControlVector:
         """Return the vector of a file, or the bundled one of an emotion for ``model``.
 
         A file that exists wins. With a model the vector is checked against it, see ``check``.
+        ``use`` tells bundled ones apart: "writing" steers texts, "reading" is for gauges.
 
         Files of repeng and llama.cpp's cvector-generator load with the unit "raw". The latter
         writes the output of block N-1 as ``direction.N``, llama.cpp adds it to the output of block
@@ -169,7 +171,7 @@ class ControlVector:
             VectorShapeError: a direction is not float32, not one row or not finite.
             VectorModelMismatchError: it was made for other weights, or does not fit.
         """
-        path = find_vector(name_or_path, None if model is None else model.name)
+        path = find_vector(name_or_path, None if model is None else model.name, use)
         file = vector_file.read(path)
         try:
             vector = cls(file.directions, name=path.stem, metadata=VectorMetadata.from_file(file))
@@ -454,7 +456,11 @@ class ControlVector:
         return ControlVector(directions, name=_named(pattern, self._name), metadata=metadata)
 
 
-def find_vector(name_or_path: str | os.PathLike[str], model_name: str | None = None) -> Path:
+def find_vector(
+    name_or_path: str | os.PathLike[str],
+    model_name: str | None = None,
+    use: VectorUse = "writing",
+) -> Path:
     """Return the file that is meant: an existing path wins, else the vector bundled for a model.
 
     Raises:
@@ -469,7 +475,7 @@ def find_vector(name_or_path: str | os.PathLike[str], model_name: str | None = N
             f"no vector file {shown(text)}; a bundled vector is taken by its emotion's name "
             "together with a model: ControlVector.load(name, model=engine.model)"
         )
-    return catalog.vector_path(text, model_name)
+    return catalog.vector_path(text, model_name, use)
 
 
 def _is_path(text: str) -> bool:

@@ -293,6 +293,16 @@ def test_bundled_vector_is_found_by_any_word_for_its_emotion(data_dir: Path, wor
     assert catalog.vector_path(word, "One") == data_dir / "vectors" / "one" / "angry.gguf"
 
 
+def test_a_vector_for_reading_is_found_by_its_use(data_dir: Path) -> None:
+    bundle(data_dir, "one", "angry", "sad")
+    bundle(data_dir, "one/reading", "angry")
+    folder = data_dir / "vectors" / "one"
+    assert catalog.vector_path("anger", "one") == folder / "angry.gguf"
+    assert catalog.vector_path("anger", "one", "reading") == folder / "reading" / "angry.gguf"
+    assert catalog.vector_path("sad", "one", "reading") == folder / "sad.gguf"
+    assert catalog.list_vectors("one") == ("angry", "sad")
+
+
 def test_missing_vector_says_what_there_is(data_dir: Path) -> None:
     bundle(data_dir, "one", "angry", "sad")
     with pytest.raises(VectorNotFoundError, match=r"did you mean 'angry'.*there are: angry, sad"):

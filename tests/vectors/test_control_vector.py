@@ -520,7 +520,8 @@ def test_a_name_is_looked_up_for_the_model(angry, tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "vector_path", vector_path)
     monkeypatch.chdir(tmp_path)
     assert ControlVector.load("anger", model=Model()).name == "angry"
-    assert asked == [("anger", "tiny")]
+    ControlVector.load("anger", model=Model(), use="reading")
+    assert asked == [("anger", "tiny", "writing"), ("anger", "tiny", "reading")]
 
 
 def test_a_folder_of_an_emotions_name_does_not_hide_the_bundled_vector(
