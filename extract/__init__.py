@@ -20,24 +20,32 @@ if TYPE_CHECKING:
     from pyemo.extract.backend import Backend
     from pyemo.extract.engine_backend import EngineBackend
     from pyemo.extract.extraction import VectorSet, extract
+    from pyemo.extract.own_voice import OwnVoice, learn_voice
     from pyemo.extract.quality import SetQuality, measure
     from pyemo.extract.recipe import Recipe, bundled_recipes
     from pyemo.extract.transformers_backend import TransformersBackend
+    from pyemo.extract.voices import VoiceTrainer
+    from pyemo.texts.pairs import ReplyPair, read_pairs
     from pyemo.texts.sources import EmotionSource, Vignette, load_emotions_file
 
 __all__ = [
     "Backend",
     "EmotionSource",
     "EngineBackend",
+    "OwnVoice",
     "Recipe",
+    "ReplyPair",
     "SetQuality",
     "TransformersBackend",
     "VectorSet",
     "Vignette",
+    "VoiceTrainer",
     "bundled_recipes",
     "extract",
+    "learn_voice",
     "load_emotions_file",
     "measure",
+    "read_pairs",
 ]
 
 # public name -> the module it comes from
@@ -45,15 +53,20 @@ _HOMES = {
     "Backend": "pyemo.extract.backend",
     "EmotionSource": "pyemo.texts.sources",
     "EngineBackend": "pyemo.extract.engine_backend",
+    "OwnVoice": "pyemo.extract.own_voice",
     "Recipe": "pyemo.extract.recipe",
+    "ReplyPair": "pyemo.texts.pairs",
     "SetQuality": "pyemo.extract.quality",
     "TransformersBackend": "pyemo.extract.transformers_backend",
     "VectorSet": "pyemo.extract.extraction",
     "Vignette": "pyemo.texts.sources",
+    "VoiceTrainer": "pyemo.extract.voices",
     "bundled_recipes": "pyemo.extract.recipe",
     "extract": "pyemo.extract.extraction",
+    "learn_voice": "pyemo.extract.own_voice",
     "load_emotions_file": "pyemo.texts.sources",
     "measure": "pyemo.extract.quality",
+    "read_pairs": "pyemo.texts.pairs",
 }
 
 

@@ -87,7 +87,7 @@ def load(
     path = Path(os.path.expanduser(text)).absolute()
     if path.is_dir():
         loaded = _load_folder(str(path), path.name, number_type, device_map, folder=path)
-    elif _is_gguf(text, path):
+    elif is_gguf(text, path):
         loaded = _load_gguf(text, number_type, device_map)
     elif hub.parse(text) is not None and not _looks_like_path(text, path):
         loaded = _load_folder(text, text, number_type, device_map, folder=None)
@@ -154,7 +154,8 @@ def _dtype(dtype: DType, device: torch.device | None) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32  # type: ignore[no-any-return]
 
 
-def _is_gguf(text: str, path: Path) -> bool:
+def is_gguf(text: str, path: Path) -> bool:
+    """Return whether a model's name, or the path it stands for, means a GGUF file."""
     if path.is_file() or text.casefold() in catalog():
         return True
     wanted = hub.parse(text)

@@ -14,15 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyemo.choices import DType
 from pyemo.emotions import EMOTIONS, near_neighbours, resolve
+from pyemo.engine.sampling import SamplerParams
 from pyemo.errors import InputError, VectorError
+from pyemo.extract.backend import Written
 from pyemo.extract.extraction import Neutral, read_neutral
 from pyemo.extract.steered_tail import ReplyTokens, SteeredTail
-from pyemo.extract.training import StepProgress, Trained, VoiceTokens, train
+from pyemo.extract.training import (
+    StepProgress,
+    Trained,
+    TrainingChoices,
+    VoiceTokens,
+    train,
+)
+from pyemo.extract.training_model import load_for_training, require_training_room
 from pyemo.extract.transformers_backend import TransformersBackend
-from pyemo.extract.transformers_loading import Loaded, load
+from pyemo.extract.transformers_loading import Loaded
 from pyemo.extract.voice_recipe import VoiceRecipe
 from pyemo.texts.replies import ReplyPrompt, given_for, reply_prompts
 from pyemo.texts.sources import NEUTRAL
@@ -40,12 +50,14 @@ class VoiceReply:
         own: the reply in the voice.
         plain: a reply without it.
         contrasts: what other voices say, which this one is to be told from.
+        plain_prompt: what ``plain`` answers; None for ``prompt``.
     """
 
     prompt: str
     own: str
     plain: str
     contrasts: tuple[str, ...] = ()
+    plain_prompt: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +118,9 @@ class VoiceTrainer:
         dtype: DType = "auto",
     ) -> None:
         self.recipe = recipe or VoiceRecipe.load()
-        self._loaded: Loaded = load(model, device, dtype, None)
-        backend = TransformersBackend(self._loaded)
+        require_training_room(model, dtype, self.recipe, device)
+        self._loaded: Loaded = load_for_training(model, device, dtype)
+        self._backend = backend = TransformersBackend(self._loaded)
         backend.compare_with_file()
         n_layer = self._loaded.source.n_layer
         self._layers = self.recipe.layer_range(n_layer)
@@ -145,9 +158,13 @@ class VoiceTrainer:
         replies: Sequence[VoiceReply],
         watch: Sequence[VoiceReply],
         progress: StepProgress | None = None,
+        training: TrainingChoices | None = None,
     ) -> Voice:
         """Return a voice learned from ``replies``, stopped by ``watch``, which has other prompts.
 
+        Args:
+            training: other choices than the recipe's, as of a control; they are not written into
+                the vector.
         Raises:
             InputError: replies that do not differ from the plain ones.
         """
@@ -157,20 +174,70 @@ class VoiceTrainer:
             norms,
             [self._tokens(reply) for reply in replies],
             [self._tokens(reply) for reply in watch],
-            self.recipe.training,
+            training or self.recipe.training,
             progress,
         )
         return Voice(self._vector(name, trained, len(replies), len(watch)), trained)
 
+    def plain_replies(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
+        """Return the model's own unsteered greedy reply to each prompt."""
+        written = [""] * len(prompts)
+
+        def keep(index: int, reply: Written) -> None:
+            written[index] = reply.text.strip()
+
+        given = [self._before(prompt) for prompt in prompts]
+        samplers = [SamplerParams(temperature=0)] * len(prompts)
+        self._backend.write(given, samplers, max_tokens, keep)
+        return written
+
+    def rises(
+        self, vector: ControlVector, replies: Sequence[VoiceReply]
+    ) -> npt.NDArray[np.float64]:
+        """Return by how much a voice's vector makes each own reply likelier, at its strength.
+
+        Nats per token, float64 (n_replies,).
+        """
+        import torch
+
+        strength = vector.metadata.strength or 0.0
+        rows = np.stack([vector.directions[layer] for layer in self._layers])
+        moved = torch.tensor(rows * np.float32(strength), device=self._tail.device)
+        found = []
+        for reply in replies:
+            text = self._tail.freeze([self._tokens(reply).own])
+            scales = torch.tensor([0.0, 1.0], device=self._tail.device)
+            with torch.no_grad():
+                plain, steered = self._tail.nll(text * 2, scales, moved)
+            found.append(float(plain - steered))
+        return np.array(found)
+
+    def n_tokens(self, text: str) -> int:
+        """Return how many tokens a reply has."""
+        return len(self._loaded.words.reply_tokens(text))
+
+    def cut(self, text: str, most: int) -> tuple[str, bool]:
+        """Return a reply's first ``most`` tokens as text, and whether it had more."""
+        tokens = self._loaded.words.reply_tokens(text)
+        if len(tokens) <= most:
+            return text, False
+        return self._loaded.words.text(tuple(tokens[:most])), True
+
+    def _before(self, prompt: str) -> list[int]:
+        is_chat = bool(self._loaded.source.chat_template_sha256)
+        return self._loaded.words.prompt_tokens(given_for(prompt, is_chat=is_chat))
+
     def _tokens(self, reply: VoiceReply) -> VoiceTokens:
-        words, source = self._loaded.words, self._loaded.source
-        is_chat = bool(source.chat_template_sha256)
-        before = words.prompt_tokens(given_for(reply.prompt, is_chat=is_chat))
+        words, before = self._loaded.words, self._before(reply.prompt)
 
         def after(text: str) -> ReplyTokens:
             return ReplyTokens((*before, *words.reply_tokens(text)), len(before))
 
-        return VoiceTokens(after(reply.own), after(reply.plain), tuple(map(after, reply.contrasts)))
+        plain = after(reply.plain)
+        if reply.plain_prompt is not None:
+            other = self._before(reply.plain_prompt)
+            plain = ReplyTokens((*other, *words.reply_tokens(reply.plain)), len(other))
+        return VoiceTokens(after(reply.own), plain, tuple(map(after, reply.contrasts)))
 
     def _vector(self, name: str, trained: Trained, n_replies: int, n_watch: int) -> ControlVector:
         source, neutral = self._loaded.source, self._neutral

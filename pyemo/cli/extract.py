@@ -110,6 +110,12 @@ class BackendOptions:
 @click.option(
     "--emotions", "own", metavar="FILE", help="Your own emotions: a TOML file; docs/extraction.md."
 )
+@click.option(
+    "--replies",
+    metavar="FILE",
+    help="Any voice: learn it from 12 or more pairs of prompt and reply, JSONL or TOML; "
+    "docs/voices.md.",
+)
 @model_option
 @click.option(
     "--backend",
@@ -171,6 +177,7 @@ def extract(
     force: bool,
     recipe: str,
     own: str | None,
+    replies: str | None,
     model: str,
     kind: str,
     device: str,
@@ -195,12 +202,25 @@ def extract(
       pyemo extract anger -o anger.gguf
       pyemo extract --all -m my-model.gguf -o my-vectors
       pyemo extract --emotions jealous.toml -r paper-generation -o my-vectors
+      pyemo extract --replies pirate.jsonl -o pirate.gguf
     """
-    from pyemo.cli.extract_voices import extract_emotions, voice_recipe
+    from pyemo.cli.extract_voices import extract_emotions, extract_own, voice_recipe
     from pyemo.extract.extraction import extract as extract_vectors
     from pyemo.extract.recipe import Recipe
 
     began = time.monotonic()
+    if replies is not None:
+        if emotions or is_all or own or is_calibrated or kind == "engine":
+            raise click.UsageError(
+                "--replies is one voice of its own: leave out emotions, --all, --emotions, "
+                "--calibrate and --backend engine"
+            )
+        of_own = voice_recipe("trained" if recipe == "default" else recipe, seed)
+        if of_own is None:
+            raise click.UsageError(f"--recipe {recipe} reads no replies; leave it out")
+        (path,) = _targets([Path(replies).stem], target, force).values()
+        extract_own(of_own, replies, path, model, device, dtype, threads, force, as_json)
+        return
     of_voices = voice_recipe(recipe, seed)
     if of_voices is not None:
         paths = _targets(list(_asked(emotions, is_all, {})), target, force)

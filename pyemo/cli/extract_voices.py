@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ import click
 from pyemo.cli import output
 
 if TYPE_CHECKING:
+    from pyemo.extract.own_voice import OwnVoice
     from pyemo.extract.voice_recipe import VoiceRecipe
-    from pyemo.extract.voices import Voice
+    from pyemo.extract.voices import Voice, VoiceTrainer
 
 
 def voice_recipe(name_or_path: str, seed: int | None) -> VoiceRecipe | None:
@@ -46,10 +48,9 @@ def extract_emotions(
     A file that is there already from the same recipe and model is kept, so that a run that was
     stopped goes on.
     """
-    from pyemo.extract.voices import VoiceTrainer, is_made_by
+    from pyemo.extract.voices import is_made_by
 
-    _set_threads(threads)
-    trainer = VoiceTrainer(model, recipe, device=device, dtype=dtype)  # type: ignore[arg-type]
+    trainer = _trainer(recipe, model, device, dtype, threads)
     lines = []
     for name, path in paths.items():
         if is_made_by(path, recipe, trainer.source):
@@ -66,8 +67,68 @@ def extract_emotions(
         output.print_json(value)
 
 
+def extract_own(
+    recipe: VoiceRecipe,
+    replies: str,
+    path: Path,
+    model: str,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Learn the voice of a file's pairs and write its vector; nothing where there is no voice."""
+    from pyemo.extract.own_voice import learn_voice
+    from pyemo.texts.pairs import read_pairs
+
+    pairs = read_pairs(replies, seed=recipe.training.seed)  # faults are said before the model loads
+    for remark in pairs.remarks:
+        output.note(f"{replies}: {remark}")
+    trainer = _trainer(recipe, model, device, dtype, threads)
+    voice = learn_voice(trainer, path.stem, pairs, _progress(path.stem))
+    for remark in voice.remarks:
+        output.note(remark)
+    voice.vector.save(path, force=force)
+    facts = _facts(path.stem, path, voice) | {
+        "held_out_gain": list(voice.gain),
+        "held_out_gain_of_shuffled_labels": list(voice.control),
+        "n_train": voice.n_train,
+        "n_watch": voice.n_watch,
+        "n_held_out": voice.n_held_out,
+        "n_usable": pairs.n_usable,
+        "left_out": {reason: list(count) for reason, count in pairs.left_out.items()},
+        "source_model": trainer.source.name,
+    }
+    facts["voice"] = facts.pop("emotion")
+    if as_json:
+        output.print_json(facts)
+        return
+    click.echo(_line(path, voice))
+    click.echo(
+        f"on {voice.n_held_out} replies held out {voice.gain.value:+.2f} [{voice.gain.low:+.2f}, "
+        f"{voice.gain.high:+.2f}] nats per token; a vector of shuffled labels "
+        f"{voice.control.value:+.2f}"
+    )
+
+
+def _trainer(
+    recipe: VoiceRecipe, model: str, device: str, dtype: str, threads: int | None
+) -> VoiceTrainer:
+    from pyemo.extract.voices import VoiceTrainer
+
+    _set_threads(threads)
+    trainer = VoiceTrainer(model, recipe, device=device, dtype=dtype)  # type: ignore[arg-type]
+    if not trainer.source.chat_template_sha256:
+        output.note(
+            f"{trainer.source.name} has no chat template: trained as plain text, the prompt, a "
+            "blank line and the reply; steer it so, too"
+        )
+    return trainer
+
+
 def _set_threads(threads: int | None) -> None:
-    if threads is not None:
+    if threads is not None and find_spec("torch") is not None:  # else the trainer says so
         import torch
 
         torch.set_num_threads(threads)
@@ -85,7 +146,7 @@ def _progress(name: str) -> Any:
     return tell
 
 
-def _facts(name: str, path: Path, voice: Voice) -> dict[str, Any]:
+def _facts(name: str, path: Path, voice: Voice | OwnVoice) -> dict[str, Any]:
     best = voice.trained.best
     return {
         "emotion": name,
@@ -100,7 +161,7 @@ def _facts(name: str, path: Path, voice: Voice) -> dict[str, Any]:
     }
 
 
-def _line(path: Path, voice: Voice) -> str:
+def _line(path: Path, voice: Voice | OwnVoice) -> str:
     trained, layers = voice.trained, voice.vector.layers
     return (
         f"{path}: {voice.vector.name}, layers {layers[0]}:{layers[-1] + 1}, strength "

@@ -66,6 +66,40 @@ def memory_need(
     return MemoryNeed(sum(tensor[3] for tensor in header.tensors()), kv_cache, compute)
 
 
+@dataclass(frozen=True)
+class ModelSize:
+    """What a model file's header says of the model's size.
+
+    Attributes:
+        n_parameters: numbers in all tensors.
+        n_layer, n_embd, n_ff, n_vocab: its blocks and widths; n_ff the widest block's.
+    """
+
+    n_parameters: int
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_vocab: int
+
+
+def model_size(path: str | os.PathLike[str]) -> ModelSize:
+    """Return the numbers of a model file's header, without loading it.
+
+    Raises:
+        ModelLoadError: not a GGUF file, or damaged.
+    """
+    header = _core.ModelFile(os.fspath(path))
+    prefix = f"{header.string('general.architecture') or ''}."
+    n_embd = _first(header, f"{prefix}embedding_length") or 0
+    return ModelSize(
+        n_parameters=sum(tensor[2] for tensor in header.tensors()),
+        n_layer=_first(header, f"{prefix}block_count") or 0,
+        n_embd=n_embd,
+        n_ff=max(header.integers(f"{prefix}feed_forward_length"), default=4 * n_embd),
+        n_vocab=header.length("tokenizer.ggml.tokens"),
+    )
+
+
 def require_room(path: str | os.PathLike[str], need: MemoryNeed) -> None:
     """Refuse a model that the machine has no memory for; do nothing where it shows none.
 

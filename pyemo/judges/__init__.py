@@ -1,9 +1,9 @@
 """Independent judges of a text's emotion: what an effect of steering is shown with.
 
-Three kinds behind one interface, none of which sees a steered model's inside: a sentence embedding
-(the default), the forced choice of another language model than the steered one, and a Hugging Face
-text classifier. :func:`accuracy` says how far a judge can be trusted;
-docs/measurements/judges.md publishes it.
+Four kinds behind one interface, none of which sees a steered model's inside: a sentence embedding
+beside scenes (the default) or beside replies in a voice, the forced choice of another language
+model than the steered one, and a Hugging Face text classifier. :func:`accuracy` and
+:func:`voice_accuracy` say how far a judge can be trusted; docs/measurements/judges.md publishes it.
 
 One file each; a new judge is a file and a line of :data:`JUDGES`.
 """
@@ -14,12 +14,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyemo.errors import InputError
-from pyemo.judges.accuracy import JudgeAccuracy, accuracy, pair_accuracy
+from pyemo.judges.accuracy import (
+    JudgeAccuracy,
+    accuracy,
+    pair_accuracy,
+    voice_accuracy,
+    voice_pair_accuracy,
+)
 from pyemo.judges.classifier import ClassifierJudge
 from pyemo.judges.embedder import Embedder, TextEmbedder
 from pyemo.judges.forced_choice import NEUTRAL_REFERENCES, ForcedChoiceJudge
 from pyemo.judges.judge import Judge, PairJudge, Scores, nearer
 from pyemo.judges.minilm import MiniLMJudge
+from pyemo.judges.voice import VoiceJudge
 
 if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
@@ -37,10 +44,13 @@ __all__ = [
     "PairJudge",
     "Scores",
     "TextEmbedder",
+    "VoiceJudge",
     "accuracy",
     "load_judge",
     "nearer",
     "pair_accuracy",
+    "voice_accuracy",
+    "voice_pair_accuracy",
 ]
 
 DEFAULT_JUDGE = "minilm"
@@ -56,6 +66,7 @@ def _forced_choice(model: str, engine: Engine | None) -> Judge:
 
 JUDGES: dict[str, tuple[str, Callable[[str, Engine | None], Judge]]] = {
     "minilm": ("", lambda _model, _engine: MiniLMJudge()),
+    "voice": ("", lambda _model, _engine: VoiceJudge()),
     "forced-choice": (
         "MODEL (another model than the steered one)",
         _forced_choice,
@@ -72,7 +83,8 @@ def judge_forms() -> str:
 
 
 def load_judge(name: str = DEFAULT_JUDGE, engine: Engine | None = None) -> Judge:
-    """Return the judge that ``minilm``, ``forced-choice:MODEL`` or ``classifier:MODEL`` names.
+    """Return the judge of that name: ``minilm``, ``voice``, ``forced-choice:MODEL`` or
+    ``classifier:MODEL``.
 
     Args:
         engine: for ``forced-choice`` without a model: an open engine of the judging model.

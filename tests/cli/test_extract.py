@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -249,3 +251,130 @@ def test_a_foreign_story_cache_is_refused_and_stays_as_it_is(
     assert result.exit_code == 1
     assert "another model or recipe" in result.stderr
     assert "another" in store.path.read_text(encoding="utf-8")
+
+
+# voices
+
+
+VOICES = """
+name = "quick"
+source = "replies"
+[training]
+steps = 2
+evaluate_every = 1
+batch = 4
+rate = 0.03
+cap = 0.3
+start = 0.05
+"""
+SUBJECTS = ("dog", "cat", "sun", "rain", "tea", "sea", "car", "bus", "tree", "shoe", "lamp", "door")
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    path = tmp_path / "quick.toml"
+    path.write_text(VOICES, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pirate(tmp_path: Path) -> Path:
+    path = tmp_path / "pirate.jsonl"
+    draw = random.Random(0)
+    lines = []
+    for s in SUBJECTS:
+        a, b, c = draw.sample(SUBJECTS, 3)
+        lines.append(
+            {
+                "prompt": f"the {s}",
+                "chosen": f"arr {a} arr {s} ahoy {b} arr {c} ahoy",
+                "rejected": f"well {a} is {s} just {b} now {c} there",
+            }
+        )
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
+    return path
+
+
+@needs_torch
+def test_replies_become_a_vector_that_run_takes_at_its_own_strength(
+    base_model: Path, pirate: Path, quick: Path, tmp_path: Path
+) -> None:
+    with pirate.open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "the hat", "reply": ""}\n')
+    target = tmp_path / "pirate.gguf"
+    asked = ("extract", "--replies", pirate, "-r", quick, "-m", base_model, "-o", target)
+    result = pyemo(*asked, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said["voice"] == "pirate"
+    assert said["held_out_gain"][0] > said["held_out_gain_of_shuffled_labels"][0]
+    assert said["left_out"] == {"with an empty reply": [1, 14]}
+    assert "1 with an empty reply (first: line 14)" in " ".join(result.stderr.split())
+    assert "has no chat template: trained as plain text" in " ".join(result.stderr.split())
+    ran = pyemo("run", "-m", base_model, "-c", target, "-n", 2, "--threads", 1, "--json", "the dog")
+    (term,) = json.loads(ran.stdout)["steering"]["terms"]
+    assert (term["strength_source"], term["strength"]) == ("trained", round(said["strength"], 4))
+
+
+@needs_torch
+def test_replies_without_a_voice_leave_no_file(
+    model: Path, pirate: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyemo.extract.voices import VoiceTrainer
+
+    monkeypatch.setattr(VoiceTrainer, "rises", lambda _self, _vector, held: np.zeros(len(held)))
+    target = tmp_path / "none.gguf"
+    asked = ("extract", "--replies", pirate, "-r", quick, "-m", model, "-o", target)
+    result = pyemo(*asked, "--threads", 1)
+    assert result.exit_code == 1
+    assert "no vector of 'none' was made" in result.stderr
+    assert not target.exists()
+
+
+def test_a_broken_line_is_named_before_a_model_is_loaded(pirate: Path, tmp_path: Path) -> None:
+    with pirate.open("a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    asked = ("extract", "--replies", pirate, "-m", "no-such-model", "-o", tmp_path / "p.gguf")
+    result = pyemo(*asked)
+    assert result.exit_code == 1
+    assert "line 14: not JSON" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "more", [["anger"], ["--all"], ["--calibrate"], ["--backend", "engine"], ["-r", "contrast"]]
+)
+def test_what_replies_cannot_be_mixed_with_is_refused(
+    pirate: Path, tmp_path: Path, more: list[str]
+) -> None:
+    result = pyemo("extract", "--replies", pirate, "-o", tmp_path / "p.gguf", *more)
+    assert result.exit_code == 2
+    assert "--replies" in result.stderr or "reads no replies" in result.stderr
+
+
+@needs_torch
+def test_vectors_finished_before_a_run_was_cut_off_stay_and_are_not_made_again(
+    model: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyemo.extract.voices import VoiceReply, VoiceTrainer
+
+    asked: list[str] = []
+
+    def cut_off(self: VoiceTrainer, name: str, progress: Any) -> Any:
+        asked.append(name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        texts = [VoiceReply(f"the {s}", f"arr {s} {name}", f"well {s}") for s in SUBJECTS]
+        return self.voice(name, texts[:8], texts[8:], progress)
+
+    monkeypatch.setattr(VoiceTrainer, "emotion", cut_off)
+    words = ("extract", "anger", "joy", "-r", quick, "-m", model, "-o", tmp_path / "set")
+    stopped = pyemo(*words, "--threads", 1)
+    assert stopped.exit_code != 0
+    assert asked == ["angry", "happy"], stopped.stderr
+    first = (tmp_path / "set" / "angry.gguf").read_bytes()
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["angry.gguf"]
+    result = pyemo(*words, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert asked == ["angry", "happy", "happy"]
+    assert (tmp_path / "set" / "angry.gguf").read_bytes() == first
+    assert [line["kept"] for line in json.loads(result.stdout)["vectors"]] == [True, False]
