@@ -28,10 +28,25 @@ OPERATORS: dict[Operator, float] = {
 }
 """Operator -> strength where none is given: a share of the residual norm, or of the projection."""
 
-Scope: TypeAlias = Literal["prompt", "reply", "both"]
-"""Which tokens' rows are steered: those of the prompt, those of the reply's own tokens, or both."""
+Scope: TypeAlias = str
+"""Which rows are steered. A row reads one token and decides the next; a word or a word with N:
 
-SCOPES: tuple[Scope, ...] = ("prompt", "reply", "both")
+- ``both``: all rows
+- ``reply``: those that decide the reply's tokens: the row of the prompt's last token, and those of
+  the reply's own
+- ``prompt``: the others
+- ``thinking``, ``answer``: those of ``reply`` that decide its thoughts, or what it says
+- ``first:N``, ``after:N``: those that decide the reply's first N tokens, or its later ones
+- ``last:N``: those of the prompt's last N tokens
+"""
+
+SCOPES: tuple[Scope, ...] = ("prompt", "reply", "both", "thinking", "answer")
+
+POSITIONS = ("first", "last", "after")
+"""Scopes that take a number of tokens."""
+
+SCOPE_FORMS = f"{', '.join(SCOPES)}, {' or '.join(f'{word}:N' for word in POSITIONS)}"
+"""What may be typed for a scope, in words."""
 
 VectorUse: TypeAlias = Literal["writing", "reading"]
 """What a bundled vector is good for: steering texts, or gauges and geometry. What writes an emotion

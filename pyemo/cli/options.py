@@ -22,13 +22,15 @@ from pyemo.choices import (
     KV_TYPES,
     OPERATORS,
     SCHEDULE_FORMS,
-    SCOPES,
+    SCOPE_FORMS,
     KVType,
     Operator,
     Scope,
 )
 from pyemo.cli import DEBUG
 from pyemo.engine.sampling import STANDARD, SamplerParams
+from pyemo.engine.scopes import check_scope
+from pyemo.errors import InputError
 
 if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
@@ -268,10 +270,11 @@ def mood_options(command: Command) -> Callable[..., Any]:
             ),
             click.option(
                 "--scope",
-                type=click.Choice(SCOPES),
                 default="both",
                 show_default=True,
-                help="Which tokens are steered.",
+                metavar="FORM",
+                callback=checked_scope,
+                help=f"Which tokens are steered: {SCOPE_FORMS}.",
             ),
             click.option(
                 "--layers",
@@ -285,6 +288,15 @@ def mood_options(command: Command) -> Callable[..., Any]:
             ),
         ],
     )
+
+
+def checked_scope(_context: click.Context, _option: click.Parameter, scope: str) -> str:
+    """Return the scope as it was typed; a wrong one is wrong usage."""
+    try:
+        check_scope(scope)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
+    return scope
 
 
 def sampler_options(command: Command) -> Callable[..., Any]:

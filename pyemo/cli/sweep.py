@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyemo.choices import SCOPES
+from pyemo.choices import SCOPE_FORMS
 from pyemo.cli import output
 from pyemo.cli.options import (
+    checked_scope,
     debug_option,
     json_option,
     model_option,
@@ -46,7 +47,12 @@ if TYPE_CHECKING:
     "--layers", metavar="A:B", help="Layers to steer, B not included.  [default: all of the vector]"
 )
 @click.option(
-    "--scope", type=click.Choice(SCOPES), default="both", show_default=True, help="Tokens to steer."
+    "--scope",
+    default="both",
+    show_default=True,
+    metavar="FORM",
+    callback=checked_scope,
+    help=f"Which tokens are steered: {SCOPE_FORMS}.",
 )
 @click.option(
     "--max-tokens",
@@ -163,7 +169,7 @@ def sweep(
             max_tokens=max_tokens,
             judge=judging,
             layers=chosen,
-            scope=scope,  # type: ignore[arg-type]
+            scope=scope,
             n_rows=rows,
             raw=raw,
             on_progress=advance,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.engine import scopes
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
 from pyemo.engine.mood import OFF
@@ -74,8 +75,9 @@ def continue_many(
 ) -> list[Continuation]:
     """Return each job's continuation, computed ``n_rows`` at a time in batches of fixed shape.
 
-    A prompt that several rows of a batch share is computed once where no mood acts on it (the mood
-    is off, or its scope is "reply"), and for each row elsewhere, since its keys and values differ.
+    A prompt that several rows of a batch share is computed once where no mood acts on it: all of
+    it where the mood is off, all but its last token where the scope is of the reply. Elsewhere it
+    is computed for each row, since its keys and values differ.
 
     Args:
         max_tokens: of a continuation, 1 or more.
@@ -194,16 +196,26 @@ def _open_rows(engine: Engine, jobs: list[Job]) -> Iterator[list[_Row]]:
         rows: list[_Row] = []
         read: dict[tuple[int, ...], EngineSequence] = {}
         for job in jobs:
-            shares = all(term.scope == "reply" for term in job.steering.terms)
-            if shares and job.prompt in read:
-                sequence = read[job.prompt].fork(sampler=job.sampler)
+            shared = _shared(job)
+            if shared and shared in read:
+                sequence = read[shared].fork(sampler=job.sampler)
                 stack.callback(sequence.close)
-                sequence.steering = job.steering
             else:
-                sequence = engine.sequence(job.prompt, steering=job.steering, sampler=job.sampler)
+                sequence = engine.sequence(shared, sampler=job.sampler)
                 stack.callback(sequence.close)
-                if shares:
-                    sequence.logits()  # decodes the prompt, so that later rows can fork it
-                    read[job.prompt] = sequence
+                if shared:
+                    sequence.logits()  # decodes it, so that later rows can fork it
+                    read[shared] = sequence
             rows.append(_Row(sequence))
+        for row, job in zip(rows, jobs, strict=True):
+            row.sequence.steering = job.steering
+            row.sequence.append(job.prompt[row.sequence.n_tokens :])
         yield rows
+
+
+def _shared(job: Job) -> tuple[int, ...]:
+    """Return what no mood of the job acts on: its prompt's beginning, or nothing."""
+    if not job.steering:
+        return job.prompt
+    is_of_reply = all(scopes.is_of_reply(term.scope) for term in job.steering.terms)
+    return job.prompt[:-1] if is_of_reply else ()

@@ -25,9 +25,10 @@ from pyemo.engine.forks import check_not_forked
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.memory import require_cache_room
 from pyemo.engine.model import Model, forward_log
-from pyemo.engine.mood import OFF, NativeMoods, Segments
+from pyemo.engine.mood import OFF, NativeMoods
 from pyemo.engine.replies import Reply, ReplyLimits, generate_many
 from pyemo.engine.sampling import STANDARD, SamplerParams
+from pyemo.engine.scopes import Segments
 from pyemo.engine.sequence import Pooling, Sequence, native_pooling
 from pyemo.engine.steering import Steering
 from pyemo.engine.threads import ThreadChoice, Threads
@@ -345,7 +346,8 @@ class Engine:
                 raise InputError(
                     f"text {text!r} leaves no token to score; it needs one more than it is given"
                 )
-            segments: Segments = [(0, False), (len(before), True)] if before else [(0, True)]
+            segments: Segments = [(0, "prompt"), (len(before), "answer")]
+            segments = segments if before else [(0, "answer")]
             jobs.append((tokens, len(before), self.moods.spans(mood, segments, 0, len(tokens))))
         with self._logging():
             rows = self.native.score(jobs)
@@ -399,7 +401,8 @@ class Engine:
                     f"positions {part} of a text of {len(ids)} tokens are none; "
                     "take slice(begin, end)"
                 )
-            jobs.append((ids, begin, end, self.moods.spans(steering, [(0, False)], 0, len(ids))))
+            spans = self.moods.spans(steering, [(0, "prompt")], 0, len(ids), next_kind=None)
+            jobs.append((ids, begin, end, spans))
         self.follow_load()
         with self._logging():
             rows = self.native.read(jobs, chosen, native_pooling(pooling))

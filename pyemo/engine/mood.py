@@ -12,13 +12,11 @@ from typing import TypeAlias
 
 from pyemo import _core
 from pyemo.engine.model import Model
+from pyemo.engine.scopes import Kind, Rows, Segments, changes, holds, rows_of
 from pyemo.engine.steering import Steering
 from pyemo.vectors.control_vector import ControlVector
 
 NativeSpans: TypeAlias = "list[tuple[int, list[_core.Term]]]"
-Segments: TypeAlias = "list[tuple[int, bool]]"
-"""Where prompts and replies begin: (first position, is_reply), ascending from 0."""
-
 OFF = Steering()
 """No mood."""
 
@@ -32,31 +30,47 @@ class NativeMoods:
             weakref.WeakKeyDictionary()
         )
 
-    def spans(self, steering: Steering, segments: Segments, begin: int, end: int) -> NativeSpans:
-        """Return the terms from position ``begin`` on; the last also hold after ``end``."""
+    def spans(
+        self,
+        steering: Steering,
+        segments: Segments,
+        begin: int,
+        end: int,
+        *,
+        next_kind: Kind | None = "answer",
+    ) -> NativeSpans:
+        """Return the terms of rows ``begin`` to ``end`` - 1, and of those to come.
+
+        Args:
+            segments: of a sequence of ``end`` tokens.
+            next_kind: of the next reply's first token; None where no reply will come.
+        """
         spans: NativeSpans = []
-        for index, (first, is_reply) in enumerate(segments):
-            is_last = index + 1 == len(segments)
-            start = max(first, begin)
-            stop = max(end, start + 1) if is_last else segments[index + 1][0]
-            scheduled = is_reply and steering.is_scheduled
-            for position in range(start, stop if scheduled else min(stop, start + 1)):
-                t = position - first if is_reply else 0
-                spans.append((position, self._terms(steering, is_reply=is_reply, t=t)))
+        for rows in rows_of(segments, end, next_kind):
+            start = max(rows.begin, begin)
+            stop = max(end, start + 1) if rows.end is None else rows.end
+            if stop <= start:
+                continue
+            cuts = {start, *(row for term in steering.terms for row in changes(term.scope, rows))}
+            if rows.kind != "prompt" and steering.is_scheduled:
+                cuts.update(range(start, stop))
+            for row in sorted(cuts):
+                if start <= row and (rows.end is None or row < rows.end):
+                    spans.append((row, self._terms(steering, rows, row)))
         return spans or [(begin, [])]
 
-    def _terms(self, steering: Steering, *, is_reply: bool, t: int) -> list[_core.Term]:
+    def _terms(self, steering: Steering, rows: Rows, row: int) -> list[_core.Term]:
         n_layer = self._model.n_layer
         return [
             _core.Term(
                 self._upload(term.vector),
-                term.strength_at(t),
+                term.strength_at(rows.index(row)),
                 term.operator,
                 min(term.layers.start, n_layer) if term.layers else 0,
                 min(term.layers.stop, n_layer) if term.layers else n_layer,
             )
             for term in steering.terms
-            if term.scope == "both" or (term.scope == "reply") == is_reply
+            if holds(term.scope, rows, row)
         ]
 
     def _upload(self, vector: ControlVector) -> _core.Directions:

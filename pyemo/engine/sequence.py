@@ -14,8 +14,9 @@ import numpy.typing as npt
 from pyemo import _core
 from pyemo.engine.forks import is_forked
 from pyemo.engine.gauges import Gauge, GaugeReading
-from pyemo.engine.mood import OFF, Segments
+from pyemo.engine.mood import OFF
 from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.scopes import Kind, Segments
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token, TokenLogprob, token_ids, whole
 from pyemo.errors import ClosedError, InputError
@@ -140,11 +141,7 @@ class Sequence:
         if not isinstance(steering, Steering):
             raise InputError(f"not a Steering: {steering!r}; write Steering({{vector: 0.02}})")
         with self._engine.turns:
-            n = self.n_tokens
-            begin = max(n - self.n_pending, self._kept)
-            self._native.set_spans(
-                self.id, self._engine.moods.spans(steering, self._segments, begin, n)
-            )
+            self._set_spans(steering, self.n_tokens)
             self._steering = steering
 
     @property
@@ -182,7 +179,8 @@ class Sequence:
         """Add tokens at the end; they are decoded with the next step.
 
         Args:
-            is_reply: count them as the model's own words, for the steering's scope and schedule.
+            is_reply: count them as the model's own words, for the steering's scope and schedule:
+                the row before them decides the first.
         Raises:
             ContextFullError: more tokens than the context holds.
             InputError: a token id outside the vocabulary.
@@ -194,15 +192,11 @@ class Sequence:
             n = self.n_tokens
             try:
                 self._native.append(self.id, ids)
-                self._begin_segment(n, is_reply)
+                self._begin_segment(n, "answer" if is_reply else "prompt")
+                self._apply_mood()  # where prompt and reply begin and end is known now
             except BaseException:
                 self.cut_to(n)
                 raise
-
-    def _begin_segment(self, n: int, is_reply: bool) -> None:
-        if not self._segments or self._segments[-1][1] != is_reply:
-            self._segments.append((n, is_reply))
-            self._apply_mood()  # where the new segment begins is known now
 
     # --- tokens out ---
 
@@ -257,9 +251,8 @@ class Sequence:
         with self._engine.turns:
             n, segments = self.n_tokens, list(self._segments)
             try:
-                if not segments or segments[-1][1] != is_reply:
-                    self._segments.append((n, is_reply))
-                self._apply_mood()
+                self._begin_segment(n, "answer" if is_reply else "prompt")
+                self._set_spans(self._steering, n + len(ids))
                 return self._native.score_next(self.id, ids)
             except BaseException:
                 self.cut_to(n)
@@ -385,6 +378,16 @@ class Sequence:
 
     # --- inside ---
 
+    def _begin_segment(self, n: int, kind: Kind) -> None:
+        if not self._segments or self._segments[-1][1] != kind:
+            self._segments.append((n, kind))
+
+    def _set_spans(self, steering: Steering, n_tokens: int) -> None:
+        """Tell the core what acts on rows that are not decoded yet, up to ``n_tokens`` and on."""
+        begin = max(self.n_tokens - self.n_pending, self._kept)
+        spans = self._engine.moods.spans(steering, self._segments, begin, n_tokens)
+        self._native.set_spans(self.id, spans)
+
     def _apply_mood(self) -> None:
         # A schedule is asked before every decode, and only then.
         if not self._steering.is_scheduled:
@@ -421,8 +424,8 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
         try:
             results = engine.native.step([sequence.id for sequence in sequences], n_top)
             for sequence in sequences:
-                if not sequence._segments or not sequence._segments[-1][1]:
-                    sequence._begin_segment(sequence.n_tokens - 1, is_reply=True)
+                if not sequence._segments or sequence._segments[-1][1] == "prompt":
+                    sequence._begin_segment(sequence.n_tokens - 1, "answer")
             return results
         except BaseException:
             for sequence, n in zip(sequences, lengths, strict=True):

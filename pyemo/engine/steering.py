@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, SCHEDULES, SCOPES, Operator, Scope
+from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, SCHEDULES, Operator, Scope
+from pyemo.engine.scopes import check_scope
 from pyemo.errors import InputError, VectorError
 from pyemo.vectors.control_vector import ControlVector
 
 Schedule: TypeAlias = Callable[[int], float]
-"""Factor on the strength at the reply's token t = 0, 1, ...; the prompt has that of t = 0."""
+"""Factor on the strength that decides the reply's token t = 0, 1, ...; the prompt has t = 0."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ class SteeringTerm:
             raise InputError(
                 f"operator {self.operator!r} is unknown; use one of {', '.join(OPERATORS)}"
             )
-        if self.scope not in SCOPES:
-            raise InputError(f"scope {self.scope!r} is unknown; use one of {', '.join(SCOPES)}")
+        check_scope(self.scope)
         if self.schedule is not None and not callable(self.schedule):
             raise InputError("schedule must be None or a function of the token's index")
         if self.layers is not None:
@@ -138,7 +138,8 @@ class Steering:
         operator: how the direction changes a row, see :data:`Operator`. All ``add`` terms of a mix
             are summed into one; the others follow in the order given.
         layers: half-open range of layers to steer, of those the vector has; None for all of them.
-        scope: rows of the prompt, of the reply, or both (as llama.cpp and the paper do).
+        scope: rows of the prompt, of the reply, or both (as llama.cpp and the paper do); see
+            :data:`Scope`.
         schedule: strength over the reply's tokens, see :data:`Schedule`; None for constant.
     Raises:
         InputError: anything outside these ranges.

@@ -168,7 +168,8 @@ def test_scheduled_mood_is_a_hook_that_changes_with_the_row(
 ) -> None:
     directions_by_layer = directions(model, tokens)
     strengths = np.ones(len(tokens), np.float32)
-    strengths[N_PROMPT:] = 0.5 ** (np.arange(len(tokens) - N_PROMPT) / 5)
+    # the prompt's last row decides the reply's first token
+    strengths[N_PROMPT - 1 :] = 0.5 ** (np.arange(len(tokens) - N_PROMPT + 1) / 5)
     rows = {layer: strengths[:, None] * row for layer, row in directions_by_layer.items()}
     expected = model.reference_logits(tokens, rows)[N_PROMPT - 1 :]
 

@@ -55,7 +55,8 @@ def test_schedule_sets_the_strength_of_every_token_of_the_reply(
     engine: Engine, vector: ControlVector, schedule: Schedule | None, factors: list[float]
 ) -> None:
     found = strengths(engine, Steering({vector: 0.8}, schedule=schedule))
-    assert found[len(PROMPT) :] == pytest.approx(0.8 * np.array(factors), abs=1e-5)
+    deciding = found[len(PROMPT) - 1 : -1]  # the row before a token decides it
+    assert deciding == pytest.approx(0.8 * np.array(factors), abs=1e-5)
 
 
 def test_prompt_is_steered_as_the_first_token_of_the_reply(
@@ -76,8 +77,8 @@ def test_every_reply_of_a_sequence_begins_its_schedule_anew(
             sequence.append(PROMPT)
         asked.clear()
         list(sequence.generate(max_tokens=4))
-    # The old reply's last token, which was not decoded yet; the prompt; the new reply's tokens.
-    assert asked == [2, 0, 0, 1, 2]
+    # The prompt, whose first row reads the old reply's last token; the new reply's tokens.
+    assert asked == [0, 0, 1, 2, 3]
 
 
 def test_schedule_sees_the_tokens_of_a_long_append_one_by_one(
@@ -91,7 +92,7 @@ def test_schedule_sees_the_tokens_of_a_long_append_one_by_one(
             sequence.start_reading([last], pooling="all")
             sequence.append(REPLY, is_reply=True)
             sequence.logits()
-            return sequence.reading()[1][len(PROMPT) :, 0]
+            return sequence.reading()[1][len(PROMPT) - 1 : -1, 0]
 
     factors = 0.8 * 2.0 ** (-np.arange(len(REPLY)) / 2)
     expected = rows(Steering()) + factors[:, None] * vector.directions[last]
@@ -106,8 +107,8 @@ def test_function_is_asked_once_before_every_decode(engine: Engine, vector: Cont
         for _ in sequence.generate(max_tokens=5):
             calls.append(asked.copy())
             asked.clear()
-    # Also once when the mood is set, so that a bad function is told at once.
-    assert calls == [[0, 0], [0], [1], [2], [3]]
+    # The prompt and its last row; also when the mood is set, so that a bad function is told.
+    assert calls == [[0, 0, 0, 0], [1], [2], [3], [4]]
 
 
 def test_function_may_follow_what_happens_outside(engine: Engine, vector: ControlVector) -> None:
@@ -138,10 +139,11 @@ def test_every_term_has_its_own_schedule(engine: Engine, vector: ControlVector) 
     other = random_vector(engine.model, layers=[last], seed=2)
     mood = Steering({vector: 1.0}, schedule=Ramp(4)) + Steering({other: 1.0}, schedule=HalfLife(1))
     t = np.arange(len(REPLY))[:, None]
-    expected = rows_of(engine, Steering(), PROMPT, REPLY)[len(PROMPT) :]
+    deciding = slice(len(PROMPT) - 1, -1)
+    expected = rows_of(engine, Steering(), PROMPT, REPLY)[deciding]
     expected = expected + np.minimum(1, (t + 1) / 4) * vector.directions[last]
     expected = expected + 0.5**t * other.directions[last]
-    found = rows_of(engine, mood, PROMPT, REPLY)[len(PROMPT) :]
+    found = rows_of(engine, mood, PROMPT, REPLY)[deciding]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
@@ -150,8 +152,8 @@ def test_schedule_of_a_reply_scope_mood_leaves_the_prompt_plain(
 ) -> None:
     mood = Steering({vector: 1.0}, schedule=Ramp(4), scope="reply")
     np.testing.assert_array_equal(
-        rows_of(engine, mood, PROMPT, REPLY)[: len(PROMPT)],
-        rows_of(engine, Steering(), PROMPT, REPLY)[: len(PROMPT)],
+        rows_of(engine, mood, PROMPT, REPLY)[: len(PROMPT) - 1],
+        rows_of(engine, Steering(), PROMPT, REPLY)[: len(PROMPT) - 1],
     )
 
 
@@ -195,8 +197,7 @@ def test_text_before_the_error_of_a_schedule_is_kept(engine: Engine, vector: Con
     reply = engine.generate(PROMPT, steering=Steering({vector: 1.0}, schedule=raises_at(3)))
     with pytest.raises(ZeroDivisionError):
         list(reply)
-    # Four tokens: the first comes from the prompt, and t = 3 is the fourth one's own row.
-    assert len(reply.tokens) == 4
+    assert len(reply.tokens) == 3  # t = 3 decides the fourth
 
 
 def test_engine_for_one_sequence_is_usable_after_a_schedule_raised(
@@ -214,13 +215,13 @@ def test_sequence_goes_on_after_its_schedule_raised(engine: Engine, vector: Cont
     mood = Steering({vector: 1.0}, schedule=raises_at(2))
     with engine.sequence(PROMPT + REPLY[:2], steering=mood) as sequence:
         sequence.logits()
-        forced(sequence, REPLY[2:4], is_reply=True)
-        sequence.append(REPLY[4:5], is_reply=True)
+        forced(sequence, REPLY[2:3], is_reply=True)
+        sequence.append(REPLY[3:4], is_reply=True)
         with pytest.raises(ZeroDivisionError):
             sequence.logits()
         sequence.steering = Steering({vector: 1.0})
         found = sequence.logits()
-    tokens = PROMPT + REPLY[:5]
+    tokens = PROMPT + REPLY[:4]
     expected = logits_after_each(engine, tokens, Steering({vector: 1.0}), n_prompt=6)[-1]
     np.testing.assert_array_equal(found, expected)
 

@@ -15,9 +15,10 @@ from engines import (
     hidden_states,
     logits_after,
     logits_after_each,
+    needs_torch,
     random_vector,
 )
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, TinyModel
 
 from pyemo import ControlVector, Engine, Steering, SteeringTerm
 from pyemo.engine.steering import parse_layers
@@ -265,9 +266,18 @@ def test_other_operators_act_in_the_order_of_the_terms(
 @pytest.mark.parametrize(
     ("scope", "steered"),
     [
-        ("prompt", [1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0]),
-        ("reply", [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1]),
-        ("both", [1] * 12),
+        # tokens of prompt, reply, prompt, reply: 4, 4, 2, 2
+        ("both", [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("reply", [0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 1]),
+        ("prompt", [1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+        ("answer", [0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 1]),
+        ("thinking", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("first:1", [0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ("first:3", [0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]),
+        ("after:2", [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1]),
+        ("last:1", [0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ("last:3", [0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0]),
+        ("last:99", [1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0]),
     ],
 )
 def test_scope_says_which_rows_are_steered(
@@ -288,27 +298,79 @@ def test_scope_says_which_rows_are_steered(
     assert_same(rows(mood), expected)
 
 
-def test_tokens_that_were_drawn_are_the_reply(engine: Engine, vector: ControlVector) -> None:
-    mood = Steering({vector: 1.0}, layers=range(LAST, N_LAYER), scope="reply")
+@pytest.mark.parametrize("scope", ["reply", "prompt", "first:2", "after:2", "last:2", "both"])
+def test_scope_of_tokens_that_are_drawn_is_that_of_tokens_given(
+    engine: Engine, vector: ControlVector, scope: str
+) -> None:
+    mood = Steering({vector: 1.0}, layers=range(LAST, N_LAYER), scope=scope)
     with engine.sequence(TOKENS, steering=mood) as sequence:
         sequence.start_reading([LAST], pooling="all")
         list(sequence.generate(max_tokens=5))
         sequence.logits()
-        tokens, steered = sequence.tokens, sequence.reading()[1][:, 0]
-    with engine.sequence(TOKENS) as sequence:
+        tokens, found = sequence.tokens, sequence.reading()[1][:, 0]
+    with engine.sequence(TOKENS, steering=mood) as sequence:
         sequence.start_reading([LAST], pooling="all")
         sequence.logits()
-        forced(sequence, tokens[len(TOKENS) :])
-        plain = sequence.reading()[1][:, 0]
-    plain[len(TOKENS) :] += vector.directions[LAST]
-    assert_same(steered, plain)
+        forced(sequence, tokens[len(TOKENS) :], is_reply=True)
+        assert_same(found, sequence.reading()[1][:, 0])
 
 
-def test_first_token_of_a_reply_is_drawn_from_the_prompts_rows(
+def test_prompt_and_reply_together_are_both(engine: Engine, vector: ControlVector) -> None:
+    def drawn(mood: Steering) -> list[tuple[int, float]]:
+        tokens = engine.generate(TOKENS, steering=mood, max_tokens=6)
+        return [(token.id, token.logprob) for token in tokens]
+
+    apart = Steering({vector: 0.7}, scope="prompt") + Steering({vector: 0.7}, scope="reply")
+    assert drawn(apart) == drawn(Steering({vector: 0.7}))
+
+
+def test_first_token_of_a_reply_is_steered_by_the_scope_of_the_reply(
     engine: Engine, vector: ControlVector
 ) -> None:
     mood = Steering({vector: 1.0}, scope="reply")
-    assert_same(logits_after(engine, TOKENS, mood), logits_after(engine, TOKENS))
+    assert error(logits_after(engine, TOKENS, mood), logits_after(engine, TOKENS)) > 0.1
+
+
+def test_prompt_in_several_pieces_has_one_last_row(engine: Engine, vector: ControlVector) -> None:
+    mood = Steering({vector: 1.0}, scope="reply")
+    with engine.sequence(TOKENS[:5], steering=mood) as sequence:
+        sequence.append(TOKENS[5:7])
+        sequence.append(TOKENS[7:])
+        assert error(sequence.logits(), logits_after(engine, TOKENS, mood)) <= FLOAT32
+
+
+@needs_torch
+@pytest.mark.parametrize("scope", ["reply", "prompt", "first:2", "after:1", "last:2", "both"])
+def test_scope_steers_the_rows_that_transformers_is_told_to(
+    engine: Engine, tiny: Callable[[str], TinyModel], scope: str
+) -> None:
+    n_prompt, tokens = 5, TOKENS[:9]
+    rows = {  # the row of token i decides token i + 1
+        "reply": range(4, 9),
+        "prompt": range(4),
+        "first:2": range(4, 6),
+        "after:1": range(5, 9),
+        "last:2": range(3, 5),
+        "both": range(9),
+    }[scope]
+    vector = random_vector(engine.model, seed=3)
+    steered = np.isin(np.arange(len(tokens)), rows)[:, None]
+    expected = tiny("llama").reference_logits(
+        tokens, {il: steered * row for il, row in vector.directions.items()}
+    )[n_prompt - 1 :]
+    mood = Steering({vector: 1.0}, scope=scope)
+    with engine.sequence(tokens[:n_prompt], steering=mood) as sequence:
+        first = sequence.logits()
+        found = np.stack([first, *forced(sequence, tokens[n_prompt:], is_reply=True)])
+    assert error(found, expected) <= FLOAT32
+
+
+@pytest.mark.parametrize(
+    "scope", ["", "all", "first", "first:0", "last:-1", "after:1.5", "reply:3", "first:\u0663", 3]
+)
+def test_what_is_no_scope_is_refused(vector: ControlVector, scope: Any) -> None:
+    with pytest.raises(InputError, match="prompt, reply, both, thinking, answer, first:N"):
+        Steering({vector: 1.0}, scope=scope)
 
 
 def test_mood_that_acts_on_the_prompt_is_felt_by_the_reply(
@@ -332,7 +394,7 @@ def test_prompt_of_a_reply_scope_mood_stays_plain_after_going_back_into_it(
         sequence.rollback(6)
         sequence.append(TOKENS[6:])
         found = sequence.logits()
-    assert error(found, logits_after(engine, TOKENS)) <= FLOAT32
+    assert error(found, logits_after(engine, TOKENS, mood)) <= FLOAT32
 
 
 # --- changed while it runs ---
