@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pyemo.choices import DTYPES, DType
-from pyemo.engine.chat_template import as_messages, render_chat
+from pyemo.engine.chat_template import render_chat
+from pyemo.engine.messages import as_messages
 from pyemo.engine.model import Model
 from pyemo.errors import InputError, MissingExtraError, ModelLoadError, ModelNotFoundError
 from pyemo.extract.gguf_config import corrections

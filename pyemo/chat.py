@@ -6,16 +6,17 @@ of terminals or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 from itertools import takewhile
 from types import TracebackType
+from typing import Any
 
-from pyemo.engine.chat_template import Message
 from pyemo.engine.contents import MarkedText
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
+from pyemo.engine.messages import Message
 from pyemo.engine.mood import OFF
 from pyemo.engine.replies import Reply
 from pyemo.engine.sampling import SamplerParams
@@ -86,6 +87,7 @@ class Chat:
         max_tokens: of a reply; this much of the context is kept free for one, half of it at most.
         stop: strings that end a reply; they are not part of it.
         guard: keeps every reply out of collapse and explosion; None for none.
+        chat_template_kwargs: variables of the chat template; see :meth:`Model.think_kwargs`.
     Raises:
         SequenceLimitError: no room left for another sequence.
         InputError: a system message for a model without a chat template; max_tokens below 1.
@@ -102,6 +104,7 @@ class Chat:
         max_tokens: int = 256,
         stop: SequenceABC[str] = (),
         guard: Guard | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self._model = engine.model
         self._has_template = self._model.chat_template is not None
@@ -115,6 +118,7 @@ class Chat:
                 f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
             )
         self._system = system
+        self._template_kwargs = chat_template_kwargs
         self._max_tokens = max_tokens
         self._stop = stop
         self._guard = guard
@@ -322,7 +326,8 @@ class Chat:
         for turn in turns:
             messages.append({"role": "user", "content": turn.user})
             messages.append({"role": "assistant", "content": turn.reply})
-        return self._model.marked_prompt([*messages, {"role": "user", "content": user}])
+        messages.append({"role": "user", "content": user})
+        return self._model.marked_prompt(messages, self._template_kwargs)
 
     def _marked_reply(self, reply: str, mark: str) -> str:
         contents = self._model.contents

@@ -12,7 +12,9 @@ from pyemo.cli.options import (
     guard_options,
     mood_options,
     sampler_options,
+    stop_option,
 )
+from pyemo.cli.template_options import TemplateOptions, template_options
 from pyemo.engine.sampling import SamplerParams
 
 
@@ -35,9 +37,8 @@ from pyemo.engine.sampling import SamplerParams
     metavar="N",
     help="Stop a reply after N.",
 )
-@click.option(
-    "--stop", multiple=True, metavar="TEXT", help="Stop a reply before this text. Several times."
-)
+@stop_option
+@template_options
 @guard_options
 @sampler_options
 @engine_options
@@ -55,6 +56,7 @@ def chat(
     sampler: SamplerParams,
     engine: EngineOptions,
     guard: str | None,
+    template: TemplateOptions,
 ) -> None:
     """Talk with a model; each line is a turn. The mood can be changed between any two turns.
 
@@ -77,7 +79,7 @@ def chat(
     """
     from pyemo.cli.chat_job import Request
 
-    request = Request(system, max_tokens, stop, gauges, sampler, engine, mood, guard)
+    request = Request(system, max_tokens, stop, gauges, sampler, engine, mood, guard, template)
     with request.open(as_json) as session:
         session.run()
     if session.n_errors:

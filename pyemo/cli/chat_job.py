@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -28,6 +28,7 @@ from pyemo.cli.moods import (
 )
 from pyemo.cli.options import EngineOptions, MoodOptions
 from pyemo.cli.run_job import Answer, stream
+from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
 from pyemo.engine.mood import OFF
@@ -62,6 +63,7 @@ class Request:
     engine: EngineOptions
     mood: MoodOptions
     guard: str | None = None
+    template: TemplateOptions = field(default_factory=TemplateOptions)
 
     @contextlib.contextmanager
     def open(self, as_json: bool) -> Iterator[ChatSession]:
@@ -79,6 +81,7 @@ class Request:
                 max_tokens=self.max_tokens,
                 stop=self.stop,
                 guard=Guard(mode=self.guard) if self.guard else None,  # type: ignore[arg-type]
+                chat_template_kwargs=self.template.kwargs(model),
             ) as chat,
         ):
             if model.chat_template is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,6 +191,25 @@ def engine_options(command: Command) -> Callable[..., Any]:
             ),
         ],
     )
+
+
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+
+
+def stop_option(command: Command) -> Command:
+    """Add ``--stop``, handed over as ``stop``."""
+    return click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=lambda _context, _option, texts: tuple(map(_unescaped, texts)),
+        help="Stop before this text, in which \\n is a new line, \\t a tab and \\\\ a backslash. "
+        "May be given several times.",
+    )(command)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([nrt\\])", lambda found: _ESCAPES[found[1]], text)
 
 
 def guard_options(command: Command) -> Callable[..., Any]:

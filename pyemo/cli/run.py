@@ -13,7 +13,9 @@ from pyemo.cli.options import (
     json_option,
     mood_options,
     sampler_options,
+    stop_option,
 )
+from pyemo.cli.template_options import TemplateOptions, template_options
 from pyemo.engine.sampling import SamplerParams
 
 
@@ -39,12 +41,8 @@ from pyemo.engine.sampling import SamplerParams
     metavar="N",
     help="Stop after N.",
 )
-@click.option(
-    "--stop",
-    multiple=True,
-    metavar="TEXT",
-    help="Stop before this text. May be given several times.",
-)
+@stop_option
+@template_options
 @guard_options
 @sampler_options
 @engine_options
@@ -63,6 +61,7 @@ def run(
     sampler: SamplerParams,
     engine: EngineOptions,
     guard: str | None,
+    template: TemplateOptions,
 ) -> None:
     """Answer PROMPT, steered with control vectors, and stream the reply.
 
@@ -79,7 +78,9 @@ def run(
         raise click.UsageError("--compare shows the effect of vectors: name one with --cvec")
     from pyemo.cli.run_job import Request, print_comparison, print_reply
 
-    request = Request(prompt, system, raw, max_tokens, stop, gauges, sampler, engine, mood, guard)
+    request = Request(
+        prompt, system, raw, max_tokens, stop, gauges, sampler, engine, mood, guard, template
+    )
     with request.open() as job:
         show = print_comparison if compare else print_reply
         show(job, as_json)

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +19,7 @@ from pyemo.cli.guard_text import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
 from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, steering_of, title_of
 from pyemo.cli.options import EngineOptions, MoodOptions
+from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import LLAMA_CPP_PYTHON, Model
@@ -46,6 +47,7 @@ class Request:
     engine: EngineOptions
     mood: MoodOptions
     guard: str | None = None
+    template: TemplateOptions = field(default_factory=TemplateOptions)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Job]:
@@ -54,7 +56,12 @@ class Request:
         builder = MoodBuilder(self.mood, self.max_tokens)
         prompt = read_prompt(self.prompt)
         model = self.engine.load_model()
-        tokens = model.prompt_tokens(prompt, system=self.system, raw=self.raw)
+        tokens = model.prompt_tokens(
+            prompt,
+            system=self.system,
+            raw=self.raw,
+            chat_template_kwargs=self.template.kwargs(model),
+        )
         terms = builder.terms(model, builder.specs)
         gauges = builder.gauges(model, self.gauges)
         with self.engine.open(model, len(tokens) + max(self.max_tokens, 1)) as engine:

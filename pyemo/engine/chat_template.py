@@ -6,18 +6,15 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from pyemo.engine.messages import Message, forms, is_continued
 from pyemo.errors import InputError
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from jinja2.ext import Extension
-
-Message: TypeAlias = Mapping[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": text}``"""
-
-ROLES = ("system", "user", "assistant")
 
 # The template of SmolLM2 and others, written out: Jinja takes 5 MB and a tenth of the time to the
 # first token. Matched whole, so any other template, however near, goes to Jinja.
@@ -31,26 +28,82 @@ _CHATML = re.compile(
 )
 
 
-def as_messages(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
-    """Return ``prompt`` as a list of messages, with ``system`` in front.
+def render_messages(
+    template: str,
+    messages: Sequence[Message],
+    mark: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+) -> str:
+    """Return the messages as the template writes them, up to where the reply goes on.
 
+    Where it refuses them, or leaves out a system message that is not the first, they are given in
+    another form (:func:`pyemo.engine.messages.forms`). The assistant's message is continued where
+    it is the last.
+
+    Args:
+        mark: a character that no message has twice in a row.
+        arguments: further variables of the template.
     Raises:
-        InputError: no message, an unknown role, or a message without content.
+        InputError: the template refuses all forms; as :func:`render_chat`.
     """
-    if isinstance(prompt, str):
-        messages: list[Message] = [{"role": "user", "content": prompt}]
-    else:
-        messages = list(prompt)
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    if not messages:
-        raise InputError("no messages; pass a text or at least one {'role', 'content'} message")
-    for message in messages:
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise InputError(
-                f"not a message: {message!r}; it needs a role of {ROLES} and a text content"
-            )
-    return messages
+    render = functools.partial(
+        render_chat, template, bos_token=bos_token, eos_token=eos_token, arguments=arguments
+    )
+    refused: InputError | None = None
+    for form in forms(messages):
+        try:
+            if _leaves_out(render, form, mark):
+                continue
+            return _render_open(render, form, mark)
+        except InputError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return _render_open(render, messages, mark)
+
+
+def variables(template: str) -> set[str]:
+    """Return the names that a template asks for; empty for what is no template."""
+    if _CHATML.fullmatch(template):
+        return set()
+    import jinja2
+    from jinja2 import meta
+
+    try:
+        return set(meta.find_undeclared_variables(_environment().parse(template)))
+    except (jinja2.TemplateError, RecursionError):
+        return set()
+
+
+def _leaves_out(render: Callable[..., str], messages: Sequence[Message], mark: str) -> bool:
+    """Whether a system message that is not the first is missing in what the template writes."""
+    late = [i for i, m in enumerate(messages) if i and m["role"] in ("system", "developer")]
+    if not late:
+        return False
+    probed = [
+        {**m, "content": f"{m['content']}{mark}{mark}{i}{mark}"} if i in late else m
+        for i, m in enumerate(messages)
+    ]
+    text = render(probed)
+    return not all(f"{mark}{mark}{i}{mark}" in text for i in late)
+
+
+def _render_open(render: Callable[..., str], messages: Sequence[Message], mark: str) -> str:
+    if not is_continued(messages):
+        return render(messages)
+    last = messages[-1]
+    begun = [*messages[:-1], {**last, "content": f"{last['content']}{mark}{mark}"}]
+    text = render(begun, add_generation_prompt=False)
+    text, found, _ = text.rpartition(mark + mark)
+    if not found:
+        raise InputError(
+            "the model's chat template leaves the last message out, which is the assistant's and "
+            "to be continued; end with a user's message"
+        )
+    return text
 
 
 def render_chat(
@@ -60,12 +113,15 @@ def render_chat(
     bos_token: str = "",
     eos_token: str = "",
     add_generation_prompt: bool = True,
+    arguments: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the messages as the template writes them, ready to be tokenized with special tokens.
 
     The template comes with the model, from strangers: it runs in Jinja's immutable sandbox, with
     what Hugging Face's renderer offers (raise_exception, strftime_now, tojson, loop controls).
 
+    Args:
+        arguments: further variables, such as ``{"enable_thinking": False}``.
     Raises:
         InputError: the template refuses these messages or is not valid Jinja; its words are in the
             message.
@@ -79,6 +135,7 @@ def render_chat(
             bos_token=bos_token,
             eos_token=eos_token,
             add_generation_prompt=add_generation_prompt,
+            **(arguments or {}),
         )
         return text
     except Exception as error:  # a stranger's program: it may raise what it likes
@@ -100,6 +157,10 @@ def _render_chatml(default: str, messages: Sequence[Message], add_generation_pro
 
 @functools.lru_cache(maxsize=8)
 def _compile(template: str) -> Any:
+    return _environment().from_string(template)
+
+
+def _environment() -> Environment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
@@ -110,7 +171,7 @@ def _compile(template: str) -> Any:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(template)
+    return environment
 
 
 def _generation_tag() -> type[Extension]:

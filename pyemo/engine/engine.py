@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
 from dataclasses import replace
 from types import TracebackType
-from typing import TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pyemo import _core
 from pyemo.choices import DEFAULT_KV_TYPE, DEFAULT_MODEL, KV_TYPES, KVType
-from pyemo.engine.chat_template import Message
 from pyemo.engine.forks import check_not_forked
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.memory import require_cache_room
+from pyemo.engine.messages import Message
 from pyemo.engine.model import Model, forward_log
 from pyemo.engine.mood import OFF, NativeMoods
 from pyemo.engine.replies import Reply, ReplyLimits, generate_many
@@ -208,6 +208,7 @@ class Engine:
         sampler: SamplerParams | None = None,
         system: str | None = None,
         raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         gauges: Iterable[Gauge] = (),
     ) -> Sequence:
         """Return a new sequence that begins with ``prompt``; nothing is decoded yet.
@@ -219,13 +220,15 @@ class Engine:
                 against loops.
             system: a system message in front.
             raw: take the prompt as it is, without the chat template.
+            chat_template_kwargs: variables of the chat template, such as
+                ``{"enable_thinking": False}``; see :meth:`Model.think_kwargs`.
             gauges: what to read at every token.
         Raises:
             SequenceLimitError: n_seq_max sequences are open.
             ContextFullError: the prompt is longer than the context.
             InputError, VectorError: see :class:`Steering`, :class:`Gauge` and the prompt.
         """
-        tokens = self._prompt_tokens(prompt, system, raw)
+        tokens = self._prompt_tokens(prompt, system, raw, chat_template_kwargs)
         return Sequence(self, tokens, steering, sampler or STANDARD, tuple(gauges))
 
     def generate(
@@ -239,6 +242,7 @@ class Engine:
         stop: SequenceABC[str] = (),
         system: str | None = None,
         raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         gauges: Iterable[Gauge] = (),
         n_top: int = 0,
     ) -> Reply:
@@ -260,7 +264,13 @@ class Engine:
         if seed is not None:
             sampler = replace(sampler, seed=seed)
         sequence = self.sequence(
-            prompt, steering=steering, sampler=sampler, system=system, raw=raw, gauges=gauges
+            prompt,
+            steering=steering,
+            sampler=sampler,
+            system=system,
+            raw=raw,
+            chat_template_kwargs=chat_template_kwargs,
+            gauges=gauges,
         )
         return Reply(sequence, limits, closes_sequence=True)
 
@@ -274,6 +284,7 @@ class Engine:
         stop: SequenceABC[str] = (),
         system: str | None = None,
         raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         fixed_shape: bool = True,
         on_reply: Callable[[int, Reply], None] | None = None,
     ) -> list[Reply]:
@@ -293,7 +304,7 @@ class Engine:
             raise InputError("prompts is one text, not a list of them; write generate_many([text])")
         return generate_many(
             self,
-            [self._prompt_tokens(prompt, system, raw) for prompt in prompts],
+            [self._prompt_tokens(prompt, system, raw, chat_template_kwargs) for prompt in prompts],
             steering=_each(steering, Steering, len(prompts), "steering"),
             samplers=_each(sampler or STANDARD, SamplerParams, len(prompts), "sampler"),
             max_tokens=max_tokens,
@@ -410,18 +421,37 @@ class Engine:
         return [row.reshape((-1, *shape) if pooling == "all" else shape) for row in rows]
 
     def prompt_tokens(
-        self, prompt: str | SequenceABC[Message], *, system: str | None = None, raw: bool = False
+        self,
+        prompt: str | SequenceABC[Message],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the tokens a reply to ``prompt`` starts from; see :meth:`Model.prompt_tokens`."""
-        return self.model.prompt_tokens(prompt, system=system, raw=raw)
+        return self.model.prompt_tokens(
+            prompt, system=system, raw=raw, chat_template_kwargs=chat_template_kwargs
+        )
 
     # --- for Sequence ---
 
-    def _prompt_tokens(self, prompt: Prompt, system: str | None, raw: bool) -> list[int]:
+    def _prompt_tokens(
+        self,
+        prompt: Prompt,
+        system: str | None,
+        raw: bool,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         if isinstance(prompt, str) or _are_messages(prompt):
-            return self.model.prompt_tokens(prompt, system=system, raw=raw)  # type: ignore[arg-type]
-        if system is not None:
-            raise InputError("a system prompt needs a prompt of text or messages, not token ids")
+            return self.model.prompt_tokens(
+                prompt,  # type: ignore[arg-type]
+                system=system,
+                raw=raw,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+        if system is not None or chat_template_kwargs:
+            given = "a system prompt" if system is not None else "chat_template_kwargs"
+            raise InputError(f"{given} needs a prompt of text or messages, not token ids")
         return token_ids(prompt)  # type: ignore[arg-type]
 
     def _plain_tokens(self, text: Prompt, *, add_special: bool) -> list[int]:

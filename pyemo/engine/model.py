@@ -9,13 +9,16 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pyemo import _core
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.engine import threads
-from pyemo.engine.chat_template import Message, as_messages, render_chat
+from pyemo.engine.chat_template import render_messages, variables
 from pyemo.engine.contents import Contents, MarkedText, encoded
 from pyemo.engine.forks import check_not_forked, note_load
+from pyemo.engine.messages import Message, as_messages
+from pyemo.engine.thoughts import Tags, switches_of, tags_of
 from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import InputError
 from pyemo.files.catalog import resolve_model
@@ -198,42 +201,83 @@ class Model:
         text = b"".join(pieces)
         return text[1:] if self.native.adds_space_prefix and text.startswith(b" ") else text
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
+    def prompt_text(
+        self,
+        messages: Sequence[Message],
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return ``messages`` as the model's chat template writes them, up to where a reply begins.
 
+        A last message of the assistant is the reply's beginning, and is continued.
+
+        Args:
+            messages: see :data:`Message`.
+            chat_template_kwargs: further variables of the template, such as
+                ``{"enable_thinking": False}``; see :meth:`think_kwargs`.
         Raises:
             InputError: the model has no chat template, or it refuses these messages.
         """
-        return self._rendered(messages)
+        marked, mark = self.marked_prompt(messages, chat_template_kwargs)
+        return marked.replace(mark, "")
 
-    def marked_prompt(self, messages: Sequence[Message]) -> MarkedText:
+    def marked_prompt(
+        self, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None
+    ) -> MarkedText:
         """Return what :meth:`prompt_text` does, with marks in what was said; see ``contents``.
 
         Raises:
             InputError: as :meth:`prompt_text`.
         """
-        mark = self.contents.mark_for(messages)
-        text = self._rendered([self.contents.marked(message, mark) for message in messages])
+        template = self.chat_template
+        if template is None:
+            raise InputError(f"{self.name} has no chat template; put everything into one text")
+        plain = as_messages(messages, template=template)
+        mark = self.contents.mark_for(plain)
+        text = render_messages(
+            template,
+            [self.contents.marked(message, mark) for message in plain],
+            mark,
+            _template_arguments(arguments),
+            bos_token=self._special_text(self.native.bos),
+            eos_token=self._special_text(self.native.eos),
+        )
         return MarkedText(text, mark)
+
+    def think_kwargs(self, on: bool) -> dict[str, Any]:
+        """Return what turns the thinking of the model's chat template on or off.
+
+        It is for ``chat_template_kwargs``; empty to turn off what no template turns on.
+
+        Raises:
+            InputError: the template has no switch for it.
+        """
+        template = self.chat_template or ""
+        found = switches_of(variables(template), on=on)
+        if not found and (on or self.thought_tags is not None):
+            raise InputError(
+                f"the chat template of {self.name} has no switch for thinking; "
+                "pass its own variables as chat_template_kwargs (--template-arg NAME=VALUE)"
+            )
+        return found
+
+    @functools.cached_property
+    def thought_tags(self) -> Tags | None:
+        """What the chat template has before and behind thoughts; None for a model without."""
+        return tags_of(self.chat_template or "")
 
     @functools.cached_property
     def contents(self) -> Contents:
         """What keeps control tokens out of what is said to this model."""
         return Contents(self.native, self.chat_template or "")
 
-    def _rendered(self, messages: Sequence[Message]) -> str:
-        template = self.chat_template
-        if template is None:
-            raise InputError(f"{self.name} has no chat template; put everything into one text")
-        return render_chat(
-            template,
-            messages,
-            bos_token=self._special_text(self.native.bos),
-            eos_token=self._special_text(self.native.eos),
-        )
-
     def prompt_tokens(
-        self, prompt: str | Sequence[Message], *, system: str | None = None, raw: bool = False
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the tokens a reply to ``prompt`` starts from.
 
@@ -241,18 +285,21 @@ class Model:
         control token comes from what a message says; without one (a base model), or with ``raw``,
         it is a text to be continued, in which ``<|im_end|>`` and the like are read as tokens.
 
+        Args:
+            chat_template_kwargs: see :meth:`prompt_text`.
         Raises:
-            InputError: empty prompt; ``system`` or messages for a model without a chat template.
+            InputError: empty prompt; what needs a chat template, for a model without one.
         """
         if not raw and self.chat_template is not None:
             # As transformers: the template writes its own BOS where the model wants one.
-            return self._not_empty(
-                self.contents.tokens(*self.marked_prompt(as_messages(prompt, system)))
-            )
-        if not isinstance(prompt, str) or system is not None:
+            messages = as_messages(prompt, system, template=self.chat_template)
+            marked = self.marked_prompt(messages, chat_template_kwargs)
+            return self._not_empty(self.contents.tokens(*marked))
+        if not isinstance(prompt, str) or system is not None or chat_template_kwargs:
+            given = "a system prompt" if system is not None else "messages"
+            given = given if not isinstance(prompt, str) or system is not None else "its variables"
             raise InputError(
-                f"{self.name} is used without a chat template and cannot take "
-                f"{'a system prompt' if system is not None else 'messages'}; "
+                f"{self.name} is used without a chat template and cannot take {given}; "
                 "put everything into one text"
             )
         return self._not_empty(self.tokenize(prompt, add_special=True, parse_special=True))
@@ -273,3 +320,20 @@ class Model:
     def __repr__(self) -> str:
         size = f"n_layer={self.n_layer}, n_embd={self.n_embd}"
         return f"Model({self.name!r}, {self.architecture}, {size})"
+
+
+_FILLED = ("messages", "add_generation_prompt", "bos_token", "eos_token")
+
+
+def _template_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the caller's variables of the template, None left out."""
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
+        raise InputError(
+            f"chat_template_kwargs = {arguments!r}; pass a mapping such as "
+            "{'enable_thinking': False}"
+        )
+    if filled := [key for key in arguments if key in _FILLED]:
+        raise InputError(f"chat_template_kwargs cannot set {filled[0]!r}, which pyemo fills in")
+    return {key: value for key, value in arguments.items() if value is not None}

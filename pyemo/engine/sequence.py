@@ -436,13 +436,23 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
 def make_token(sequence: Sequence, result: _core.StepResult, text: str) -> Token:
     """Return the public token of a native step result."""
     if not sequence._gauges and not result.top:
-        return Token(text, result.token, result.logprob, result.entropy)
+        return Token(text, result.token, result.logprob, result.entropy, bytes=result.piece)
     readings = {
         gauge.name or "": GaugeReading(*reading)
         for gauge, reading in zip(sequence._gauges, result.gauges, strict=False)
     }
-    top = tuple(TokenLogprob(token, logprob) for token, logprob in result.top)
-    return Token(text, result.token, result.logprob, result.entropy, top, readings, result.dose)
+    piece = sequence.engine.model.native.piece
+    top = tuple(TokenLogprob(token, logprob, piece(token)) for token, logprob in result.top)
+    return Token(
+        text,
+        result.token,
+        result.logprob,
+        result.entropy,
+        top,
+        readings,
+        result.dose,
+        result.piece,
+    )
 
 
 def native_pooling(pooling: Pooling) -> _core.Pooling:

@@ -65,10 +65,11 @@ def stop_strings(stop: object) -> tuple[str, ...]:
 
 
 class TokenLogprob(NamedTuple):
-    """A token and its natural log-probability."""
+    """A token, its natural log-probability, and its bytes."""
 
     id: int
     logprob: float
+    bytes: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,8 @@ class Token:
         top: the most likely tokens, if asked for.
         gauges: name -> reading of the state the token was drawn from, if the sequence has gauges.
         dose: |what the steering added| / |h| at the last block, measured there; 0 without gauges.
+        bytes: its own bytes, whatever waits: of one character several tokens may have a part.
+            Empty for control tokens.
     """
 
     text: str
@@ -93,6 +96,7 @@ class Token:
     top: tuple[TokenLogprob, ...] = ()
     gauges: Mapping[str, GaugeReading] = field(default_factory=dict)
     dose: float = 0.0
+    bytes: bytes = b""
 
 
 class TextStream:

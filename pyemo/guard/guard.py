@@ -9,10 +9,10 @@ docs/measurements/guard.md has the measurements behind its numbers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pyemo import _core
 from pyemo.choices import GUARD_WINDOW
@@ -117,6 +117,7 @@ class Guard:
         stop: Sequence[str] = (),
         system: str | None = None,
         raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         gauges: Sequence[Gauge] = (),
     ) -> GuardedReply:
         """Return the guarded reply to ``prompt``; arguments as :meth:`pyemo.Engine.generate`'s.
@@ -128,7 +129,13 @@ class Guard:
         if seed is not None:
             sampler = replace(sampler, seed=seed)
         sequence = engine.sequence(
-            prompt, steering=steering, sampler=sampler, system=system, raw=raw, gauges=gauges
+            prompt,
+            steering=steering,
+            sampler=sampler,
+            system=system,
+            raw=raw,
+            chat_template_kwargs=chat_template_kwargs,
+            gauges=gauges,
         )
         return GuardedReply(self, sequence, limits, closes_sequence=True)
 
@@ -143,13 +150,16 @@ class Guard:
         stop: Sequence[str] = (),
         system: str | None = None,
         raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[GuardedReply]:
         """Return the finished guarded replies to all prompts, decoded in batches.
 
         Arguments as :meth:`generate`'s; mood and sampler are those of all.
         """
         limits = ReplyLimits(max_tokens, stop)
-        tokens = [engine._prompt_tokens(prompt, system, raw) for prompt in prompts]
+        tokens = [
+            engine._prompt_tokens(prompt, system, raw, chat_template_kwargs) for prompt in prompts
+        ]
         replies: list[GuardedReply] = []
         while len(replies) < len(tokens):
             rest = tokens[len(replies) :]
