@@ -49,7 +49,7 @@ def add_regime(findings: Findings, subject: Subject) -> None:
     if judge is None:
         findings.remarks.append(f"The text's emotion is not judged: {why_not}")
     texts = prompts("selection")
-    tokens = [subject.model.prompt_tokens(text) for text in texts]
+    tokens = [subject.model.answer_tokens(text) for text in texts]
     n_ctx = n_ctx_for(tokens, _N_REGIME, _N_ROWS)
     with subject.engine(n_ctx=n_ctx, n_seq_max=_N_ROWS, n_outputs=32) as engine:
         trials = Trials(engine, texts, max_tokens=_N_REGIME, judge=judge, n_rows=_N_ROWS)

@@ -125,7 +125,7 @@ def calibrate(
         for one in targets
     ]
     judging = load_judge(judge)
-    tokens = [loaded.prompt_tokens(text, raw=raw) for text in texts]
+    tokens = [loaded.answer_tokens(text, raw=raw) for text in texts]
     check_lengths(loaded, tokens, wanted[-1])
     n_ctx = n_ctx_for(tokens, wanted[-1], N_ROWS)
     with Engine(loaded, n_ctx=n_ctx, n_seq_max=N_ROWS, n_threads=threads) as engine:
@@ -153,7 +153,7 @@ def calibrate_files(
 
     loaded = Model.load(model)
     texts = read_prompts(None)
-    n_ctx = n_ctx_for([loaded.prompt_tokens(text) for text in texts], LENGTHS[-1], N_ROWS)
+    n_ctx = n_ctx_for([loaded.answer_tokens(text) for text in texts], LENGTHS[-1], N_ROWS)
     judging = load_judge()
     with Engine(loaded, n_ctx=n_ctx, n_seq_max=N_ROWS, n_threads=threads) as engine:
         job = CalibrationJob(engine, judging, texts, LENGTHS, False, as_json)

@@ -176,6 +176,8 @@ class Answer:
         later_s = self._total_s - self._first_token_s
         return {
             "text": self.reply.text,
+            "answer": self.reply.answer,
+            "thoughts": self.reply.thoughts,
             "tokens": [_describe_token(token) for token in self.reply.tokens],
             "stop_reason": self.reply.stop_reason,
             "timings": {
@@ -259,6 +261,8 @@ def _describe_token(token: Token) -> dict[str, Any]:
     return {
         "id": token.id,
         "text": token.text,
+        "bytes": list(token.bytes),
+        "kind": token.kind,
         "logprob": token.logprob,
         "entropy": token.entropy,
         "gauges": {name: reading._asdict() for name, reading in token.gauges.items()},

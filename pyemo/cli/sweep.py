@@ -152,7 +152,7 @@ def sweep(
     ]
     judging = load_judge(judge)
     check_sweep(found, wanted, judging is not None)
-    tokens = [loaded.prompt_tokens(text, raw=raw) for text in texts]
+    tokens = [loaded.answer_tokens(text, raw=raw) for text in texts]
     check_lengths(loaded, tokens, max_tokens)
     n_ctx = n_ctx_for(tokens, max_tokens, rows)
     n_texts = n_texts_of_sweep(found, wanted, len(texts), judging is not None)

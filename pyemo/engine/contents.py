@@ -70,6 +70,14 @@ class Contents:
         self._private = {c for c in template if ord(c) in _PRIVATE}
         self._added = sorted(set(texts) - controls, key=len, reverse=True)
 
+    def is_control(self, token: int) -> bool:
+        """Whether it is a control token."""
+        return token in self._guarded and self._guarded[token].is_control
+
+    def is_guarded(self, token: int) -> bool:
+        """Whether it is a control token, or an added one that the template names."""
+        return token in self._guarded
+
     def mark_for(self, messages: Iterable[Mapping[str, Any]]) -> str:
         """Return a character that is in none of the messages.
 

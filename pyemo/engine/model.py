@@ -18,7 +18,7 @@ from pyemo.engine.chat_template import render_messages, variables
 from pyemo.engine.contents import Contents, MarkedText, encoded
 from pyemo.engine.forks import check_not_forked, note_load
 from pyemo.engine.messages import Message, as_messages
-from pyemo.engine.thoughts import Tags, switches_of, tags_of
+from pyemo.engine.thoughts import Tags, Thoughts, switches_of, tags_of
 from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import InputError
 from pyemo.files.catalog import resolve_model
@@ -261,6 +261,47 @@ class Model:
             )
         return found
 
+    def answer_tokens(self, prompt: str, *, raw: bool = False) -> list[int]:
+        """Return the tokens an answer to ``prompt`` starts from, without thoughts before it.
+
+        As :meth:`prompt_tokens`, with thinking off where the template has a switch for it: what is
+        judged and measured is what a model says.
+
+        Raises:
+            InputError: the prompt ends in thoughts that cannot be turned off; as
+                :meth:`prompt_tokens`.
+        """
+        off = {} if raw else switches_of(variables(self.chat_template or ""), on=False)
+        tokens = self.prompt_tokens(prompt, raw=raw, chat_template_kwargs=off)
+        state = None if raw else self.thoughts_after(tokens)
+        if state is not None and state.kind == "thinking":
+            raise InputError(
+                f"{self.name} thinks before it answers, and its chat template has no switch for "
+                "it; its answers cannot be measured at a few tokens: use another model, or "
+                "raw=True (--raw)"
+            )
+        return tokens
+
+    def thoughts_after(self, tokens: Sequence[int]) -> Thoughts | None:
+        """Return where a reply to a prompt of these tokens begins; None for a model without.
+
+        It begins in thoughts if the prompt opens them and no control token follows.
+        """
+        tags = self.thought_tags
+        if tags is None:
+            return None
+        behind = ""
+        for token in reversed(tokens[-_LONGEST_BEGUN:]):
+            text = self.native.piece(token, special=True).decode("utf-8", "replace")
+            behind = text + behind
+            if tags.end in behind:
+                break
+            if tags.begin in behind:
+                return Thoughts(tags, kind="thinking", may_begin=False)
+            if self.contents.is_control(token) and text not in tags.begin:
+                break
+        return Thoughts(tags)
+
     @functools.cached_property
     def thought_tags(self) -> Tags | None:
         """What the chat template has before and behind thoughts; None for a model without."""
@@ -321,6 +362,9 @@ class Model:
         size = f"n_layer={self.n_layer}, n_embd={self.n_embd}"
         return f"Model({self.name!r}, {self.architecture}, {size})"
 
+
+_LONGEST_BEGUN = 4096
+"""Tokens of a thought that is begun and to be continued, at most."""
 
 _FILLED = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 

@@ -14,7 +14,7 @@ from pyemo import _core
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.sequence import Sequence, make_token, step_many
 from pyemo.engine.steering import Steering
-from pyemo.engine.tokens import TextStream, Token, stop_strings, whole
+from pyemo.engine.tokens import TextStream, Token, stop_strings, text_of, whole
 from pyemo.errors import ContextFullError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Reply:
         self.sequence = sequence
         self.tokens: list[Token] = []
         self.stop_reason: StopReason | None = None
+        self._begin = sequence.n_tokens
         self._stream = TextStream(limits.stop)
         self._max_tokens = limits.max_tokens
         self._n_top = limits.n_top
@@ -77,6 +78,16 @@ class Reply:
     def text(self) -> str:
         """All text so far."""
         return "".join(token.text for token in self.tokens)
+
+    @property
+    def answer(self) -> str:
+        """The text so far without the thoughts, which are in ``thoughts``."""
+        return text_of(self.tokens, "answer")
+
+    @property
+    def thoughts(self) -> str:
+        """The text of the model's thoughts so far, with the tags around them."""
+        return text_of(self.tokens, "thinking")
 
     @property
     def logprobs(self) -> npt.NDArray[np.float32]:
@@ -110,7 +121,8 @@ class Reply:
 
     def take(self, result: _core.StepResult) -> Token:
         """Add a step's result, however it was computed; return its token."""
-        text = self._stream.push(result.piece)
+        _, kind = self.sequence.segment_at(self._begin + len(self.tokens))
+        text = self._stream.push(result.piece, is_thought=kind == "thinking")
         reason: StopReason | None
         if self._stream.stopped:
             reason = "stop"
@@ -118,7 +130,7 @@ class Reply:
             reason = end_reason(self.sequence, result, len(self.tokens) + 1, self._max_tokens)
         if reason is not None:
             text += self._stream.flush()
-        token = make_token(self.sequence, result, text)
+        token = make_token(self.sequence, result, text, kind)
         self.tokens.append(token)
         if reason is not None:
             self._end(reason)

@@ -17,6 +17,9 @@ from pyemo.errors import InputError
 Kind: TypeAlias = Literal["prompt", "thinking", "answer"]
 """What a token belongs to: a prompt, a reply's thoughts, or what it says."""
 
+OF_REPLY_PARTS = ("thinking", "answer")
+"""The scopes, and the kinds, of a reply's parts."""
+
 Segments: TypeAlias = "list[tuple[int, Kind]]"
 """Where tokens of a kind begin: (first position, kind), ascending from 0."""
 

@@ -16,8 +16,9 @@ from pyemo.engine.forks import is_forked
 from pyemo.engine.gauges import Gauge, GaugeReading
 from pyemo.engine.mood import OFF
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.scopes import Kind, Segments
+from pyemo.engine.scopes import OF_REPLY_PARTS, Kind, Segments
 from pyemo.engine.steering import Steering
+from pyemo.engine.thoughts import Thoughts
 from pyemo.engine.tokens import Token, TokenLogprob, token_ids, whole
 from pyemo.errors import ClosedError, InputError
 
@@ -48,6 +49,7 @@ class Sequence:
         self._sampler = sampler
         self._steering = OFF
         self._segments: Segments = []
+        self._thoughts: list[tuple[int, Thoughts]] = []  # (tokens, where the reply is after them)
         self._kept = 0  # positions before it keep their mood, though the last may be pending
         self._gauges: tuple[Gauge, ...] = ()
         self._reading: tuple[list[int], Pooling] = ([], "mean")
@@ -131,6 +133,10 @@ class Sequence:
         """Whether it has as many tokens as a sequence of this engine can have."""
         return self.n_tokens >= self._native.n_ctx_seq
 
+    def segment_at(self, position: int) -> tuple[int, Kind]:
+        """Return what the token at ``position`` belongs to, and where that begins."""
+        return next(s for s in reversed(self._segments) if s[0] <= position)
+
     @property
     def steering(self) -> Steering:
         """Its mood. Assigning acts from the next token decoded on."""
@@ -213,7 +219,8 @@ class Sequence:
         n = self.n_tokens
         try:
             result = step_many([self], n_top=n_top)[0]
-            return make_token(self, result, result.piece.decode("utf-8", "replace"))
+            _, kind = self.segment_at(self.n_tokens - 1)
+            return make_token(self, result, result.piece.decode("utf-8", "replace"), kind)
         except BaseException:
             self.cut_to(n)
             raise
@@ -287,6 +294,7 @@ class Sequence:
         twin._sampler = self._sampler
         twin._steering = self._steering
         twin._segments = list(self._segments)
+        twin._thoughts = list(self._thoughts)
         twin._kept = self._kept
         twin._gauges = self._gauges
         twin._reading = ([], "mean")
@@ -315,6 +323,7 @@ class Sequence:
             n_decoded = self.n_tokens - self.n_pending
             self._native.rollback(self.id, n)
             self._segments = [segment for segment in self._segments if segment[0] < n]
+            self._thoughts = [state for state in self._thoughts if state[0] <= n]
             self._kept = min(n, max(self._kept, n_decoded))
             # What comes next may be a prompt where a reply was, or the other way round.
             self._apply_mood()
@@ -385,8 +394,37 @@ class Sequence:
     def _set_spans(self, steering: Steering, n_tokens: int) -> None:
         """Tell the core what acts on rows that are not decoded yet, up to ``n_tokens`` and on."""
         begin = max(self.n_tokens - self.n_pending, self._kept)
-        spans = self._engine.moods.spans(steering, self._segments, begin, n_tokens)
+        next_kind: Kind = "answer"
+        if _tells_thoughts(steering) and not self._is_in_reply():
+            state = self._engine.model.thoughts_after(self.tokens)
+            next_kind = "answer" if state is None else state.kind
+        spans = self._engine.moods.spans(
+            steering, self._segments, begin, n_tokens, next_kind=next_kind
+        )
         self._native.set_spans(self.id, spans)
+
+    def _is_in_reply(self) -> bool:
+        return bool(self._segments) and self._segments[-1][1] != "prompt"
+
+    def _note_drawn(self) -> None:
+        """Say what the last token, which was drawn, belongs to, and what the next one will."""
+        n, model = self.n_tokens, self._engine.model
+        if model.thought_tags is None:
+            if not self._is_in_reply():
+                self._begin_segment(n - 1, "answer")
+            return
+        tokens = self.tokens
+        state = self._thoughts[-1][1] if self._thoughts and self._is_in_reply() else None
+        if state is None:
+            state = model.thoughts_after(tokens[:-1])
+            assert state is not None
+        text = model.native.piece(tokens[-1], special=True).decode("utf-8", "replace")
+        kind, after = state.after(text, is_special=model.contents.is_guarded(tokens[-1]))
+        self._begin_segment(n - 1, kind)
+        self._begin_segment(n, after.kind)
+        self._thoughts.append((n, after))
+        if _tells_thoughts(self._steering):
+            self._apply_mood()  # the last token's row decides the next
 
     def _apply_mood(self) -> None:
         # A schedule is asked before every decode, and only then.
@@ -424,8 +462,7 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
         try:
             results = engine.native.step([sequence.id for sequence in sequences], n_top)
             for sequence in sequences:
-                if not sequence._segments or sequence._segments[-1][1] == "prompt":
-                    sequence._begin_segment(sequence.n_tokens - 1, "answer")
+                sequence._note_drawn()
             return results
         except BaseException:
             for sequence, n in zip(sequences, lengths, strict=True):
@@ -433,10 +470,14 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
             raise
 
 
-def make_token(sequence: Sequence, result: _core.StepResult, text: str) -> Token:
+def make_token(
+    sequence: Sequence, result: _core.StepResult, text: str, kind: Kind = "answer"
+) -> Token:
     """Return the public token of a native step result."""
     if not sequence._gauges and not result.top:
-        return Token(text, result.token, result.logprob, result.entropy, bytes=result.piece)
+        return Token(
+            text, result.token, result.logprob, result.entropy, bytes=result.piece, kind=kind
+        )
     readings = {
         gauge.name or "": GaugeReading(*reading)
         for gauge, reading in zip(sequence._gauges, result.gauges, strict=False)
@@ -452,7 +493,12 @@ def make_token(sequence: Sequence, result: _core.StepResult, text: str) -> Token
         readings,
         result.dose,
         result.piece,
+        kind,
     )
+
+
+def _tells_thoughts(steering: Steering) -> bool:
+    return any(term.scope in OF_REPLY_PARTS for term in steering.terms)
 
 
 def native_pooling(pooling: Pooling) -> _core.Pooling:

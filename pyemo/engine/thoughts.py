@@ -57,15 +57,21 @@ class Thoughts:
         kind: of the token that comes next.
         said: text that may be part of a tag that began.
         may_begin: whether thoughts can still begin: nothing was said yet.
+        is_tag: whether what is in ``said`` began with a special token.
     """
 
     tags: Tags
     kind: ReplyKind = "answer"
     said: str = ""
     may_begin: bool = True
+    is_tag: bool = False
 
-    def after(self, text: str) -> tuple[ReplyKind, Thoughts]:
-        """Return what a token with this text belongs to, and where the reply is after it."""
+    def after(self, text: str, *, is_special: bool) -> tuple[ReplyKind, Thoughts]:
+        """Return what a token with this text belongs to, and where the reply is after it.
+
+        Args:
+            is_special: whether it is no token of plain text, and so may begin a tag of several.
+        """
         said = self.said + text
         if self.kind == "thinking":
             if self.tags.end in said:
@@ -76,7 +82,9 @@ class Thoughts:
         begun = said.lstrip()
         if begun.startswith(self.tags.begin):
             inside = replace(self, kind="thinking", said="", may_begin=False)
-            return "thinking", inside.after(begun[len(self.tags.begin) :])[1]
+            return inside.after(begun[len(self.tags.begin) :], is_special=is_special)
         if self.tags.begin.startswith(begun):
-            return "thinking" if begun else "answer", replace(self, said=said)
+            is_tag = begun and (is_special or self.is_tag)
+            kind: ReplyKind = "thinking" if is_tag else "answer"
+            return kind, replace(self, said=said, is_tag=bool(is_tag))
         return "answer", replace(self, said="", may_begin=False)

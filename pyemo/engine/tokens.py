@@ -87,6 +87,7 @@ class Token:
         dose: |what the steering added| / |h| at the last block, measured there; 0 without gauges.
         bytes: its own bytes, whatever waits: of one character several tokens may have a part.
             Empty for control tokens.
+        kind: "thinking" for thoughts and the tags around them, "answer" for all else.
     """
 
     text: str
@@ -97,6 +98,13 @@ class Token:
     gauges: Mapping[str, GaugeReading] = field(default_factory=dict)
     dose: float = 0.0
     bytes: bytes = b""
+    kind: str = "answer"
+
+
+def text_of(tokens: Sequence[Token], kind: str) -> str:
+    """Return the text of the tokens of one kind; an answer's without the line ends before it."""
+    text = "".join(token.text for token in tokens if token.kind == kind)
+    return text.lstrip("\r\n") if len(text) < sum(len(token.text) for token in tokens) else text
 
 
 class TextStream:
@@ -124,9 +132,14 @@ class TextStream:
         state, self._held, self.stopped = mark
         self._decoder.setstate(state)
 
-    def push(self, piece: bytes) -> str:
-        """Return the text that is now certain; sets ``stopped`` when a stop string is complete."""
-        return self._release(self._decoder.decode(piece))
+    def push(self, piece: bytes, *, is_thought: bool = False) -> str:
+        """Return the text that is now certain; sets ``stopped`` when a stop string is complete.
+
+        Args:
+            is_thought: no stop string is looked for in it.
+        """
+        text = self._decoder.decode(piece)
+        return text if is_thought else self._release(text)
 
     def flush(self) -> str:
         """Return what was held back; the text has ended."""

@@ -30,7 +30,7 @@ from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.sequence import make_token, step_many
 from pyemo.engine.steering import Steering
-from pyemo.engine.tokens import TextStream, Token
+from pyemo.engine.tokens import TextStream, Token, text_of
 from pyemo.errors import ClosedError, ContextFullError, InputError
 from pyemo.guard import watch
 from pyemo.guard.watch import Trouble
@@ -252,6 +252,16 @@ class GuardedReply:
         """All text so far."""
         return "".join(token.text for token in self.tokens)
 
+    @property
+    def answer(self) -> str:
+        """The text so far without the thoughts, which are in ``thoughts``."""
+        return text_of(self.tokens, "answer")
+
+    @property
+    def thoughts(self) -> str:
+        """The text of the model's thoughts so far, with the tags around them."""
+        return text_of(self.tokens, "thinking")
+
     def __iter__(self) -> Iterator[Token]:
         return self
 
@@ -354,21 +364,22 @@ class GuardedReply:
             return False
         wanted = max(map(len, self._stop)) + len(self._drawn[-1].piece)
         tail = b""
-        for result in reversed(self._drawn):
+        for result in reversed(self._answer()):
             if len(tail) >= wanted:
                 break
             tail = result.piece + tail
         return any(stop in tail for stop in self._stop)
 
     def _show(self, result: _core.StepResult) -> Token:
-        text = self._stream.push(result.piece)
+        _, kind = self.sequence.segment_at(self._begin + len(self.tokens))
+        text = self._stream.push(result.piece, is_thought=kind == "thinking")
         reason: StopReason | None = None
         if self._stream.stopped:
             reason = "stop"
         elif not self._held and self._reason is not None:
             reason = self._reason
             text += self._stream.flush()
-        token = make_token(self.sequence, result, text)
+        token = make_token(self.sequence, result, text, kind)
         self.tokens.append(token)
         if reason is not None:
             self.close()
@@ -446,11 +457,21 @@ class GuardedReply:
     def _trouble(self) -> Trouble | None:
         if self._reason is None and len(self._drawn) % watch.STRIDE:
             return None
-        tokens = [result.token for result in self._drawn]
-        entropies = [result.entropy for result in self._drawn[-watch.LONGEST :]]
-        surprises = self._surprises(tokens) if self.guard.mode == "exact" else None
+        answer = self._answer()
+        if not answer:
+            return None
+        tokens = [result.token for result in answer]
+        entropies = [result.entropy for result in answer[-watch.LONGEST :]]
+        surprises = None
+        if self.guard.mode == "exact":
+            surprises = self._surprises([result.token for result in self._drawn])[-len(answer) :]
         again = self._n_steps_back > 0
         return watch.trouble(tokens, entropies, surprises, again=again)
+
+    def _answer(self) -> list[_core.StepResult]:
+        """What was drawn of the answer: thoughts are not watched."""
+        begin, kind = self.sequence.segment_at(self._begin + len(self._drawn) - 1)
+        return self._drawn[max(0, begin - self._begin) :] if kind == "answer" else []
 
     def _surprises(self, tokens: Sequence[int]) -> list[float]:
         if self._watch is None:

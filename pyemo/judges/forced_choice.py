@@ -80,7 +80,7 @@ class ForcedChoiceJudge:
             f"Which text sounds more {emotion}, A or B?"
         )
         if self._is_chat:
-            tokens = self._engine.prompt_tokens(question + " Answer with the letter only.")
+            tokens = self._engine.model.answer_tokens(question + " Answer with the letter only.")
         else:
             tokens = self._engine.prompt_tokens(question + "\nAnswer: Text", raw=True)
         with self._engine.sequence(tokens) as sequence:

@@ -193,7 +193,7 @@ class Trials:
         self.layers = layers
         self.n_rows = n_rows
         self._emotions = tuple(dict.fromkeys(emotions))
-        self._prompt_tokens = [tuple(engine.prompt_tokens(text, raw=raw)) for text in prompts]
+        self._prompt_tokens = [tuple(engine.model.answer_tokens(text, raw=raw)) for text in prompts]
         self._shared: dict[object, TextSet] = {}  # length -> twins, and the controls
         self._random: dict[tuple[str, int], ControlVector] = {}
         check_room(engine, self._prompt_tokens, max_tokens, n_rows)

@@ -142,7 +142,7 @@ class VoiceYardstick:
         """Return the tokens before a reply: chat, or plain text where there is no template."""
         model = self._engine.model
         is_chat = bool(model.chat_template_sha256)
-        return model.prompt_tokens(given_for(prompt, is_chat=is_chat))
+        return model.answer_tokens(given_for(prompt, is_chat=is_chat))
 
     def _write(self) -> list[list[int]]:
         greedy = SamplerParams(temperature=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from commands import pyemo, start
+from tiny_models import build_tiny
 
 from pyemo import ControlVector, Engine, SamplerParams, Steering
 from pyemo.engine.sampling import STANDARD
@@ -120,6 +121,62 @@ def test_base_model_says_that_it_has_no_template(base_model: Path) -> None:
     result = pyemo("run", *SMALL, "-m", base_model, "the story")
     assert result.exit_code == 0
     assert "no chat template" in result.stderr
+
+
+def test_stop_string_may_have_escapes() -> None:
+    from pyemo.cli.options import _unescaped
+
+    texts = ["\\n", "a\\tb", "\\\\n", "\\q", "plain"]
+    assert [_unescaped(text) for text in texts] == ["\n", "a\tb", "\\n", "\\q", "plain"]
+
+
+def test_scope_of_the_reply_steers_its_first_token(model: Path, vectors: Path) -> None:
+    arguments = ("-m", model, "-n", 1, "--temperature", 0, "the story")
+    plain = run_json(*arguments)["tokens"][0]["logprob"]
+    vector = ("-c", f"{vectors}/warm.gguf=0.5")
+    steered = run_json("--scope", "reply", *vector, *arguments)["tokens"][0]["logprob"]
+    assert abs(steered - plain) > 0.01
+
+
+def test_tokens_have_their_bytes_and_kind(model: Path) -> None:
+    described = run_json("-m", model, "the story")
+    data = b"".join(bytes(token["bytes"]) for token in described["tokens"])
+    assert data.decode("utf-8", "replace") == described["text"] == described["answer"]
+    assert {token["kind"] for token in described["tokens"]} == {"answer"}
+
+
+@pytest.fixture
+def thinking_model(tmp_path: Path) -> Path:
+    """A tiny llama whose template thinks unless it is told not to, and shows a variable."""
+    template = (
+        "<|im_start|>{{ messages[0].content }}{{ mark }}"
+        "{% if enable_thinking is defined and not enable_thinking %}</think>{% else %}<think>"
+        "{% endif %}"
+    )
+    return build_tiny("llama", tmp_path / "model.gguf", chat_template=template).path
+
+
+def test_thinking_is_turned_off_by_an_option(thinking_model: Path) -> None:
+    thinking = run_json("-m", thinking_model, "the story")
+    assert {token["kind"] for token in thinking["tokens"]} == {"thinking"}
+    told = run_json("-m", thinking_model, "--think", "off", "the story")
+    assert told["answer"] == told["text"]
+
+
+def test_variable_of_the_template_is_json_or_text(thinking_model: Path) -> None:
+    def n_prompt(*arguments: object) -> int:
+        return int(run_json("-m", thinking_model, *arguments, "the story")["n_prompt_tokens"])
+
+    assert n_prompt("--template-arg", "mark=xy") == n_prompt() + 2
+    assert n_prompt("--template-arg", "mark=12") == n_prompt() + 2
+    off = n_prompt("--template-arg", "enable_thinking=false")
+    assert off == n_prompt("--think", "off")
+
+
+def test_thinking_of_a_model_that_does_not_think_is_refused(model: Path) -> None:
+    result = pyemo("run", *SMALL, "-m", model, "--think", "on", "the story")
+    assert result.exit_code == 1
+    assert "no switch for thinking" in result.stderr
 
 
 def test_stop_string_ends_the_reply(model: Path) -> None:
@@ -254,6 +311,8 @@ def test_wrong_value_is_one_line_with_its_remedy(
         (("--scope", "all", "hello"), "both"),
         (("--strength", "much", "hello"), "not a valid float"),
         (("--no-such-option", "hello"), "No such option"),
+        (("--template-arg", "think", "hello"), "NAME=VALUE"),
+        (("--scope", "first:0", "hello"), "first:N"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], word: str) -> None:
