@@ -85,7 +85,7 @@ class Recipe:
             _refuse("temperature", self.temperature, "0 (greedy) to 100")
         if not _is_number(self.denoise) or not 0 <= self.denoise < 1:
             _refuse("denoise", self.denoise, "0 (off) up to, not including, 1")
-        layers = tuple(self.layers)
+        layers = tuple(self.layers) if isinstance(self.layers, (tuple, list)) else ()
         if (
             len(layers) != 2
             or not all(map(_is_number, layers))
@@ -136,10 +136,7 @@ class Recipe:
         Raises:
             InputError: not TOML, an unknown or missing key, or a value outside its range.
         """
-        try:
-            values: dict[str, Any] = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise InputError(f"the recipe is not TOML: {error}") from None
+        values = parse_recipe(text)
         values.pop(_PROVENANCE, None)
         names = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - names)
@@ -179,11 +176,33 @@ def recipe_text(name_or_path: str) -> str:
     )
 
 
+def parse_recipe(text: str) -> dict[str, Any]:
+    """Return a recipe's TOML text as a table.
+
+    Raises:
+        InputError: not TOML, or numbers or nesting without end.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+        _check_numbers(values)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
+        raise InputError(f"the recipe is not TOML: {error}") from None
+    return values
+
+
+def _check_numbers(value: object) -> None:
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_numbers(inner)
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("a whole number of more than 64 bits")
+
+
 def source_of_recipe(text: str) -> str:
     """Return what a recipe's TOML text says its vectors are made of; "" where it says nothing."""
     try:
-        source = tomllib.loads(text).get("source", "")
-    except (tomllib.TOMLDecodeError, RecursionError):
+        source = parse_recipe(text).get("source", "")
+    except InputError:
         return ""  # whoever reads the recipe itself says what is wrong
     return source if isinstance(source, str) else ""
 
@@ -194,10 +213,7 @@ def provenance_of(text: str) -> dict[str, Any]:
     Raises:
         InputError: not TOML.
     """
-    try:
-        value = tomllib.loads(text).get(_PROVENANCE, {})
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"the recipe is not TOML: {error}") from None
+    value = parse_recipe(text).get(_PROVENANCE, {})
     return value if isinstance(value, dict) else {}
 
 
@@ -222,7 +238,9 @@ def _names() -> tuple[str, ...]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if type(value) is int:
+        return abs(value) < 1 << 53  # beyond, it may not even be a float
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _refuse(name: str, value: object, allowed: str) -> None:

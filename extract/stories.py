@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 from pyemo.errors import InputError
 from pyemo.extract.recipe import Recipe
 from pyemo.files.local import cache_dir, check_folder_writable
+from pyemo.files.locks import locked
 from pyemo.texts import sources
 from pyemo.texts.sources import NEUTRAL
 
@@ -25,6 +28,8 @@ Fault: TypeAlias = Literal["refusal", "short", "repetitive"]
 
 Too little is fewer than MIN_WORDS words, or no token that the recipe's pooling takes.
 """
+
+_CHUNK_BYTES = 1 << 16
 
 MIN_WORDS = 25
 MIN_DISTINCT_TRIGRAMS = 0.5
@@ -118,7 +123,8 @@ class StoryStore:
     """A file of finished stories, one JSON line each, appended as they come.
 
     The first line says what the stories belong to: the model and the recipe's choices for writing.
-    A last line that was cut off is dropped; anything else that is not a story is an error.
+    A last line that was cut off is dropped; anything else that is not a story is an error. Several
+    processes may add to one file.
 
     Args:
         path: the file; made with the first story.
@@ -174,11 +180,11 @@ class StoryStore:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            is_new = not self._path.exists() or self._path.stat().st_size == 0
-            with self._path.open("a", encoding="utf-8") as file:
-                if is_new:
-                    file.write(self._header() + "\n")
-                file.write(json.dumps(asdict(story)) + "\n")
+            line = json.dumps(asdict(story)) + "\n"
+            with locked(self._path), self._path.open("a+b") as file:
+                if not _cut(file):
+                    line = f"{self._header()}\n{line}"
+                file.write(line.encode())
         except OSError as error:
             raise InputError(
                 f"{self._path} cannot be written: {error.strerror or error}; free some space, or "
@@ -188,14 +194,22 @@ class StoryStore:
 
     def _load(self) -> None:
         try:
-            *lines, rest = self._path.read_bytes().split(b"\n")
+            if not stat.S_ISREG(self._path.stat().st_mode):
+                raise InputError(
+                    f"{self._path} cannot be read: it is not a file; name another (--stories)"
+                )
+            # While the lock is held nobody writes: a line without an end was cut off for good.
+            with locked(self._path):
+                *lines, rest = self._path.read_bytes().split(b"\n")
+                is_ours = self._is_ours(lines, rest)
+                if is_ours and rest:
+                    with self._path.open("r+b") as file:
+                        _cut(file)
         except OSError as error:
             raise InputError(
                 f"{self._path} cannot be read: {error.strerror or error}; move it away, or name "
                 "another folder for stories (--stories)"
             ) from error
-        header = self._header().encode()
-        is_ours = self._parse(lines[0], 1) == self._key if lines else header.startswith(rest)
         if not is_ours:
             raise InputError(
                 f"{self._path} holds stories of another model or recipe; move it away, or name "
@@ -209,8 +223,11 @@ class StoryStore:
                     "anew"
                 )
             self._stories[story.emotion, story.index] = story
-        if rest:
-            self._cut(sum(len(line) + 1 for line in lines))
+
+    def _is_ours(self, lines: list[bytes], rest: bytes) -> bool:
+        if lines:
+            return self._parse(lines[0], 1) == self._key
+        return self._header().encode().startswith(rest)
 
     def _header(self) -> str:
         return json.dumps(self._key, sort_keys=True)
@@ -226,16 +243,23 @@ class StoryStore:
             )
         return value
 
-    def _cut(self, size: int) -> None:
-        """Drop a line that was being written when the run was cut off."""
-        try:
-            with self._path.open("r+b") as file:
-                file.truncate(size)
-        except OSError as error:
-            raise InputError(
-                f"{self._path} cannot be written: {error.strerror or error}; name another folder "
-                "for stories (--stories)"
-            ) from error
+
+def _cut(file: BinaryIO) -> int:
+    """Drop a last line that has no end, its writer was killed; return the bytes that are left."""
+    size = file.seek(0, os.SEEK_END)
+    end = size
+    while end > 0:
+        begin = max(0, end - _CHUNK_BYTES)
+        file.seek(begin)
+        newline = file.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            end = begin + newline + 1
+            break
+        end = begin
+    if end < size:
+        file.truncate(end)
+    file.seek(0, os.SEEK_END)
+    return end
 
 
 def _story(value: dict[str, object]) -> Story | None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pyemo.errors import InputError
-from pyemo.extract.recipe import REPLIES, recipe_text
+from pyemo.extract.recipe import REPLIES, parse_recipe, recipe_text
 from pyemo.extract.training import TrainingChoices
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 VOICE_RECIPE = "trained"
 _PROVENANCE = "extraction"
@@ -86,10 +80,7 @@ class VoiceRecipe:
         Raises:
             InputError: not TOML, an unknown or missing key, or a value outside its range.
         """
-        try:
-            values = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise InputError(f"the recipe is not TOML: {error}") from None
+        values = parse_recipe(text)
         values.pop(_PROVENANCE, None)
         training = values.pop("training", {})
         known = {item.name for item in fields(TrainingChoices)}

@@ -9,6 +9,7 @@ knows nothing of budgets.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -147,11 +148,12 @@ class Reference:
                 f"pyemo reads {VERSION}; record it anew with `pyemo check --record FILE`"
             )
         try:
-            runs = tuple(_run(run) for run in content["runs"])
+            source = _source(content["source"])
+            runs = tuple(_run(run, source.n_vocab) for run in content["runs"])
             if not runs:
                 raise ValueError("no runs")
-            return cls(Source(**content["source"]), runs)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(source, runs)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"the reference {where!r} is damaged ({error}); record it anew"
             ) from error
@@ -331,16 +333,39 @@ def _check_same(recorded: Source, here: Source) -> None:
         )
 
 
-def _run(content: dict[str, Any]) -> ReferenceRun:
-    tokens = tuple(int(token) for token in content["tokens"])
-    n_prompt = int(content["n_prompt"])
-    top = np.array(content["top"], np.int32)
+def _source(content: object) -> Source:
+    if not isinstance(content, dict):
+        raise TypeError("a source that is no object")
+    kinds = {"n_vocab": (int,), "n_threads": (int,), "strength": (int, float)}
+    for name, value in content.items():
+        if type(value) not in kinds.get(name, (str,)):
+            raise TypeError(f"{name} of type {type(value).__name__}")
+    source = Source(**content)
+    if not math.isfinite(source.strength) or not 0 < source.n_vocab < 1 << 31:
+        raise ValueError(f"strength {source.strength}, n_vocab {source.n_vocab}")
+    return source
+
+
+def _run(content: dict[str, Any], n_vocab: int) -> ReferenceRun:
+    tokens, n_prompt = tuple(content["tokens"]), content["n_prompt"]
+    for number in (*tokens, n_prompt):
+        if type(number) is not int:
+            raise TypeError(f"a token or count of type {type(number).__name__}")
+    top = np.array(content["top"])
+    if top.dtype.kind != "i":
+        raise TypeError("predicted tokens that are not whole numbers")
     logprobs = np.array(content["logprobs"], np.float32)
+    if not tokens or min(tokens) < 0 or max(tokens) >= n_vocab:
+        raise ValueError(f"tokens outside the vocabulary of {n_vocab}")
     n_reply = len(tokens) - n_prompt
     if n_prompt < 1 or n_reply < 1:
         raise ValueError(f"{len(tokens)} tokens of which {n_prompt} are the prompt")
     if top.shape != logprobs.shape or top.ndim != 2 or len(top) != n_reply or top.size == 0:
         raise ValueError(f"predictions of shape {top.shape} for {n_reply} tokens")
-    if top.min() < 0 or not np.isfinite(logprobs).all() or logprobs.max() > 1e-3:
+    if top.min() < 0 or top.max() >= n_vocab:
+        raise ValueError(f"predicted tokens outside the vocabulary of {n_vocab}")
+    if not np.isfinite(logprobs).all() or logprobs.max() > 1e-3:
         raise ValueError("predictions that are no log-probabilities")
-    return ReferenceRun(tokens, n_prompt, bool(content["is_steered"]), top, logprobs)
+    return ReferenceRun(
+        tokens, n_prompt, bool(content["is_steered"]), top.astype(np.int32), logprobs
+    )

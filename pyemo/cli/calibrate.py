@@ -12,6 +12,7 @@ import click
 from pyemo.cli import output
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
 from pyemo.cli.trial_options import prompts_option, read_prompts
+from pyemo.errors import VectorError
 
 if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pyemo.strengths.calibration import CalibrationResult
     from pyemo.strengths.trials import Trial
     from pyemo.vectors.control_vector import ControlVector
+    from pyemo.vectors.metadata import Calibration
 
 AUTO = "auto"
 LAYER_SHARES = {
@@ -205,14 +207,15 @@ class CalibrationJob:
         """
         tried, self._found = self._found, []
         _, vector, result = max(tried, key=lambda one: _judged(one[2]))
-        kept = _as_it_is_now(path, vector)
         model = self._calibrator.engine.model
-        changed = kept.without_calibrations(model.file_sha256, self._lengths)
-        for calibration in result.calibrations:
-            changed = changed.with_calibration(calibration)
-        is_written = bool(result.calibrations) or changed.metadata != kept.metadata
-        if is_written:
-            changed.save(path, force=True)  # what is there was checked before the work
+        try:
+            is_written = keep_calibrations(
+                path, vector, model.file_sha256, self._lengths, result.calibrations
+            )
+        except VectorError:  # what was found in minutes is shown at least
+            for line in _lines(tried, result, None):
+                output.note(line)
+            raise
         self.results.append(
             {
                 "path": str(path) if is_written else None,
@@ -225,6 +228,34 @@ class CalibrationJob:
         if not self._as_json:
             for line in _lines(tried, result, path if is_written else None):
                 click.echo(line)
+
+
+def keep_calibrations(
+    path: Path,
+    vector: ControlVector,
+    model_sha256: str,
+    lengths: Sequence[int],
+    calibrations: Sequence[Calibration],
+) -> bool:
+    """Put calibrations for a model file and these lengths in the place of those in a vector's file.
+
+    Another process may do the same at the same time: both have their way. Returns whether there was
+    anything to write.
+
+    Raises:
+        VectorError: the file is damaged by now, or the disk refuses.
+    """
+    from pyemo.files.locks import locked
+
+    with locked(path):
+        kept = _as_it_is_now(path, vector)
+        changed = kept.without_calibrations(model_sha256, lengths)
+        for calibration in calibrations:
+            changed = changed.with_calibration(calibration)
+        if not calibrations and changed.metadata == kept.metadata:
+            return False
+        changed.save(path, force=True)  # what is there was checked before the work
+        return True
 
 
 def _as_it_is_now(path: Path, vector: ControlVector) -> ControlVector:

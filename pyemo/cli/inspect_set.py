@@ -193,6 +193,8 @@ def _measure(
     own = {} if own_file is None else sources.load_emotions_file(own_file)
     details = [provenance_of(vector.metadata.recipe) for vector in vectors.values()]
     in_mean = details[0].get("emotions_in_mean", [])
+    if not isinstance(in_mean, list) or not all(isinstance(name, str) for name in in_mean):
+        raise _NotMeasuredError("the vectors do not say which emotions their mean was taken over")
     among = _known(in_mean, own)
     asked = _known(vectors, own)
     model = _model(vectors, model_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +118,78 @@ def test_files_that_are_no_reference_are_refused(
         Reference.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def _set(*path: object) -> Callable[[Any], None]:
+    """Return what puts the last of ``path`` where the others lead."""
+    *steps, last, value = path
+
+    def change(content: Any) -> None:
+        for step in steps:
+            content = content[step]
+        content[last] = value
+
+    return change
+
+
+RUN = ("runs", 0)
+DAMAGES: dict[str, Callable[[Any], None]] = {
+    "token-huge": _set(*RUN, "tokens", 0, 10**20),
+    "token-infinite": _set(*RUN, "tokens", 0, float("inf")),
+    "token-nan": _set(*RUN, "tokens", 0, float("nan")),
+    "token-negative": _set(*RUN, "tokens", 0, -5),
+    "token-beyond": _set(*RUN, "tokens", 0, 10**6),
+    "token-true": _set(*RUN, "tokens", 0, True),
+    "reply-token-beyond": _set(*RUN, "tokens", -2, 10**6),
+    "tokens-text": _set(*RUN, "tokens", "abc"),
+    "tokens-null": _set(*RUN, "tokens", None),
+    "top-beyond": _set(*RUN, "top", 0, 0, 10**6),
+    "top-huge": _set(*RUN, "top", 0, 0, 10**20),
+    "top-float": _set(*RUN, "top", 0, 0, 1.5),
+    "top-text": _set(*RUN, "top", 0, 0, "x"),
+    "top-ragged": _set(*RUN, "top", 0, [1, 2]),
+    "top-empty": _set(*RUN, "top", []),
+    "logprob-text": _set(*RUN, "logprobs", 0, 0, "x"),
+    "logprob-infinite": _set(*RUN, "logprobs", 0, 0, float("-inf")),
+    "logprob-digits": _set(*RUN, "logprobs", 0, 0, 10**400),
+    "strength-text": _set("source", "strength", "x"),
+    "strength-null": _set("source", "strength", None),
+    "strength-list": _set("source", "strength", [1]),
+    "strength-infinite": _set("source", "strength", float("inf")),
+    "strength-digits": _set("source", "strength", 10**400),
+    "hash-number": _set("source", "file_sha256", 5),
+    "fingerprint-list": _set("source", "weights_fingerprint", []),
+    "model-object": _set("source", "model", {}),
+    "vocabulary-huge": _set("source", "n_vocab", 10**20),
+    "source-more": _set("source", "more", "x"),
+    "source-list": _set("source", [1]),
+    "source-null": _set("source", None),
+    "runs-object": _set("runs", {}),
+    "runs-text": _set("runs", "abc"),
+    "runs-null": _set("runs", None),
+    "run-null": _set("runs", [None]),
+    "count-infinite": _set(*RUN, "n_prompt", float("inf")),
+    "count-text": _set(*RUN, "n_prompt", "1e9"),
+    "count-negative": _set(*RUN, "n_prompt", -1),
+    "version-list": _set("version", []),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damaged_reference_is_refused_by_name(
+    recorded: Reference, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "r.json"
+    recorded.save(path)
+    content = json.loads(path.read_text())
+    DAMAGES[damage](content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="record it anew"):
+        Reference.load(path)
+
+
+NO_JSON = [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"NaN", b"[" * 100_000, b'{"a":' * 50_000]
+
+
+@pytest.mark.parametrize("content", NO_JSON, ids=range(len(NO_JSON)))
 def test_files_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "r.json").write_bytes(content)
     with pytest.raises(InputError, match="reference"):

@@ -315,3 +315,42 @@ def test_a_calibration_killed_while_it_writes_leaves_a_whole_file(calm: Path) ->
         (found,) = after.metadata.calibrations
         seen.add(found.evidence)
     assert seen
+
+
+KEEPER = """
+import sys
+from pathlib import Path
+from pyemo import ControlVector
+from pyemo.cli.calibrate import keep_calibrations
+from pyemo.vectors.metadata import Calibration
+path, sha = Path(sys.argv[1]), sys.argv[2] * 64
+vector = ControlVector.load(path)
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(1, 21):
+    one = Calibration(sha, "m", "greedy", n, (0.01, 0.02), 0.015)
+    keep_calibrations(path, vector, sha, [n], [one])
+"""
+
+
+def test_two_runs_at_once_on_one_file_keep_all_calibrations(vectors: Path, tmp_path: Path) -> None:
+    path = tmp_path / "v.gguf"
+    path.write_bytes((vectors / "warm.gguf").read_bytes())
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", KEEPER, str(path), digit],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for digit in "ab"
+    ]
+    for run in runs:
+        assert run.stdout.readline()  # type: ignore[union-attr]
+    for run in runs:
+        run.stdin.write(b"go\n")  # type: ignore[union-attr]
+        run.stdin.flush()  # type: ignore[union-attr]
+    for run in runs:
+        run.communicate()
+        assert run.returncode == 0
+    assert len(ControlVector.load(path).metadata.calibrations) == 40
+    assert [file.name for file in tmp_path.iterdir()] == ["v.gguf"]

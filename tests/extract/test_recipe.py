@@ -9,6 +9,7 @@ import pytest
 
 from pyemo.errors import InputError
 from pyemo.extract.recipe import Recipe, bundled_recipes, provenance_of
+from pyemo.extract.voice_recipe import VoiceRecipe
 
 VIGNETTES = Recipe("mine", "vignettes")
 
@@ -135,3 +136,40 @@ def test_shares_of_the_depth_become_layers_that_can_be_steered(
     layers: tuple[float, float], n_layer: int, expected: range
 ) -> None:
     assert replace(VIGNETTES, layers=layers).layer_range(n_layer) == expected
+
+
+ODD_VALUES = {
+    "number": "5",
+    "date": "2024-01-01",
+    "time": "07:32:00",
+    "digits": "9" * 400,
+    "more-digits": "9" * 5000,
+    "hexadecimal": "0x" + "f" * 5000,
+    "infinite": "inf",
+    "nan": "nan",
+    "text": '"x"',
+    "true": "true",
+    "list": "[]",
+    "lists": "[[0, 1], [0, 1]]",
+    "dates": "[2024-01-01, 2024-01-02]",
+    "digits-in-a-list": f"[0, {'9' * 400}]",
+    "table": "{a = 1}",
+    "nested": "[" * 2000 + "]" * 2000,
+}
+
+
+KEYS = ("layers", "temperature", "n_stories", "name", "pooling", "training")
+FINE = {("name", "text"), ("temperature", "number"), ("n_stories", "number")}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key in KEYS for value in ODD_VALUES if (key, value) not in FINE],
+)
+def test_a_recipe_of_odd_values_is_refused_by_name(key: str, value: str) -> None:
+    line = f"{key} = {ODD_VALUES[value]}\n"
+    named = "" if key == "name" else 'name = "x"\n'
+    with pytest.raises(InputError, match="recipe"):
+        Recipe.from_toml(f'{named}source = "vignettes"\n{line}')
+    with pytest.raises(InputError, match="recipe"):
+        VoiceRecipe.from_toml(f'source = "replies"\n[training]\n{line}')

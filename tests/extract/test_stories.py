@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,3 +216,67 @@ def test_a_store_that_is_a_folder_is_refused(store: StoryStore) -> None:
     store.path.mkdir()
     with pytest.raises(InputError, match="cannot be read"):
         reopened(store)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from pyemo.extract.stories import Story, StoryStore
+path, first, words = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+store = StoryStore(path, {"pyemo_stories": 1})
+print("ready", flush=True)
+for command in sys.stdin:
+    for i in range(first, first + 5):
+        store.add(Story("angry", i, "p", "word " * words, tuple(range(20))))
+    print("done", flush=True)
+    store = StoryStore(path := Path(command.strip()), {"pyemo_stories": 1})
+"""
+
+
+@pytest.mark.parametrize("n_words", [20, 5000])
+def test_two_writers_that_begin_a_store_at_once_lose_nothing(tmp_path: Path, n_words: int) -> None:
+    n_rounds = 15
+    paths = [tmp_path / f"{i}.jsonl" for i in range(n_rounds + 1)]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(paths[0]), str(1000 * k), str(n_words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(2)
+    ]
+    for following in paths[1:]:
+        for answers in (writer.stdout.readline() for writer in writers):  # type: ignore[union-attr]
+            assert answers
+        for writer in writers:
+            writer.stdin.write(f"{following}\n")  # type: ignore[union-attr]
+            writer.stdin.flush()  # type: ignore[union-attr]
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    counts = [len(StoryStore(path, {"pyemo_stories": 1})._stories) for path in paths[:-1]]
+    assert counts == [10] * n_rounds
+
+
+def test_a_line_that_a_dead_writer_began_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    path, key = tmp_path / "s.jsonl", {"pyemo_stories": 1}
+    store = StoryStore(path, key)
+    store.add(Story("angry", 0, "p", "t", ()))
+    with path.open("a") as file:
+        file.write(json.dumps({"emotion": "angry"})[:9])
+    store.add(Story("angry", 1, "p", "t", ()))
+    assert len(StoryStore(path, key)._stories) == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_stories_are_no_pipe_folder_or_device(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "s.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(os.devnull)
+    with pytest.raises(InputError, match="name"):
+        StoryStore(path, {"pyemo_stories": 1})
