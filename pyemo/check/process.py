@@ -14,7 +14,7 @@ from pyemo.check.readings import Findings
 from pyemo.check.subject import PROMPT, CheckPlan
 from pyemo.engine.memory import MemoryNeed
 from pyemo.errors import ModelError
-from pyemo.files.children import python_module
+from pyemo.files.children import exit_text, python_module
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def run_once(command: Sequence[str]) -> ProcessRun:
             child.returncode = os.waitstatus_to_exitcode(status)
             peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if child.returncode != 0 or not first:
-        last = said.splitlines()[-1] if said else f"exit code {child.returncode}"
+        how = exit_text(child.returncode)
+        last = how if child.returncode < 0 or not said else said.splitlines()[-1]
         raise ModelError(f"`pyemo run` failed: {last.removeprefix('Error: ')}")
     return ProcessRun(spent, peak)
 

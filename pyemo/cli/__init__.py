@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from pyemo.cli import output, stdio
 from pyemo.errors import PyemoError
 
 EXIT_ERROR = 1
@@ -53,36 +54,48 @@ class LazyGroup(click.Group):
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        # What a terminal or pipe cannot encode is shown as "?" instead of ending the command.
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError):
-                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        stdio.prepare()
+        # Without a handler Python prints llama.cpp's errors; what matters of them is in ours.
+        logging.getLogger("pyemo.llama").addHandler(logging.NullHandler())
         return super().main(*args, **kwargs)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _failures():  # the help is printed here
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        with _failures(ctx):
+        with _failures():
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _failures(ctx: click.Context) -> Iterator[None]:
+def _failures() -> Iterator[None]:
     """Turn what goes wrong into one line and an exit code."""
     try:
         yield
         sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
     except PyemoError as error:
-        if ctx.meta.get(DEBUG):
+        if _is_debugging():
             raise
-        click.echo(f"Error: {error}", err=True)
-        ctx.exit(EXIT_ERROR)
+        output.say_error(error)
+        raise click.exceptions.Exit(EXIT_ERROR) from None
     except KeyboardInterrupt:
-        click.echo(err=True)  # after the terminal's ^C
-        ctx.exit(EXIT_INTERRUPTED)
+        output.message("")  # after the terminal's ^C
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        # Python flushes stdout once more at its end; that has to go somewhere.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        ctx.exit(EXIT_BROKEN_PIPE)
+        stdio.silence(sys.stdout)
+        raise click.exceptions.Exit(EXIT_BROKEN_PIPE) from None
+    except OSError as error:
+        if _is_debugging() or not stdio.is_of_a_stream(error):
+            raise
+        stdio.silence(sys.stdout)
+        output.say_error(f"standard input or output failed: {error.strerror}")
+        raise click.exceptions.Exit(EXIT_ERROR) from None
+
+
+def _is_debugging() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(DEBUG))
 
 
 @click.group(

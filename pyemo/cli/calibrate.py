@@ -227,7 +227,7 @@ class CalibrationJob:
         )
         if not self._as_json:
             for line in _lines(tried, result, path if is_written else None):
-                click.echo(line)
+                output.say(line)
 
 
 def keep_calibrations(

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import click
-
 from pyemo.chat import Chat
 from pyemo.cli import output
 from pyemo.cli.guard_text import guard_lines
@@ -124,7 +122,7 @@ class ChatSession:
             "/refresh": self._refresh,
             "/reset": self._reset,
             "/gauges": self._gauges,
-            "/help": lambda _words: click.echo(HELP, err=True),
+            "/help": lambda _words: output.message(HELP),
             "/quit": self._quit,
         }
 
@@ -147,7 +145,7 @@ class ChatSession:
                 self._answer(line)
         except PyemoError as error:
             self.n_errors += 1
-            click.echo(f"Error: {output.printable(str(error))}", err=True)
+            output.say_error(error)
 
     def set_mood(self, terms: list[MoodTerm]) -> None:
         """Steer with ``terms`` from the next token on, and read their gauges."""
@@ -196,7 +194,7 @@ class ChatSession:
     def _print_end(self, answer: Answer, was_interrupted: bool) -> None:
         reply = answer.reply
         if was_interrupted:
-            click.echo()
+            output.say()
             kept = "what came so far stays" if reply.tokens else "your line is taken back"
             output.note(f"stopped; {kept}")
         elif reply.stop_reason == "context":
@@ -281,8 +279,8 @@ def _typed_lines() -> Iterator[str]:
         try:
             yield input("> ")
         except KeyboardInterrupt:
-            click.echo(err=True)
+            output.message("")
             output.note("Ctrl-D or /quit ends the chat")
         except EOFError:
-            click.echo()
+            output.say()
             return

@@ -107,8 +107,8 @@ def _print(report: DeviceReport) -> None:
 
     width = max(len(title) for title, _ in report.facts)
     for title, text in report.facts:
-        click.echo(f"{title:<{width}}  {output.printable(text)}")
-    click.echo()
+        output.say(f"{title:<{width}}  {output.printable(text)}")
+    output.say()
     rows = [
         (
             _mark(reading),
@@ -122,11 +122,11 @@ def _print(report: DeviceReport) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         cells = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
-        click.echo(f"{cells}  {output.printable(row[4])}".rstrip())
-    click.echo()
+        output.say(f"{cells}  {output.printable(row[4])}".rstrip())
+    output.say()
     for remark in report.remarks:
-        click.echo(output.printable(remark))
-    click.echo(_verdict(report))
+        output.say(remark)
+    output.say(_verdict(report))
 
 
 def _mark(reading: Reading) -> str:

@@ -384,11 +384,11 @@ def _report(
         return
     for name, path in paths.items():
         layers = vectors.vectors[name].layers
-        click.echo(f"{path}: {name}, layers {layers[0]}:{layers[-1] + 1}")
+        output.say(f"{path}: {name}, layers {layers[0]}:{layers[-1] + 1}")
     if quality is not None:
-        click.echo()
+        output.say()
         for line in quality_lines(quality):
-            click.echo(line)
+            output.say(line)
     for remark in _remarks(vectors, quality, paths):
         output.note(remark)
     output.note(

@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from pyemo.cli import output
 
 if TYPE_CHECKING:
@@ -61,7 +59,7 @@ def extract_emotions(
         voice.vector.save(path, force=force)
         lines.append(_facts(name, path, voice))
         if not as_json:
-            click.echo(_line(path, voice))
+            output.say(_line(path, voice))
     if as_json:
         value = {"vectors": lines, "recipe": recipe.name, "source_model": trainer.source.name}
         output.print_json(value)

@@ -7,7 +7,6 @@ import json
 import os
 from typing import Any
 
-import click
 import numpy as np
 
 from pyemo import emotions
@@ -35,7 +34,7 @@ def print_emotions(as_json: bool) -> None:
     for emotion in emotions.EMOTIONS.values():
         opposite = emotion.opposite or "-"
         names = ", ".join((emotion.noun, *emotion.synonyms))
-        click.echo(f"{emotion.name:<13} opposite: {opposite:<13} also: {names}")
+        output.say(f"{emotion.name:<13} opposite: {opposite:<13} also: {names}")
     output.note(f"vectors bundled for {DEFAULT_MODEL}: {', '.join(bundled) or 'none'}")
 
 
@@ -53,7 +52,7 @@ def print_vector(name: str, model_name: str | None, as_json: bool) -> None:
     if as_json:
         output.print_json({"path": path, **_described(vector), "fit": fit})
     else:
-        click.echo("\n".join(_lines(vector, path, fit)))
+        output.say("\n".join(_lines(vector, path, fit)))
     if mismatch is not None:
         raise mismatch
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import click
 import numpy as np
 
 from pyemo import plots
@@ -116,9 +115,9 @@ def print_set(
         }
         output.print_json(value)
         return
-    click.echo(f"{folder}: {len(vectors)} vectors of {source or 'a model that is not named'}")
+    output.say(f"{folder}: {len(vectors)} vectors of {source or 'a model that is not named'}")
     for line in (*quality_lines(quality), "", *layer_table(quality)):
-        click.echo(line)
+        output.say(line)
     if why_not is not None:
         output.note(f"held-out accuracy and stability are not measured: {why_not}")
     if agreement is not None:

@@ -53,13 +53,13 @@ def models(ctx: click.Context, name: str | None, as_json: bool) -> None:
 
     if name is not None:
         path = str(resolve_model(name).path)
-        output.print_json({"path": path}) if as_json else click.echo(path)
+        output.print_json({"path": path}) if as_json else output.say(path)
         return
     statuses = list_models()
     if as_json:
         output.print_json([_describe(status) for status in statuses])
         return
-    click.echo("\n\n".join(_shown(status) for status in statuses))
+    output.say("\n\n".join(_shown(status) for status in statuses))
 
 
 def _describe(status: ModelStatus) -> dict[str, Any]:

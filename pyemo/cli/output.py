@@ -11,8 +11,13 @@ from collections.abc import Callable, Iterator
 
 import click
 
+from pyemo.cli import stdio
+
 WIDE_COLUMNS = 100
 """From this width on, texts are shown side by side."""
+
+_C1_IN_JSON = {code: f"\\u{code:04x}" for code in range(127, 160)}
+"""JSON escapes the control characters below 32 only; terminals obey these too."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _CONTROLS = {
@@ -22,17 +27,36 @@ _CONTROLS = {
 }
 
 
+def say(text: str = "") -> None:
+    """Print lines of a result on stdout: as they are, but harmless where it is a terminal."""
+    click.echo(shown_text(text))
+
+
 def note(text: str) -> None:
     """Print one dim line on stderr."""
     plain = printable(text)
     colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    click.echo(click.style(plain, dim=True) if colored else plain, err=True)
+    message(click.style(plain, dim=True) if colored else plain)
+
+
+def say_error(error: object) -> None:
+    """Print what went wrong on one line of stderr."""
+    message(f"Error: {printable(' '.join(str(error).splitlines()))}")
+
+
+def message(text: str) -> None:
+    """Print on stderr; where that fails, messages are lost and the command goes on."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        stdio.silence(sys.stderr)
 
 
 def print_json(value: object, *, one_line: bool = False) -> None:
     """Print a result as JSON; numbers that are not finite are refused, as JSON has none."""
     indent = None if one_line else 2
-    click.echo(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False))
+    text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    click.echo(text.translate(_C1_IN_JSON))
 
 
 @contextlib.contextmanager

@@ -119,22 +119,22 @@ def _measure(done: Requantized, vector: str | None, threads: Threads) -> FormatC
 
 
 def _print(done: Requantized, cost: FormatCost | None) -> None:
-    click.echo(done.name)
-    click.echo(f"  file       {done.path}{'  (was there)' if done.was_there else ''}")
-    click.echo(f"  size       {_size(done.tensor_types)}, the source {_size(done.source_types)}")
-    click.echo(f"  tensors    {_types(done.tensor_types)}")
-    click.echo(f"  source     {_types(done.source_types)}")
+    output.say(done.name)
+    output.say(f"  file       {done.path}{'  (was there)' if done.was_there else ''}")
+    output.say(f"  size       {_size(done.tensor_types)}, the source {_size(done.source_types)}")
+    output.say(f"  tensors    {_types(done.tensor_types)}")
+    output.say(f"  source     {_types(done.source_types)}")
     if cost is None:
         return
-    click.echo(
+    output.say(
         f"  perplexity {cost.perplexity:.2f}, the source {cost.source_perplexity:.2f}: ratio "
         f"{cost.ratio:.3f} ± {cost.ratio_stderr:.3f} ({cost.n_texts} texts, {cost.n_tokens} tokens)"
     )
-    click.echo(f"  hidden     {_cosines(cost.hidden_cosine)}")
+    output.say(f"  hidden     {_cosines(cost.hidden_cosine)}")
     if cost.steering_cosine:
-        click.echo(f"  steering   {_cosines(cost.steering_cosine)} of what {cost.vector} changes")
+        output.say(f"  steering   {_cosines(cost.steering_cosine)} of what {cost.vector} changes")
         windows = "; ".join(f"{name} {low:g} to {high:g}" for name, low, high in cost.windows)
-        click.echo(f"  window     {windows or 'not calibrated: `pyemo calibrate` measures it'}")
+        output.say(f"  window     {windows or 'not calibrated: `pyemo calibrate` measures it'}")
 
 
 def _size(types: tuple[TensorType, ...]) -> str:

@@ -126,7 +126,7 @@ def _report(
         )
         return
     norms = statistics.residual_norms
-    click.echo(
+    output.say(
         f"{target}: {len(vector.layers)} layers in residual units of {vector.metadata.source_model}"
     )
     output.note(

@@ -240,7 +240,7 @@ def stream(answer: Answer) -> None:
         click.echo(output.shown_text(text), nl=False)
         last = text or last
     if not last.endswith("\n"):
-        click.echo()
+        output.say()
 
 
 def _print_end(job: Job, answer: Answer, title: str = "") -> None:

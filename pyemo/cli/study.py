@@ -225,7 +225,7 @@ def _print(report: Report, page: str, as_json: bool) -> None:
         )
         return
     for found in report.findings:
-        click.echo(f"{found.title}: {found.verdict.value}\n  {found.reason}")
+        output.say(f"{found.title}: {found.verdict.value}\n  {found.reason}")
     for gap in report.gaps:
         output.note(f"gap: {gap}")
-    click.echo(page)
+    output.say(page)

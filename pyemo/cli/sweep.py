@@ -188,7 +188,7 @@ def _report(result: SweepResult, as_json: bool) -> None:
         return
     for name in result.vectors:
         for line in strength_table(name, result.of(name)):
-            click.echo(line)
+            output.say(line)
     if not result.judge:
         output.note("not judged: inert strengths count as surgical where the text stays coherent")
     else:

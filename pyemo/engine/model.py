@@ -20,9 +20,9 @@ from pyemo.engine.forks import check_not_forked, note_load
 from pyemo.engine.messages import Message, as_messages
 from pyemo.engine.thoughts import Tags, Thoughts, switches_of, tags_of
 from pyemo.engine.tokens import token_ids, whole
-from pyemo.errors import InputError
+from pyemo.errors import InputError, ModelLoadError
 from pyemo.files.catalog import resolve_model
-from pyemo.files.local import file_sha256
+from pyemo.files.local import FileStamp, file_sha256, file_stamp
 
 LLAMA_CPP_PYTHON: str = _core.llama_cpp_python
 """Version of llama-cpp-python that the extension was built against, and runs on."""
@@ -66,9 +66,10 @@ class Model:
         ('llama', 30, 576)
     """
 
-    def __init__(self, native: _core.Model, name: str, path: Path) -> None:
+    def __init__(self, native: _core.Model, name: str, path: Path, stamp: FileStamp) -> None:
         """Use :meth:`load`."""
         self._native = native
+        self._stamp = stamp
         self.name = name
         self.path = path
         self.metadata: Mapping[str, str] = MappingProxyType(native.metadata())
@@ -99,6 +100,7 @@ class Model:
         note_load()
         threads.watch()  # loading gives the engine's first look at the system's load its span
         resolved = resolve_model(name)
+        stamp = file_stamp(resolved.path)
         try:
             native = _core.Model(
                 str(resolved.path),
@@ -108,7 +110,7 @@ class Model:
             )
         finally:
             forward_log()
-        return cls(native, resolved.name, resolved.path)
+        return cls(native, resolved.name, resolved.path, stamp)
 
     @property
     def native(self) -> _core.Model:
@@ -152,15 +154,30 @@ class Model:
 
     @functools.cached_property
     def file_sha256(self) -> str:
-        """SHA-256 of the file; remembered by path, size and time."""
-        return file_sha256(self.path)
+        """SHA-256 of the file; remembered by path, size and time.
+
+        Raises:
+            ModelLoadError: the file has changed since it was loaded.
+        """
+        digest = file_sha256(self.path)
+        self._check_unchanged()
+        return digest
 
     @functools.cached_property
     def weights_fingerprint(self) -> str:
         """SHA-256 of float32 norm tensors and vocabulary; quantization leaves both as they are."""
         import hashlib  # with OpenSSL's library; not every use needs it
 
-        return hashlib.sha256(_core.fingerprint_material(str(self.path))).hexdigest()
+        material = _core.fingerprint_material(str(self.path))
+        self._check_unchanged()
+        return hashlib.sha256(material).hexdigest()
+
+    def _check_unchanged(self) -> None:
+        if file_stamp(self.path) != self._stamp:
+            raise ModelLoadError(
+                f"{self.path} has changed since it was loaded, so that it no longer says what is "
+                "in memory; load it again"
+            )
 
     @property
     def chat_template_sha256(self) -> str | None:

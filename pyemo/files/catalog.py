@@ -26,7 +26,7 @@ from pyemo.errors import (
     VectorNotFoundError,
 )
 from pyemo.files import hub
-from pyemo.files.local import cache_dir, check_gguf, file_sha256, join_parts
+from pyemo.files.local import absolute, cache_dir, check_gguf, file_sha256, join_parts
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -136,12 +136,13 @@ def resolve_model(name_path_or_repo: str | os.PathLike[str] = DEFAULT_MODEL) -> 
         'smollm2-135m-instruct'
     """
     text = os.fspath(name_path_or_repo).strip()
-    path = Path(os.path.expanduser(text)).absolute()
+    path = Path(os.path.expanduser(text))
     if os.path.isfile(path):
-        return _resolve_path(path)
+        return _resolve_path(absolute(path))
     entry = catalog().get(text.casefold())
     if entry is not None:
         return _resolve_entry(entry)
+    path = absolute(path)
     name, _, format = text.partition(":")
     if format.isidentifier() and name.casefold() in catalog():
         return _resolve_requantized(name.casefold(), format.upper())
@@ -233,7 +234,7 @@ def _resolve_requantized(name: str, format: str) -> ResolvedModel:
             f"the model {name!r} is not here in the format {format[:_LONGEST_SHOWN]!r}; make it "
             f"once with `pyemo models requantize {name} {format[:_LONGEST_SHOWN]}`"
         )
-    return _resolve_path(path.absolute())
+    return _resolve_path(absolute(path))
 
 
 def _requantized_dir() -> Path:
@@ -303,7 +304,7 @@ def _in_packages(entry: CatalogEntry) -> tuple[list[Path], list[str]]:
     for package, inside in entry.parts:
         spec = importlib.util.find_spec(package)  # of a top-level name: looks, runs nothing
         folders = spec.submodule_search_locations if spec is not None else None
-        files = [Path(folder, inside).absolute() for folder in folders or ()]
+        files = [absolute(Path(folder, inside)) for folder in folders or ()]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             missing.append(package)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pyemo.errors import InputError, ModelChecksumError, ModelLoadError, ModelNotFoundError
+from pyemo.files.inputs import read_input
 from pyemo.files.targets import written_beside
 
 _log = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ _SHA256_DIGITS = 64
 # A file written within this time may be written again without its modification time moving on.
 _UNSETTLED_NS = 2_000_000_000
 _HASHES_FILE = "file_hashes.json"
+_NO_HOME = (
+    "no home folder is known in which pyemo's cache could be; set the environment variable "
+    "PYEMO_CACHE to a folder that you may write"
+)
 
 _GGUF_MAGIC = b"GGUF"
 _GGUF_VERSIONS = (2, 3)
@@ -43,7 +48,7 @@ _OTHER_FORMATS = (
 )
 
 
-class _Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """What must not have changed for a remembered hash to hold."""
 
     size: int
@@ -51,7 +56,7 @@ class _Stamp(NamedTuple):
 
 
 # Hashes of this process, for a cache folder that cannot be written: absolute path -> (stamp, hash).
-_hashed_here: dict[str, tuple[_Stamp, str]] = {}
+_hashed_here: dict[str, tuple[FileStamp, str]] = {}
 
 
 def cache_dir() -> Path:
@@ -59,13 +64,52 @@ def cache_dir() -> Path:
 
     The environment variable ``PYEMO_CACHE`` names another folder than the platform's. The folder
     need not exist yet.
+
+    Raises:
+        InputError: there is no home folder to have it in.
     """
     override = os.environ.get("PYEMO_CACHE")
-    if override:
-        return Path(override).expanduser().absolute()
-    import platformdirs  # not needed where PYEMO_CACHE is set; kept out of the import of this file
+    try:
+        if override:
+            return absolute(Path(override).expanduser())
+        import platformdirs  # not needed where PYEMO_CACHE is set; kept out of this file's import
 
-    return Path(platformdirs.user_cache_dir("pyemo", appauthor=False))
+        folder = Path(platformdirs.user_cache_dir("pyemo", appauthor=False))
+    except RuntimeError as error:
+        raise InputError(_NO_HOME) from error
+    if not folder.is_absolute():
+        raise InputError(_NO_HOME)
+    return folder
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return a path from the root on.
+
+    Raises:
+        InputError: it is relative, and the current folder was deleted.
+    """
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{os.fspath(path)!r} is in the current folder, which was deleted; change to a folder "
+            "that is there, or give a path from the root on"
+        ) from error
+
+
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that llama.cpp's interface cannot take.
+
+    Raises:
+        ModelLoadError: it is not UTF-8 text.
+    """
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ModelLoadError(
+            f"the path {os.fspath(path)!a} is not UTF-8 text, which llama.cpp needs; rename "
+            "the file, or set PYTHONUTF8=1 where the locale is C"
+        ) from error
 
 
 def check_folder_writable(folder: str | os.PathLike[str]) -> None:
@@ -100,14 +144,14 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         ModelNotFoundError: there is no such file.
         ModelLoadError: the file cannot be read.
     """
-    path = Path(path).absolute()
-    stamp = _stamp(path)
+    path = absolute(path)
+    stamp = file_stamp(path)
     known = _recall(path, stamp)
     if known is not None:
         return known
     started_ns = time.time_ns()
     digest = _hash(path)
-    if _stamp(path) == stamp and abs(started_ns - stamp.mtime_ns) > _UNSETTLED_NS:
+    if file_stamp(path) == stamp and abs(started_ns - stamp.mtime_ns) > _UNSETTLED_NS:
         _remember(path, stamp, digest)
     return digest
 
@@ -121,8 +165,9 @@ def check_gguf(path: str | os.PathLike[str]) -> None:
         ModelNotFoundError: there is no such file.
         ModelLoadError: not a GGUF, of a version llama.cpp does not read, or cut off.
     """
+    check_utf8(path)
     path = Path(path)
-    size = _stamp(path).size
+    size = file_stamp(path).size
     with _reading(path) as file:
         head = file.read(_GGUF_HEADER.size)
     if not head.startswith(_GGUF_MAGIC):
@@ -167,7 +212,7 @@ def join_parts(parts: Sequence[Path], target: Path, sha256: str) -> None:
                 f"names: SHA-256 {digest.hexdigest()}, expected {sha256}"
             )
     # Nobody else writes this file, so its hash holds although the file is new.
-    _remember(target.absolute(), _stamp(target), sha256)
+    _remember(absolute(target), file_stamp(target), sha256)
 
 
 @contextmanager
@@ -191,14 +236,20 @@ def replacing(target: Path) -> Iterator[Path]:
         ) from error
 
 
-def _stamp(path: Path) -> _Stamp:
+def file_stamp(path: Path) -> FileStamp:
+    """Return a file's size and modification time, by which a changed one is known.
+
+    Raises:
+        ModelNotFoundError: there is no such file.
+        ModelLoadError: the system does not say.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
         raise ModelNotFoundError(f"no file at {path}") from None
     except OSError as error:
         raise ModelLoadError(f"cannot read {path}: {error.strerror or error}") from error
-    return _Stamp(status.st_size, status.st_mtime_ns)
+    return FileStamp(status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
@@ -232,7 +283,7 @@ def _replacing(target: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _recall(path: Path, stamp: _Stamp) -> str | None:
+def _recall(path: Path, stamp: FileStamp) -> str | None:
     here = _hashed_here.get(str(path))
     if here is not None and here[0] == stamp:
         return here[1]
@@ -248,7 +299,7 @@ def _recall(path: Path, stamp: _Stamp) -> str | None:
     return digest
 
 
-def _remember(path: Path, stamp: _Stamp, digest: str) -> None:
+def _remember(path: Path, stamp: FileStamp, digest: str) -> None:
     _hashed_here[str(path)] = (stamp, digest)
     # Read again just before writing: another process may have added its own. Where both write at
     # once, one entry is lost and that file is hashed once more.
@@ -258,18 +309,17 @@ def _remember(path: Path, stamp: _Stamp, digest: str) -> None:
     try:
         with _replacing(cache_dir() / _HASHES_FILE) as file:
             file.write(text.encode())
-    except ModelLoadError as error:
+    except (ModelLoadError, InputError) as error:
         _log.debug("the hash of %s is not kept: %s", path, error)
 
 
 def _read_hashes() -> dict[str, Any]:
     """Return the remembered hashes; none where the cache is missing, unreadable or damaged."""
     try:
-        hashes = json.loads((cache_dir() / _HASHES_FILE).read_bytes())["files"]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.debug("the remembered hashes cannot be read and are made anew: %s", error)
+        text = read_input(cache_dir() / _HASHES_FILE, "the remembered hashes", "they are made anew")
+        hashes = json.loads(text)["files"]
+    except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
+        _log.debug("no hash is remembered: %s", error)
         return {}
     return hashes if isinstance(hashes, dict) else {}
 

@@ -41,14 +41,10 @@ def checked_target(path: str | os.PathLike[str], kind: str, refusal: Refusal | N
     """
     try:
         target = Path(os.path.realpath(path))
-        status = os.stat(target)
-    except FileNotFoundError:
-        status = None
+        status = os.stat(target) if os.path.lexists(target) else None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{os.fspath(path)!r} cannot be written: {why}; name another") from error
-    if status is None and os.path.islink(target):
-        raise InputError(f"{os.fspath(path)!r} is a link that leads nowhere; name another file")
     if status is not None:
         _check_there(target, status, kind, refusal)
     if not target.parent.is_dir():

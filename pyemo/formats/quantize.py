@@ -18,8 +18,8 @@ from pyemo import _core
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.errors import InputError, ModelLoadError
 from pyemo.files.catalog import requantized_path, resolve_model
-from pyemo.files.children import python_module
-from pyemo.files.local import cache_dir, file_sha256, replacing
+from pyemo.files.children import exit_text, python_module
+from pyemo.files.local import absolute, cache_dir, check_utf8, file_sha256, replacing
 from pyemo.files.targets import checked_target
 
 # llama.cpp's name -> its llama_ftype (llama.h). Those that need an importance matrix are left out.
@@ -172,12 +172,13 @@ def _target(
     source: Path, name: str | None, format: str, target: str | os.PathLike[str] | None
 ) -> Path:
     if target is not None:
-        return Path(os.path.expanduser(target)).absolute()
+        check_utf8(target)
+        return absolute(os.path.expanduser(target))
     if name is not None:
-        return requantized_path(name, format).absolute()
+        return absolute(requantized_path(name, format))
     # Two files of one name may lie in two folders.
     stem = f"{source.stem}-{file_sha256(source)[:8]}"
-    return (cache_dir() / "models" / "requantized" / f"{stem}.{format}.gguf").absolute()
+    return absolute(cache_dir() / "models" / "requantized" / f"{stem}.{format}.gguf")
 
 
 def _run(
@@ -200,9 +201,9 @@ def _run(
             child.kill()
             raise
     if child.returncode != 0 or target.stat().st_size == 0:
-        how = f"was ended by signal {-child.returncode}" if child.returncode < 0 else "failed"
+        how = exit_text(child.returncode)
         raise ModelLoadError(
-            f"llama.cpp's quantizer {how} on {source}: {last or 'it gave no reason'}; "
+            f"llama.cpp's quantizer failed on {source}: {how}; its last words: {last or 'none'}; "
             "check the free disk space and memory, or take another format"
         )
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from pyemo.extract.extraction import extract, read_neutral
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.recipe_texts import RecipeTexts
 from pyemo.extract.stories import StoryStore, story_prompts
+from pyemo.files.scratch import scratch_folder
 from pyemo.judges import Embedder, ForcedChoiceJudge, MiniLMJudge
 from pyemo.study.states import NEUTRAL
 from pyemo.study.store import Arrays, Result, digest
@@ -141,8 +140,7 @@ def _class(cell: Cell) -> Result:
     prompts = story_prompts(recipe, emotions) if recipe.source == "stories" else []
     n_seq = max(len(prompts), 8)
     model = _model(cell)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch_folder() as folder:
         longest = max((len(model.prompt_tokens(p.text)) for p in prompts), default=0)
         n_ctx = max(4096, n_seq * (longest + recipe.max_tokens + 2))
         with _engine(cell, n_ctx=n_ctx, n_seq_max=n_seq) as engine:
@@ -243,7 +241,7 @@ def _vectors(cell: Cell) -> Result:
         if (source := _source(values)) is not None
     }
     with (
-        tempfile.TemporaryDirectory() as temporary,
+        scratch_folder() as folder,
         _engine(cell, n_ctx=8192, n_seq_max=16) as engine,
     ):
         found = extract(
@@ -251,7 +249,7 @@ def _vectors(cell: Cell) -> Result:
             emotions,
             recipe=recipe,
             fallback_to_vignettes=True,
-            stories_folder=Path(temporary),
+            stories_folder=folder,
         )
     vectors = list(found.vectors.values())
     layers = list(vectors[0].layers)

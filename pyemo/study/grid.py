@@ -8,6 +8,7 @@ Owns where a cell runs and that its result is kept the moment it is there.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -102,6 +103,8 @@ def runner(scheduler: str | None = None, n_workers: int = 1) -> Iterator[Runner]
         return
     distributed = _distributed()
     if scheduler is None:
+        # Their Python begins with `-c`, which looks for modules in the current folder first.
+        os.environ["PYTHONSAFEPATH"] = "1"
         with (
             distributed.LocalCluster(
                 n_workers=n_workers,

@@ -262,7 +262,7 @@ def _parse(name: str, text: object) -> Any:
         _refuse(name, text, "JSON text")
     try:
         value = json.loads(text)
-        _dump(value)
+        _dump(value).encode()  # half a surrogate pair cannot be written
     except (ValueError, RecursionError):
         _refuse(name, text, "JSON text without NaN or infinity")
     return value

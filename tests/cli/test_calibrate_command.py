@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from pyemo import ControlVector, Model, judges
 from pyemo.cli import main
-from pyemo.errors import MissingExtraError
+from pyemo.errors import MissingExtraError, VectorFileError
 from pyemo.vectors.metadata import Calibration
 
 FAST = ("--threads", "1", "--lengths", "6,8")
@@ -354,3 +354,16 @@ def test_two_runs_at_once_on_one_file_keep_all_calibrations(vectors: Path, tmp_p
         assert run.returncode == 0
     assert len(ControlVector.load(path).metadata.calibrations) == 40
     assert [file.name for file in tmp_path.iterdir()] == ["v.gguf"]
+
+
+def test_what_was_found_is_shown_where_it_cannot_be_kept(
+    model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise VectorFileError("No space left on device")
+
+    scripted(monkeypatch, (0.1, 0.3))
+    monkeypatch.setattr(ControlVector, "save", full)
+    result = pyemo(*FAST, "-m", model, calm)
+    assert result.exit_code == 1
+    assert "surgical from 0.1 to 0.3" in result.stderr

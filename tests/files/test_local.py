@@ -15,6 +15,7 @@ import pytest
 from pyemo.errors import InputError, ModelChecksumError, ModelLoadError, ModelNotFoundError
 from pyemo.files import local as local_files
 from pyemo.files.local import check_folder_writable
+from pyemo.files.targets import checked_target
 
 LONG_AGO_NS = 1_700_000_000 * 10**9
 
@@ -260,3 +261,68 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written to"):
         check_folder_writable(tmp_path / "file" / "a")
+
+
+@pytest.mark.parametrize("kind", ["deep", "pipe", "huge", "device", "folder", "list"])
+def test_a_damaged_cache_costs_time_never_the_result(
+    kind: str, tmp_path: Path, cache: Path
+) -> None:
+    cache.mkdir()
+    hashes, file = cache / "file_hashes.json", tmp_path / "file"
+    file.write_bytes(b"text")
+    if kind == "deep":
+        hashes.write_text("[" * 100_000)
+    elif kind == "pipe":
+        os.mkfifo(hashes)
+    elif kind == "huge":
+        with hashes.open("wb") as sparse:
+            sparse.truncate(20 << 30)
+    elif kind == "device":
+        hashes.symlink_to("/dev/zero")
+    elif kind == "folder":
+        hashes.mkdir()
+    else:
+        hashes.write_text('{"files": {"a": [1], "b": null}}')
+    assert local_files.file_sha256(file) == hashlib.sha256(b"text").hexdigest()
+
+
+@pytest.mark.parametrize("place", ["", "~no-such-user/cache"])
+def test_a_cache_without_a_home_folder_is_refused_by_name(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pwd
+
+    def nobody(_key: object) -> None:
+        raise KeyError("no such user")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYEMO_CACHE", place)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(InputError, match="PYEMO_CACHE"):
+        local_files.cache_dir()
+
+
+def test_a_hash_needs_no_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYEMO_CACHE", "~no-such-user/cache")
+    file = tmp_path / "file"
+    file.write_bytes(b"text")
+    assert local_files.file_sha256(file) == hashlib.sha256(b"text").hexdigest()
+
+
+def test_a_deleted_current_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(InputError, match="was deleted"):
+        local_files.absolute("file")
+    with pytest.raises(InputError):
+        checked_target("file", "a text")
+
+
+def test_a_path_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.gguf")
+    Path(path).write_bytes(b"GGUF")
+    with pytest.raises(ModelLoadError, match="is not UTF-8"):
+        local_files.check_gguf(path)

@@ -149,3 +149,8 @@ WRONG_FIELDS = {
 def test_a_wrong_field_in_a_file_is_refused(fields):
     with pytest.raises(VectorFileError, match="a field is wrong: "):
         VectorMetadata.from_file(file_of(fields))
+
+
+def test_evidence_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(InputError, match="evidence"):
+        Calibration("0" * 64, "m", "greedy", 8, (0.1, 0.2), 0.1, '{"a": "\\ud800"}')
