@@ -13,15 +13,7 @@ import os
 import signal
 import sys
 
-import llama_cpp
-
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _print(_level: int, text: bytes, _data: object) -> None:
-    sys.stdout.buffer.write(text)
-    sys.stdout.buffer.flush()
 
 
 def _end_with(parent: int) -> None:
@@ -33,9 +25,20 @@ def _end_with(parent: int) -> None:
         sys.exit(1)
 
 
-def main(source: str, target: str, ftype: str, n_threads: str, parent: str) -> int:
+if __name__ == "__main__":
+    _end_with(int(sys.argv[-1]))  # before what takes long to import
+
+import llama_cpp  # noqa: E402
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _print(_level: int, text: bytes, _data: object) -> None:
+    sys.stdout.buffer.write(text)
+    sys.stdout.buffer.flush()
+
+
+def main(source: str, target: str, ftype: str, n_threads: str, _parent: str) -> int:
     """Quantize; return 0 if it went well."""
-    _end_with(int(parent))
     llama_cpp.llama_log_set(_print, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = int(ftype)
