@@ -102,8 +102,8 @@ def extract_own(
     if as_json:
         output.print_json(facts)
         return
-    click.echo(_line(path, voice))
-    click.echo(
+    output.say(_line(path, voice))
+    output.say(
         f"on {voice.n_held_out} replies held out {voice.gain.value:+.2f} [{voice.gain.low:+.2f}, "
         f"{voice.gain.high:+.2f}] nats per token; a vector of shuffled labels "
         f"{voice.control.value:+.2f}"
