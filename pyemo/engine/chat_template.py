@@ -39,9 +39,9 @@ def render_messages(
 ) -> str:
     """Return the messages as the template writes them, up to where the reply goes on.
 
-    Where it refuses them, or leaves out a system message that is not the first, they are given in
-    another form (:func:`pyemo.engine.messages.forms`). The assistant's message is continued where
-    it is the last.
+    Where it refuses them, or leaves out one of several system messages or a late one, they are
+    given in another form (:func:`pyemo.engine.messages.forms`). The assistant's message is
+    continued where it is the last.
 
     Args:
         mark: a character that no message has twice in a row.
@@ -79,16 +79,16 @@ def variables(template: str) -> set[str]:
 
 
 def _leaves_out(render: Callable[..., str], messages: Sequence[Message], mark: str) -> bool:
-    """Whether a system message that is not the first is missing in what the template writes."""
-    late = [i for i, m in enumerate(messages) if i and m["role"] in ("system", "developer")]
-    if not late:
+    """Whether one of several system messages, or a late one, is missing in what is written."""
+    said = [i for i, m in enumerate(messages) if m["role"] in ("system", "developer")]
+    if not any(said):  # none, or one that is the first
         return False
     probed = [
-        {**m, "content": f"{m['content']}{mark}{mark}{i}{mark}"} if i in late else m
+        {**m, "content": f"{m['content']}{mark}{mark}{i}{mark}"} if i in said else m
         for i, m in enumerate(messages)
     ]
     text = render(probed)
-    return not all(f"{mark}{mark}{i}{mark}" in text for i in late)
+    return not all(f"{mark}{mark}{i}{mark}" in text for i in said)
 
 
 def _render_open(render: Callable[..., str], messages: Sequence[Message], mark: str) -> str:

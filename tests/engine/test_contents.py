@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -142,6 +143,34 @@ def test_text_taken_apart_by_hand_has_the_same_tokens(
         plain = model.tokenize(marked.replace(mark, ""), parse_special=True)
         written = [contents._guarded[token] for token in contents._found(plain)]
         assert contents._pieces(marked, mark, written) == plain
+
+
+@pytest.mark.parametrize(
+    "name", ["chatml", "qwen3", "llama3", "gemma3", "phi3", "smollm3", "granite"]
+)
+def test_template_is_rendered_as_llama_cpp_knows_it(
+    family: Callable[[str], Model], name: str
+) -> None:
+    import llama_cpp
+
+    model = family(name)
+    messages = conversation("the happy", "story <b>", "a  day", "and you")
+    messages = messages[1:] if name == "gemma3" else messages  # llama.cpp puts it into the turn
+    given = [
+        llama_cpp.llama_chat_message(role=m["role"].encode(), content=m["content"].encode())
+        for m in messages
+    ]
+    buffer = ctypes.create_string_buffer(4096)
+    n = llama_cpp.llama_chat_apply_template(
+        (model.chat_template or "").encode(),
+        (llama_cpp.llama_chat_message * len(given))(*given),
+        len(given),
+        True,
+        buffer,
+        len(buffer),
+    )
+    bos = model.native.piece(0, special=True) if "bos_token" in (model.chat_template or "") else b""
+    assert model.prompt_text(messages).encode() == bos + buffer.raw[:n]
 
 
 def test_own_thoughts_stay_tokens_and_a_users_do_not(family: Callable[[str], Model]) -> None:

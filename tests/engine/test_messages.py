@@ -28,6 +28,12 @@ FIRST_SYSTEM_ONLY = (  # as servers that keep one
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+LAST_SYSTEM_ONLY = (  # as DeepSeek
+    "{% set ns = namespace(said='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.said = m.content %}{% endif %}{% endfor %}{{ ns.said }}"
+    "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.content }}{% endif %}"
+    "{% endfor %}"
+)
 THINKING = (  # as Qwen3
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -142,15 +148,19 @@ def test_neighbours_of_one_role_are_joined_where_the_template_refuses_them(
     assert text.startswith("<|im_start|>user\ns\n\na\n\nb\n\nc<|im_end|>")
 
 
-def test_no_system_message_is_left_out(model_with: Callable[[str], Model]) -> None:
-    model = model_with(FIRST_SYSTEM_ONLY)
+@pytest.mark.parametrize("template", [FIRST_SYSTEM_ONLY, LAST_SYSTEM_ONLY])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3)])
+def test_no_system_message_is_left_out(
+    model_with: Callable[[str], Model], template: str, order: tuple[int, ...]
+) -> None:
     messages = [
         {"role": "system", "content": "one"},
         user("a"),
         {"role": "system", "content": "two"},
         user("b"),
     ]
-    assert "one\n\ntwo" in model.prompt_text(messages)
+    text = model_with(template).prompt_text([messages[i] for i in order])
+    assert "one\n\ntwo" in text
 
 
 def test_what_no_form_makes_right_is_refused_in_the_templates_words(
