@@ -32,6 +32,7 @@ COMMANDS = {
     "models": "pyemo.cli.models:models",
     "inspect": "pyemo.cli.inspect:inspect",
     "extract": "pyemo.cli.extract:extract",
+    "convert": "pyemo.cli.convert:convert",
     "rescale": "pyemo.cli.rescale:rescale",
     "sweep": "pyemo.cli.sweep:sweep",
     "calibrate": "pyemo.cli.calibrate:calibrate",

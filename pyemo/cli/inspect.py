@@ -42,11 +42,11 @@ def inspect(
     files_only: bool,
     as_json: bool,
 ) -> None:
-    """Show VECTOR: a file, the name of a bundled vector, or a folder of vectors.
+    """Show VECTOR: a file of any tool, the name of a bundled vector, or a folder of vectors.
 
-    For one vector: its unit, its source and recipe, what it was calibrated on, the length of its
-    direction at each layer, and the dose of a strength: how far it moves the last layer's residual
-    stream, as a share of its norm.
+    For one vector: what wrote it, its unit, its source and recipe, what it was calibrated on, the
+    length of its direction at each layer, and the dose of a strength: how far it moves the last
+    layer's residual stream, as a share of its norm.
 
     A folder is judged as a set: how far its directions point apart at each layer, and, where its
     model is at hand, how well they tell held-out texts apart and how much they depend on the texts
@@ -65,7 +65,7 @@ def inspect(
         from pyemo.cli.inspect_job import print_emotions
 
         print_emotions(as_json)
-    elif os.path.isdir(vector):
+    elif os.path.isdir(vector) and not os.path.isfile(os.path.join(vector, "pack.json")):
         from pyemo.cli.inspect_set import print_set
 
         print_set(

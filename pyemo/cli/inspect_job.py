@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from pyemo.emotions import Emotion
 from pyemo.errors import VectorError, VectorModelMismatchError
 from pyemo.files import catalog
 from pyemo.vectors.control_vector import Calibration, ControlVector, find_vector
+from pyemo.vectors.foreign import ForeignVector, read_foreign
 from pyemo.vectors.metadata import VectorMetadata
+
+if TYPE_CHECKING:
+    from pyemo.engine.model import Model
 
 STRENGTHS = (0.01, 0.02)
 """Strengths whose dose is shown, beside those that the file recommends."""
@@ -46,33 +50,40 @@ def print_vector(name: str, model_name: str | None, as_json: bool) -> None:
         ModelError: the model it is to be compared with cannot be loaded.
         VectorModelMismatchError: it does not fit that model; all else was printed before.
     """
-    path = _path_of(name, model_name)
-    vector = ControlVector.load(path)
-    fit, mismatch = _fit(vector, model_name)
+    model = _model(model_name)
+    found = read_foreign(_path_of(name, model_name), model=model)
+    path, vector = str(found.path), found.vector
+    fit, mismatch = _fit(vector, model)
     if as_json:
-        output.print_json({"path": path, **_described(vector), "fit": fit})
+        origin = {"tool": found.tool, "notes": list(found.notes)}
+        output.print_json({"path": path, **origin, **_described(vector), "fit": fit})
     else:
-        output.say("\n".join(_lines(vector, path, fit)))
+        output.say("\n".join(_lines(found, fit)))
     if mismatch is not None:
         raise mismatch
 
 
+def _model(name: str | None) -> Model | None:
+    if name is None:
+        return None
+    from pyemo.engine.model import Model
+
+    return Model.load(name)
+
+
 def _path_of(name: str, model_name: str | None) -> str:
-    if os.path.isfile(name):
+    if os.path.exists(name):
         return name
     model = catalog.resolve_model(model_name).name if model_name else DEFAULT_MODEL
     return str(find_vector(name, model))
 
 
 def _fit(
-    vector: ControlVector, model_name: str | None
+    vector: ControlVector, model: Model | None
 ) -> tuple[dict[str, str] | None, VectorModelMismatchError | None]:
     """Return how the vector fits the model, if there is one, and the error if it does not."""
-    if model_name is None:
+    if model is None:
         return None, None
-    from pyemo.engine.model import Model
-
-    model = Model.load(model_name)
     try:
         fit = vector.check(model)
     except VectorModelMismatchError as error:
@@ -130,10 +141,12 @@ def _doses(vector: ControlVector) -> dict[float, float]:
 # --- for people ---
 
 
-def _lines(vector: ControlVector, path: str, fit: dict[str, str] | None) -> list[str]:
+def _lines(found: ForeignVector, fit: dict[str, str] | None) -> list[str]:
+    vector = found.vector
     meta = vector.metadata
     lines = [
-        f"{vector.name}  ({output.printable(path)})",
+        f"{vector.name}  ({output.printable(str(found.path))})",
+        f"written by   {found.tool}",
         *_fields(vector),
         *_recipe(meta),
         *_trained(meta),
@@ -141,6 +154,7 @@ def _lines(vector: ControlVector, path: str, fit: dict[str, str] | None) -> list
         *_chart(vector),
         *_dose_lines(vector),
     ]
+    lines += [f"note         {output.printable(note)}" for note in found.notes]
     return [*lines, f"fit          {fit['sentence']}"] if fit is not None else lines
 
 

@@ -197,7 +197,8 @@ class ControlVector:
         if not meta.architecture:
             raise VectorFileError(
                 f"the control vector {self._name!r} does not say its model's architecture, which a "
-                "file must: set it with with_metadata, or rescale it with its model as the source"
+                "file must: name it (pyemo convert --hint ARCH, or -m MODEL; with_metadata in "
+                "Python), or rescale it on its model"
             )
         content = VectorFile(self._directions, meta.to_fields(), meta.architecture)
         vector_file.write(path, content, force=force)

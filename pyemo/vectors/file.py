@@ -2,7 +2,8 @@
 
 Owns the file of docs/vector-format.md and the checks of its directions. Knows nothing of what the
 fields mean, except that a later ``pyemo.format_version`` is refused. What it accepts, llama.cpp
-accepts; what llama.cpp would load wrongly or not at all is refused here by name.
+accepts, but for ``direction.0``: other tools write it for block 0, which llama.cpp cannot steer.
+What llama.cpp would load wrongly or not at all is refused here by name.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pyemo.vectors.gguf_header import (
     NUMBERS,
     STRING,
     FieldValue,
+    Header,
     TensorInfo,
     read_header,
     refuse,
@@ -43,6 +45,9 @@ from pyemo.vectors.gguf_header import (
 
 FORMAT_VERSION = 1
 VERSION_KEY = "pyemo.format_version"
+PYEMO, EASYSTEER, CVECTOR_GENERATOR = "pyemo", "EasySteer", "llama.cpp's cvector-generator"
+"""Writers that can be told by their files."""
+
 MAX_LAYER = 4095
 MAX_FILE_BYTES = 1 << 29
 
@@ -51,13 +56,14 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 _ARCHITECTURE = "controlvector"
 _MODEL_HINT_KEY = "controlvector.model_hint"
 _LAYER_COUNT_KEY = "controlvector.layer_count"
+_METHOD_KEY = "controlvector.method"
 _STRUCTURE_KEYS = {ARCHITECTURE_KEY, ALIGNMENT_KEY, _MODEL_HINT_KEY, _LAYER_COUNT_KEY}
 
 _KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 # one spelling for each layer: llama.cpp takes "direction.01" and "direction.1x" for layer 1 too
 _DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,9})")
 _GGML_F32 = 0
-_BOOL, _UINT32, _INT64, _FLOAT64 = 7, 4, 11, 12
+_BOOL, _UINT32, _INT32, _INT64, _FLOAT64 = 7, 4, 5, 11, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +71,19 @@ class VectorFile:
     """What a control-vector file holds.
 
     Attributes:
-        directions: layer (1 to 4095) -> float32 (n_embd,), the same n_embd for all.
+        directions: layer (0 to 4095) -> float32 (n_embd,), the same n_embd for all. Layer 0 is
+            read and never written.
         fields: every key but the four that make the file a GGUF control vector. Numbers are Python
             numbers, arrays of numbers NumPy arrays, arrays of strings tuples.
         model_hint: the architecture it was made for ("llama"), "" where a file names none.
+        writer: the program that writes files with these marks; "" where there are none. For
+            reading only.
     """
 
     directions: Mapping[int, Float32Array]
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     model_hint: str = ""
+    writer: str = ""
 
 
 def read(path: str | os.PathLike[str]) -> VectorFile:
@@ -205,7 +215,16 @@ def _read_open(file: BinaryIO) -> VectorFile:
     if not isinstance(hint, str):
         refuse(f"has {_MODEL_HINT_KEY} {shown(hint)}; it must be text")
     fields = {key: value for key, value in header.fields.items() if key not in _STRUCTURE_KEYS}
-    return VectorFile(directions, fields, hint)
+    return VectorFile(directions, fields, hint, _writer(header))
+
+
+def _writer(header: Header) -> str:
+    """Return whose files bear these marks: a field of its own, or the number type of the count."""
+    if VERSION_KEY in header.fields:
+        return PYEMO
+    if _METHOD_KEY in header.fields:
+        return EASYSTEER
+    return CVECTOR_GENERATOR if header.kinds.get(_LAYER_COUNT_KEY) == _INT32 else ""
 
 
 def _layer_of(tensor: TensorInfo) -> int:
@@ -217,8 +236,8 @@ def _layer_of(tensor: TensorInfo) -> int:
             "direction.2 and so on and nothing else, llama.cpp refuses it too"
         )
     layer = int(match[1])
-    if not 1 <= layer <= MAX_LAYER:
-        refuse(f"holds {tensor.name}; layers in a file run from 1 to {MAX_LAYER}")
+    if layer > MAX_LAYER:
+        refuse(f"holds {tensor.name}; layers in a file run from 0 to {MAX_LAYER}")
     if tensor.ggml_type != _GGML_F32:
         raise VectorShapeError(
             f"has {tensor.name} of ggml type {tensor.ggml_type}; it must be 0, float32, as "

@@ -55,10 +55,12 @@ class TensorInfo:
 class Header:
     """Fields and tensors of a GGUF file, and where its tensor data starts.
 
-    Numbers are Python numbers, arrays of numbers read-only NumPy arrays, arrays of strings tuples.
+    ``kinds`` has the GGUF value type of each field, which tells one writer from another. Numbers
+    are Python numbers, arrays of numbers read-only NumPy arrays, arrays of strings tuples.
     """
 
     fields: Mapping[str, FieldValue]
+    kinds: Mapping[str, int]
     tensors: tuple[TensorInfo, ...]
     alignment: int
     data_start: int
@@ -73,13 +75,13 @@ def read_header(file: BinaryIO, architecture: str) -> Header:
     size = os.fstat(file.fileno()).st_size
     cursor = _Cursor(file.read(min(size, MAX_HEADER_BYTES)), size)
     n_tensors, n_fields = _read_preamble(cursor)
-    fields = _read_fields(cursor, n_fields, architecture)
+    fields, kinds = _read_fields(cursor, n_fields, architecture)
     # compared only now: a model has many tensors, and its architecture makes the better message
     if n_tensors > MAX_TENSORS:
         refuse(f"claims {n_tensors} tensors; a control vector has at most {MAX_TENSORS}")
     tensors = tuple(_read_tensor_info(cursor, index) for index in range(n_tensors))
     alignment = _alignment(fields)
-    return Header(fields, tensors, alignment, round_up(cursor.position, alignment))
+    return Header(fields, kinds, tensors, alignment, round_up(cursor.position, alignment))
 
 
 def refuse(reason: str) -> NoReturn:
@@ -142,7 +144,10 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
         refuse("is empty; fetch or extract it again")
     magic = cursor.take(min(4, cursor.file_size), "the first four bytes")
     if magic != b"GGUF":
-        refuse(f"is not a GGUF file: it begins with {magic!r}; pass a GGUF control vector")
+        refuse(
+            f"is not a GGUF file: it begins with {magic!r}; pass a GGUF control vector, "
+            "or make one of a .safetensors or .pt file: pyemo convert"
+        )
     version = cursor.number("<u4", "the GGUF version")
     if version & 0xFFFF == 0:
         refuse("is a big-endian GGUF file; convert it to little-endian")
@@ -155,13 +160,16 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
     return n_tensors, n_fields
 
 
-def _read_fields(cursor: _Cursor, n_fields: int, architecture: str) -> dict[str, FieldValue]:
+def _read_fields(
+    cursor: _Cursor, n_fields: int, architecture: str
+) -> tuple[dict[str, FieldValue], dict[str, int]]:
     fields: dict[str, FieldValue] = {}
+    kinds: dict[str, int] = {}
     for index in range(n_fields):
         key = cursor.text(f"the name of field {index}")
         if key in fields:
             refuse(f"is damaged: it has the field {shown(key)} twice")
-        kind = cursor.number("<u4", f"the type of field {shown(key)}")
+        kinds[key] = kind = cursor.number("<u4", f"the type of field {shown(key)}")
         fields[key] = value = _read_value(cursor, kind, f"the field {shown(key)}")
         # compared at once: a model's remaining fields can be large
         if key == ARCHITECTURE_KEY and not (isinstance(value, str) and value == architecture):
@@ -173,7 +181,7 @@ def _read_fields(cursor: _Cursor, n_fields: int, architecture: str) -> dict[str,
         refuse(
             f"does not say what it is: {ARCHITECTURE_KEY} is missing; it must be {architecture!r}"
         )
-    return fields
+    return fields, kinds
 
 
 def _read_value(cursor: _Cursor, kind: int, what: str) -> FieldValue:

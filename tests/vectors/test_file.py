@@ -349,14 +349,14 @@ HOSTILE = {
         gguf_bytes(tensors=[*ONE, tensor("output.weight", offset=32)]),
         "holds the tensor 'output.weight'",
     ),
-    "direction.0": (gguf_bytes(tensors=[tensor("direction.0")]), "direction.0; layers .* from 1"),
+    "direction.4096": (gguf_bytes(tensors=[tensor("direction.4096")]), "layers .* from 0 to 4095"),
     "direction.01": (gguf_bytes(tensors=[tensor("direction.01")]), "holds the tensor"),
     "direction.-1": (gguf_bytes(tensors=[tensor("direction.-1")]), "holds the tensor"),
     "direction.1x": (gguf_bytes(tensors=[tensor("direction.1x")]), "holds the tensor"),
     "direction.٣": (gguf_bytes(tensors=[tensor("direction.٣")]), "holds the tensor"),
     "direction.2000000000": (
         gguf_bytes(tensors=[tensor("direction.2000000000")]),
-        "direction.2000000000; layers in a file run from 1 to 4095",
+        "direction.2000000000; layers in a file run from 0 to 4095",
     ),
     "a huge name": (
         gguf_bytes(tensors=[tensor("direction." + "9" * 100_000)]),
