@@ -8,6 +8,7 @@ import click
 
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.cli.options import debug_option, json_option
+from pyemo.files.hub_vectors import parse
 
 
 @click.command(short_help="Show what a vector, or a folder of them, says of itself.")
@@ -44,6 +45,8 @@ def inspect(
 ) -> None:
     """Show VECTOR: a file of any tool, the name of a bundled vector, or a folder of vectors.
 
+    hf:org/repo lists the vectors of a Hugging Face repository; hf:org/repo/file.gguf is one.
+
     For one vector: what wrote it, its unit, its source and recipe, what it was calibrated on, the
     length of its direction at each layer, and the dose of a strength: how far it moves the last
     layer's residual stream, as a share of its norm.
@@ -57,6 +60,7 @@ def inspect(
       pyemo inspect anger
       pyemo inspect ./my.gguf --model gemma-3-270m
       pyemo inspect ./my-vectors --plot ./pictures
+      pyemo inspect hf:org/repo
       pyemo inspect --emotions
     """
     if emotions == (vector is not None):
@@ -65,6 +69,10 @@ def inspect(
         from pyemo.cli.inspect_job import print_emotions
 
         print_emotions(as_json)
+    elif (remote := parse(vector)) is not None and remote.file is None:
+        from pyemo.cli.inspect_job import print_repository
+
+        print_repository(remote.repo, as_json)
     elif os.path.isdir(vector) and not os.path.isfile(os.path.join(vector, "pack.json")):
         from pyemo.cli.inspect_set import print_set
 

@@ -14,7 +14,7 @@ from pyemo.choices import DEFAULT_MODEL
 from pyemo.cli import output
 from pyemo.emotions import Emotion
 from pyemo.errors import VectorError, VectorModelMismatchError
-from pyemo.files import catalog
+from pyemo.files import catalog, hub_vectors
 from pyemo.vectors.control_vector import Calibration, ControlVector, find_vector
 from pyemo.vectors.foreign import ForeignVector, read_foreign
 from pyemo.vectors.metadata import VectorMetadata
@@ -40,6 +40,19 @@ def print_emotions(as_json: bool) -> None:
         names = ", ".join((emotion.noun, *emotion.synonyms))
         output.say(f"{emotion.name:<13} opposite: {opposite:<13} also: {names}")
     output.note(f"vectors bundled for {DEFAULT_MODEL}: {', '.join(bundled) or 'none'}")
+
+
+def print_repository(repo: str, as_json: bool) -> None:
+    """Print the vectors of a Hugging Face repository, each as it can be named.
+
+    Raises:
+        VectorNotFoundError: no such repository, no vectors in it, or no network.
+    """
+    names = [f"{hub_vectors.PREFIX}{repo}/{name}" for name in hub_vectors.moods(repo)]
+    if as_json:
+        output.print_json(names)
+        return
+    click.echo("\n".join(map(output.printable, names)))
 
 
 def print_vector(name: str, model_name: str | None, as_json: bool) -> None:
@@ -74,6 +87,8 @@ def _model(name: str | None) -> Model | None:
 def _path_of(name: str, model_name: str | None) -> str:
     if os.path.exists(name):
         return name
+    if name.lower().startswith(hub_vectors.PREFIX):
+        return str(find_vector(name))
     model = catalog.resolve_model(model_name).name if model_name else DEFAULT_MODEL
     return str(find_vector(name, model))
 
@@ -162,7 +177,7 @@ def _fields(vector: ControlVector) -> list[str]:
     meta = vector.metadata
     unit = "raw: a strength is a plain factor; `pyemo rescale` gives it a meaning"
     if vector.unit == "residual":
-        unit = "residual: strength 0.02 adds 2% of the residual norm at each layer"
+        unit = f"residual: strength 0.02 adds {_share(vector)}"
     layers = f"{vector.layers[0]} to {vector.layers[-1]}"
     rows = {
         "emotion": _emotion(emotions.EMOTIONS.get(meta.emotion), meta.emotion),
@@ -175,6 +190,20 @@ def _fields(vector: ControlVector) -> list[str]:
         "template": meta.chat_template_sha256,
     }
     return [f"{label:<12} {value or 'not known'}" for label, value in rows.items()]
+
+
+def _share(vector: ControlVector) -> str:
+    """Return what strength 0.02 adds, as a share of the residual norms."""
+    norms = vector.residual_norms
+    shares = [
+        length / norms[layer]
+        for layer, length in zip(vector.layers, _lengths(vector), strict=True)
+        if layer in norms
+    ]
+    if not shares or max(shares) - min(shares) < 0.02 * max(shares):
+        return "2% of the residual norm at each layer"
+    low, high = 0.02 * min(shares), 0.02 * max(shares)
+    return f"{low:.2g} to {high:.2g} of the residual norm, by layer"
 
 
 def _emotion(emotion: Emotion | None, name: str) -> str:

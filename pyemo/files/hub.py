@@ -48,6 +48,21 @@ def find(wanted: HubFile) -> Path | None:
     return Path(kept) if isinstance(kept, str) else None
 
 
+def list_files(repo: str) -> list[str]:
+    """Return the names of all files of a repository.
+
+    Raises:
+        MissingExtraError: ``huggingface_hub`` is not installed.
+        ModelNotFoundError: no such repository, a licence to accept first, or no network.
+    """
+    wanted = HubFile(repo, None)
+    client = _client(wanted)
+    try:
+        return list(client.list_repo_files(repo))
+    except Exception as error:  # see fetch
+        raise ModelNotFoundError(_explain(wanted, error)) from error
+
+
 def fetch(wanted: HubFile) -> Path:
     """Return the file's local path, downloading it the first time.
 

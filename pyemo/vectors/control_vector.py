@@ -26,7 +26,7 @@ from pyemo.errors import (
     VectorNotFoundError,
     VectorShapeError,
 )
-from pyemo.files import catalog
+from pyemo.files import catalog, hub_vectors
 from pyemo.vectors import file as vector_file
 from pyemo.vectors.file import Float32Array, VectorFile
 from pyemo.vectors.fit import Fit, FitKind, compare
@@ -158,7 +158,8 @@ class ControlVector:
     ) -> ControlVector:
         """Return the vector of a file, or the bundled one of an emotion for ``model``.
 
-        A file that exists wins. With a model the vector is checked against it, see ``check``.
+        A file that exists wins; ``hf:org/repo/file.gguf`` is fetched from Hugging Face. With a
+        model the vector is checked against it, see ``check``.
         ``use`` tells bundled ones apart: "writing" steers texts, "reading" is for gauges.
 
         Files of repeng and llama.cpp's cvector-generator load with the unit "raw". The latter
@@ -352,16 +353,21 @@ class ControlVector:
         neutral_projections: Sequence[float] = (),
         *,
         source: Identified | None = None,
+        keep_profile: bool = False,
     ) -> ControlVector:
         """Return the vector in the unit "residual": each direction as long as its layer's norm.
 
-        What the lengths of the directions said before is lost, their sense is kept.
+        What the lengths of the directions said before is lost, their sense is kept. With
+        ``keep_profile`` their proportions are kept too: one factor for all, by which a strength is
+        the share of the residual norm in the root mean square over the layers.
         Recommended strengths go, since a strength now means something else.
 
         Args:
             residual_norms: for all layers of the model, layer 0 first; above 0.
             neutral_projections: for all layers, or nothing where they were not measured.
             source: the model they were measured on; recorded as the vector's source.
+            keep_profile: take the lengths as part of the method, as where a tool's own scale is
+                one number for all layers.
         Raises:
             InputError: a norm is not above 0 or a number not finite, or the rows differ in length.
             VectorShapeError: a direction is zero, or lies past the last norm.
@@ -379,15 +385,21 @@ class ControlVector:
                 f"the control vector {self._name!r} has a direction for layer {self.layers[-1]}, "
                 f"but {len(metadata.residual_norms)} residual norms were given"
             )
-        scaled: dict[int, Any] = {}
+        shares: dict[int, float] = {}
         for layer, row in self._directions.items():
-            length = np.linalg.norm(row.astype(np.float64))
+            length = float(np.linalg.norm(row.astype(np.float64)))
             if length == 0:
                 raise VectorShapeError(
                     f"the control vector {self._name!r} has a zero direction at layer {layer}, "
                     "which has no sense to keep; leave it out with only_layers"
                 )
-            scaled[layer] = row.astype(np.float64) * (metadata.residual_norms[layer] / length)
+            shares[layer] = length / metadata.residual_norms[layer]
+        if keep_profile:
+            common = math.sqrt(sum(share * share for share in shares.values()) / len(shares))
+            shares = dict.fromkeys(shares, common)
+        scaled = {
+            layer: row.astype(np.float64) / shares[layer] for layer, row in self._directions.items()
+        }
         return ControlVector(scaled, name=self._name, metadata=metadata)
 
     # --- readings ---
@@ -464,10 +476,15 @@ def find_vector(
 ) -> Path:
     """Return the file that is meant: an existing path wins, else the vector bundled for a model.
 
+    ``hf:org/repo/file.gguf`` is fetched from Hugging Face the first time.
+
     Raises:
         VectorNotFoundError: a name without a model's, or no vector of that name for the model.
     """
     text = os.fspath(name_or_path)
+    remote = hub_vectors.parse(text) if isinstance(text, str) else None
+    if remote is not None and not os.path.exists(text):
+        return hub_vectors.fetch(remote)
     path = Path(os.path.expanduser(text))
     if os.path.isfile(path) or not isinstance(name_or_path, str) or _is_path(text):
         return path  # what is not a file after all is refused by name when it is read
