@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pyemo.engine.model import Model
     from pyemo.engine.threads import Threads
     from pyemo.extract.neutral import NeutralStatistics
+    from pyemo.extract.signs import SignCheck
     from pyemo.vectors.control_vector import ControlVector
 
 
@@ -33,6 +34,19 @@ if TYPE_CHECKING:
     "measured after block N-1 as direction N: -1 puts it back.",
 )
 @click.option(
+    "--per-layer",
+    is_flag=True,
+    help="Make every direction as long as its own layer's residual, instead of keeping the "
+    "proportions of their lengths.",
+)
+@click.option(
+    "--check-sign",
+    metavar="POLES",
+    help="Read texts of both poles and say which layers point the wrong way: an emotion's name, or "
+    "two files of a text a line, as in happy.txt,sad.txt.",
+)
+@click.option("--fix-sign", is_flag=True, help="With --check-sign: turn round the layers that do.")
+@click.option(
     "--layers", metavar="A:B", help="Keep these layers only, B not included; after the shift."
 )
 @click.option(
@@ -49,6 +63,9 @@ def rescale(
     target: str,
     force: bool,
     layer_shift: int,
+    per_layer: bool,
+    check_sign: str | None,
+    fix_sign: bool,
     layers: str | None,
     allow_other_weights: bool,
     threads: Threads,
@@ -56,43 +73,133 @@ def rescale(
 ) -> None:
     """Turn the raw vector FILE into residual units, so that 0.02 is 2% of the residual norm.
 
-    Files of repeng and of llama.cpp's cvector-generator do not say how long a direction is beside
-    what it is added to. This reads neutral texts with the model, makes every direction as long as
-    the median residual norm of its layer, and notes the neutral projections that gauges need. The
-    model is noted as the one the vector was made on.
+    Files of other tools do not say how long a direction is beside what it is added to. This reads
+    neutral texts with the model, gives all directions one factor, by which 0.02 is 2% of the median
+    residual norm on average over the layers, and notes the neutral projections that gauges need.
+    The proportions of their lengths are part of many methods and stay; --per-layer makes each as
+    long as the residual of its own layer. The model is noted as the one the vector was made on.
+
+    llama.cpp's PCA leaves each layer's sign to chance. --check-sign reads ten texts of each pole
+    and compares their hidden states along each direction.
 
     \b
     Example:
       pyemo rescale repeng.gguf -m smollm2-135m-instruct -o happy.gguf
       pyemo rescale cvector.gguf -m smollm2-135m-instruct --layer-shift -1 --layers 1: -o happy.gguf
+      pyemo rescale cvector.gguf --check-sign happy --fix-sign -o happy.gguf
     """
     from pyemo.engine.model import Model
     from pyemo.vectors.file import check_target
 
+    if fix_sign and check_sign is None:
+        raise click.UsageError("--fix-sign turns what --check-sign finds: give both")
     check_target(target, force=force)
+    poles = None if check_sign is None else _poles(check_sign)
     vector = _prepare(file, layer_shift, layers)
     loaded = Model.load(model)
     vector.check(loaded, allow_other_weights=allow_other_weights)
+    vector, signs = _signed(loaded, vector, threads, poles, fix_sign)
     statistics = _measure(loaded, vector, threads)
     rescaled = vector.rescaled(
-        statistics.residual_norms, statistics.neutral_projections, source=loaded
+        statistics.residual_norms,
+        statistics.neutral_projections,
+        source=loaded,
+        keep_profile=not per_layer,
     )
     rescaled.save(target, force=force)
-    _report(rescaled, statistics, target, as_json)
+    _report(rescaled, statistics, signs, fix_sign, target, as_json)
 
 
 def _prepare(file: str, layer_shift: int, layers: str | None) -> ControlVector:
     """Return the file's vector with the layers it is to have."""
     from pyemo.engine.steering import parse_layers
     from pyemo.errors import InputError
-    from pyemo.vectors.control_vector import ControlVector
+    from pyemo.vectors.foreign import read_foreign
 
-    vector = ControlVector.load(file)
+    found = read_foreign(file)
+    for note in found.notes:
+        output.note(note)
+    vector = found.vector
     if vector.unit != "raw":
         raise InputError(f"{file} is in residual units already; use it as it is")
     if layer_shift:
         vector = vector.shifted(layer_shift)
-    return vector if layers is None else vector.only_layers(parse_layers(layers))
+    if layers is not None:
+        vector = vector.only_layers(parse_layers(layers))
+    if vector.layers[0] == 0 and len(vector.layers) > 1:
+        output.note("block 0 is left out: a vector file has no place for it")
+        vector = vector.only_layers(vector.layers[1:])
+    return vector
+
+
+def _poles(text: str) -> tuple[list[str], list[str]]:
+    """Return texts of the positive and the negative pole.
+
+    Raises:
+        InputError: no such emotion, or files that cannot be read or hold no text.
+    """
+    from pyemo.emotions import EMOTIONS, resolve
+    from pyemo.errors import InputError
+    from pyemo.texts.sources import neutral_texts, vignettes
+
+    if "," not in text:
+        emotion = resolve(text)
+        own = [scene.text for scene in vignettes(emotion)]
+        opposite = EMOTIONS[emotion].opposite
+        others = [scene.text for scene in vignettes(opposite)] if opposite else neutral_texts()
+        return own, list(others)
+    names = text.split(",")
+    if len(names) != 2:
+        raise InputError(f"{text!r} is not an emotion, nor two files joined by a comma")
+    first, second = (_texts(name) for name in names)
+    return first, second
+
+
+def _texts(name: str) -> list[str]:
+    from pyemo.errors import InputError
+
+    try:
+        with open(name, encoding="utf-8") as file:
+            texts = [line.strip() for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"the texts {name!r} cannot be read: {error}") from error
+    if not texts:
+        raise InputError(f"{name!r} holds no text; write one a line")
+    return texts
+
+
+def _signed(
+    model: Model,
+    vector: ControlVector,
+    threads: Threads,
+    poles: tuple[list[str], list[str]] | None,
+    fix: bool,
+) -> tuple[ControlVector, SignCheck | None]:
+    """Return the vector, turned round where that was found and wanted, and what was found."""
+    if poles is None:
+        return vector, None
+    from pyemo.engine.engine import Engine
+    from pyemo.extract.signs import check_signs, turned
+
+    n_ctx = min(512, model.n_ctx_train)
+    with Engine(model, n_ctx=n_ctx, n_batch=n_ctx, n_threads=threads) as engine:
+        signs = check_signs(engine, vector, *poles)
+    return (turned(vector, signs.wrong) if fix else vector), signs
+
+
+def _sign_lines(signs: SignCheck, fixed: bool) -> list[str]:
+    """Return what was found of the signs, in words."""
+    total = len(signs.order)
+    lines = [
+        f"sign: {len(signs.right)} of {total} directions point to the first pole, "
+        f"{len(signs.wrong)} to the other, {len(signs.unclear)} do not tell them apart "
+        f"({signs.n_texts[0]} and {signs.n_texts[1]} texts)"
+    ]
+    if signs.wrong:
+        layers = ", ".join(map(str, signs.wrong))
+        done = "turned round" if fixed else "point the wrong way; --fix-sign turns them"
+        lines.append(f"sign: layers {layers} {done}")
+    return lines
 
 
 def _measure(model: Model, vector: ControlVector, threads: Threads) -> NeutralStatistics:
@@ -111,7 +218,12 @@ def _measure(model: Model, vector: ControlVector, threads: Threads) -> NeutralSt
 
 
 def _report(
-    vector: ControlVector, statistics: NeutralStatistics, target: str, as_json: bool
+    vector: ControlVector,
+    statistics: NeutralStatistics,
+    signs: SignCheck | None,
+    fixed: bool,
+    target: str,
+    as_json: bool,
 ) -> None:
     if as_json:
         output.print_json(
@@ -122,6 +234,7 @@ def _report(
                 "neutral_projections": list(statistics.neutral_projections),
                 "n_tokens": statistics.n_tokens,
                 "source_model": vector.metadata.source_model,
+                "sign": None if signs is None else {str(k): v for k, v in signs.order.items()},
             }
         )
         return
@@ -133,3 +246,5 @@ def _report(
         f"residual norms {min(norms):.3g} to {max(norms):.3g}, the median of "
         f"{statistics.n_tokens} tokens"
     )
+    for line in [] if signs is None else _sign_lines(signs, fixed):
+        output.note(line)

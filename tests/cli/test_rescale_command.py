@@ -12,6 +12,7 @@ from commands import pyemo
 from pyemo import ControlVector, Engine
 from pyemo.extract.neutral import neutral_statistics
 from pyemo.texts.sources import neutral_texts
+from pyemo.vectors.metadata import VectorMetadata
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,9 @@ def rescaled(model: Path, vectors: Path, tmp_path_factory: pytest.TempPathFactor
     """What the command made of raw.gguf; what it printed lies beside it."""
     target = tmp_path_factory.mktemp("rescaled") / "rescaled.gguf"
     raw = vectors / "raw.gguf"
-    result = pyemo("rescale", raw, "-m", model, "-o", target, "--threads", 1, "--json")
+    result = pyemo(
+        "rescale", raw, "-m", model, "-o", target, "--threads", 1, "--per-layer", "--json"
+    )
     assert result.exit_code == 0, result.stderr
     target.with_suffix(".json").write_text(result.stdout, encoding="utf-8")
     return target
@@ -74,3 +77,65 @@ def test_what_cannot_be_rescaled_is_refused(
 
 def test_target_is_needed(vectors: Path) -> None:
     assert pyemo("rescale", vectors / "raw.gguf").exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw vector for the tiny llama whose directions are 0.1, 1 and 5 long."""
+    rows = np.random.default_rng(0).standard_normal((3, 64))
+    rows *= np.array([[0.1], [1.0], [5.0]]) / np.linalg.norm(rows, axis=1, keepdims=True)
+    metadata = VectorMetadata(architecture="llama")
+    path = tmp_path_factory.mktemp("profile") / "profile.gguf"
+    ControlVector(dict(enumerate(rows, 1)), metadata=metadata).save(path)
+    return path
+
+
+def test_proportions_of_lengths_are_kept_and_the_unit_is_a_share(
+    model: Path, profile: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "kept.gguf"
+    result = pyemo("rescale", profile, "-m", model, "-o", target, "--threads", 1)
+    assert result.exit_code == 0, result.stderr
+    kept = ControlVector.load(target)
+    lengths = [float(np.linalg.norm(row)) for row in kept.directions.values()]
+    np.testing.assert_allclose(np.array(lengths) / lengths[1], [0.1, 1.0, 5.0], rtol=1e-5)
+    shares = [length / kept.residual_norms[layer] for layer, length in enumerate(lengths, 1)]
+    assert np.sqrt(np.mean(np.square(shares))) == pytest.approx(1.0, rel=1e-5)
+    assert "of the residual norm, by layer" in pyemo("inspect", target).stdout
+
+
+def test_per_layer_makes_each_as_long_as_its_residual(
+    model: Path, profile: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "each.gguf"
+    result = pyemo("rescale", profile, "-m", model, "-o", target, "--threads", 1, "--per-layer")
+    assert result.exit_code == 0, result.stderr
+    each = ControlVector.load(target)
+    lengths = [float(np.linalg.norm(row)) for row in each.directions.values()]
+    np.testing.assert_allclose(lengths, list(each.residual_norms.values())[1:], rtol=1e-5)
+    assert "2% of the residual norm at each layer" in pyemo("inspect", target).stdout
+
+
+def test_signs_are_checked_with_texts_of_two_files_and_fixed(
+    model: Path, profile: Path, tmp_path: Path
+) -> None:
+    for name, letter in (("first", "a"), ("other", "z")):
+        texts = [f"{letter}{i} {letter * 3} {letter * 2} {letter * 4} {letter}." for i in range(10)]
+        (tmp_path / name).write_text("\n".join(texts), encoding="utf-8")
+    poles = f"{tmp_path / 'first'},{tmp_path / 'other'}"
+    arguments = ("-m", model, "-o", tmp_path / "x.gguf", "--threads", 1, "--check-sign", poles)
+    result = pyemo("rescale", profile, *arguments, "--fix-sign", "--json")
+    assert result.exit_code == 0, result.stderr
+    order = json.loads(result.stdout)["sign"]
+    assert list(order) == ["1", "2", "3"]
+    again = pyemo("rescale", profile, *arguments, "--force")
+    assert "directions point to the first pole" in again.stderr
+
+
+@pytest.mark.parametrize("poles", ["no such emotion", "one,two,three", "missing.txt,missing.txt"])
+def test_poles_that_cannot_be_read_are_refused_before_the_work(
+    poles: str, profile: Path, tmp_path: Path
+) -> None:
+    result = pyemo("rescale", profile, "-o", tmp_path / "x.gguf", "--check-sign", poles)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
