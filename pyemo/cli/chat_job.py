@@ -66,6 +66,8 @@ class Request:
     @contextlib.contextmanager
     def open(self, as_json: bool) -> Iterator[ChatSession]:
         """Open the model and the chat; say what was chosen."""
+        if self.mood.auto:
+            raise InputError("--strength auto is for pyemo run; take the strength that it finds")
         builder = MoodBuilder(self.mood, self.max_tokens)
         model = self.engine.load_model()
         terms = builder.terms(model, builder.specs)

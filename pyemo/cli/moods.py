@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyemo.choices import OPERATORS, VectorUse
-from pyemo.cli.options import MoodOptions
+from pyemo.cli.options import AUTO, MoodOptions
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
 from pyemo.engine.steering import (
@@ -31,7 +31,8 @@ class MoodTerm:
     """One vector of a mood, with how it fits the model and where its strength comes from.
 
     Attributes:
-        strength_source: "given", "calibration", "trained" or "default".
+        strength_source: "given", "calibration", "trained" or "default"; "auto" where one is
+            found before the reply.
         remark: a sentence on a strength that was not given or is outside its window; else empty.
         calibration: on this model file; None where there is none, or it is for another way to
             steer (all layers, prompt and reply, by ``add``).
@@ -157,11 +158,16 @@ class MoodBuilder:
         if given is not None:
             return given, "given", window_remark(vector.name, given, calibration)
         operator = self._options.operator
+        if self._options.auto:
+            if operator != "add":
+                raise InputError(f"--strength auto is for the operator add, not {operator}")
+            return 1.0, AUTO, ""
         if vector.unit == "raw" and operator != "project_out":  # which uses the direction alone
             raise InputError(
                 f"the control vector {vector.name!r} does not say its unit (raw), so it has no "
-                f"default strength; write {spec.source}=1, or rescale it once: pyemo rescale "
-                f"{spec.source} -m {model.name} -o {vector.name}-rescaled.gguf"
+                f"default strength; write {spec.source}=1, let one be found (pyemo run "
+                f"--strength auto), or rescale it once: pyemo rescale {spec.source} "
+                f"-m {model.name} -o {vector.name}-rescaled.gguf"
             )
         if calibration is not None:
             low, high = calibration.window

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pyemo.engine.model import Model
     from pyemo.engine.threads import Threads
 
+AUTO = "auto"
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -105,6 +107,23 @@ class MoodOptions:
     scope: Scope
     layers: str | None
     allow_other_weights: bool
+    auto: bool = False
+
+
+class StrengthType(click.ParamType):  # type: ignore[type-arg]  # generic in newer ones only
+    """A number, or the word that asks for one to be found."""
+
+    name = "strength"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if str(value).strip().casefold() == AUTO:
+            return AUTO
+        try:
+            return float(value)  # the mood checks its range
+        except ValueError:
+            self.fail(f"{value!r} is not a number or {AUTO}", param, ctx)
 
 
 def _stack(command: Command, options: list[Callable[[Command], Command]]) -> Command:
@@ -245,7 +264,7 @@ def mood_options(command: Command) -> Callable[..., Any]:
     def gathered(
         *args: Any,
         cvec: tuple[str, ...],
-        strength: float | None,
+        strength: float | str | None,
         operator: Operator,
         schedule: str,
         scope: Scope,
@@ -253,7 +272,17 @@ def mood_options(command: Command) -> Callable[..., Any]:
         allow_other_weights: bool,
         **rest: Any,
     ) -> Any:
-        mood = MoodOptions(cvec, strength, operator, schedule, scope, layers, allow_other_weights)
+        number = None if isinstance(strength, str) else strength
+        mood = MoodOptions(
+            cvec,
+            number,
+            operator,
+            schedule,
+            scope,
+            layers,
+            allow_other_weights,
+            auto=strength == AUTO,
+        )
         return command(*args, mood=mood, **rest)
 
     return _stack(
@@ -269,9 +298,10 @@ def mood_options(command: Command) -> Callable[..., Any]:
             ),
             click.option(
                 "--strength",
-                type=float,
-                metavar="X",
-                help="For vectors without one of their own; 0.02 is 2% of the residual norm.  "
+                type=StrengthType(),
+                metavar="X|auto",
+                help="For vectors without one of their own; 0.02 is 2% of the residual norm; auto "
+                "finds one in seconds (run only).  "
                 "[default: as calibrated for the model file, else as trained, else 0.02]",
             ),
             click.option(

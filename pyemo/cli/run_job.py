@@ -8,17 +8,19 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import click
+import numpy as np
+import numpy.typing as npt
 
 import pyemo
 from pyemo.cli import output
 from pyemo.cli.guard_text import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
 from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, steering_of, title_of
-from pyemo.cli.options import EngineOptions, MoodOptions
+from pyemo.cli.options import AUTO, EngineOptions, MoodOptions
 from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
@@ -28,9 +30,13 @@ from pyemo.engine.replies import Reply
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token
+from pyemo.errors import InputError
 
 if TYPE_CHECKING:
     from pyemo.guard import GuardedReply
+
+
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,12 @@ class Request:
         terms = builder.terms(model, builder.specs)
         gauges = builder.gauges(model, self.gauges)
         with self.engine.open(model, len(tokens) + max(self.max_tokens, 1)) as engine:
-            for line in self._notes(model, terms):
+            measured = _measured(self, engine, tokens, terms)
+            terms = measured.terms
+            for line in [*self._notes(model, terms), *measured.notes]:
                 output.note(line)
             load_s = time.perf_counter() - began
-            yield Job(self, engine, prompt, tokens, terms, gauges, load_s)
+            yield Job(self, engine, prompt, tokens, terms, gauges, load_s, measured.push)
 
     def _notes(self, model: Model, terms: list[MoodTerm]) -> list[str]:
         notes = [line for term in terms for line in term.notes]
@@ -88,6 +96,7 @@ class Job:
     terms: list[MoodTerm]
     gauges: list[Gauge]
     load_s: float
+    push: float | None = None
 
     @property
     def steering(self) -> Steering:
@@ -128,6 +137,7 @@ class Job:
             "steering": {
                 "terms": describe_terms(self.terms, model.n_layer, schedule),
                 "dose": dose_of(self.steering, model.n_layer),
+                "push": self.push,
             },
             "model": {
                 "name": model.name,
@@ -146,6 +156,65 @@ class Job:
                 "python": platform.python_version(),
             },
         }
+
+
+class _Measured(NamedTuple):
+    """A mood held against the prompt: its terms, the largest push, and what to say of it."""
+
+    terms: list[MoodTerm]
+    push: float | None
+    notes: list[str]
+
+
+def _measured(
+    request: Request, engine: Engine, tokens: list[int], terms: list[MoodTerm]
+) -> _Measured:
+    """Return the mood with the strengths that were to be found, and how strong its raw vectors are.
+
+    A mood of vectors that say their unit, with strengths, costs nothing.
+    """
+    is_raw = any(term.term.vector.unit == "raw" for term in terms)
+    if not is_raw and not request.mood.auto:
+        return _Measured(terms, None, [])
+    from pyemo.strengths.push import in_words, prompt_norms, push
+
+    norms = prompt_norms(engine, tokens)
+    notes: list[str] = []
+    if request.mood.auto:
+        terms = [_found(request, engine.model, term, norms, notes) for term in terms]
+    for term in terms:
+        if term.term.vector.unit == "raw" and term.term.operator == "add":
+            share = push(Steering.from_terms(term.term), norms)
+            name, strength = term.term.vector.name, term.term.strength
+            notes.append(f"{name}: strength {strength:g} is {in_words(share)}")
+    return _Measured(terms, push(steering_of(terms), norms), notes)
+
+
+def _found(
+    request: Request, model: Model, mood_term: MoodTerm, norms: Floats, notes: list[str]
+) -> MoodTerm:
+    """Return the term with a strength that was found for it, if none was given."""
+    if mood_term.strength_source != AUTO:
+        return mood_term
+    from pyemo.strengths.auto import auto_strength
+    from pyemo.strengths.push import UNSEEN, push
+
+    def mood(strength: float) -> Steering:
+        return Steering.from_terms(replace(mood_term.term, strength=strength))
+
+    name = mood_term.term.vector.name
+    unit = push(mood(1.0), norms)
+    if not unit:
+        raise InputError(f"the control vector {name!r} is zero; no strength of it does anything")
+    n_ctx = min(512, model.n_ctx_train)
+    with Engine(model, n_ctx=n_ctx, n_batch=n_ctx, n_threads=request.engine.threads) as engine:
+        found = auto_strength(engine, mood_term.term.vector, UNSEEN / unit, mood)
+    gain = "" if found.gain is None else f", and changes replies in its voice by {found.gain:+.2f}"
+    notes.append(
+        f"{name}: strength {found.strength:g} was found: it costs the model's own replies "
+        f"{found.cost:.2f} nats per token{gain}; a first guess, which pyemo calibrate tests"
+    )
+    return replace(mood_term, term=replace(mood_term.term, strength=found.strength))
 
 
 class Answer:
