@@ -34,6 +34,7 @@ COMMANDS = {
     "extract": "pyemo.cli.extract:extract",
     "convert": "pyemo.cli.convert:convert",
     "rescale": "pyemo.cli.rescale:rescale",
+    "card": "pyemo.cli.card:card",
     "sweep": "pyemo.cli.sweep:sweep",
     "calibrate": "pyemo.cli.calibrate:calibrate",
     "study": "pyemo.cli.study:study",
