@@ -71,7 +71,7 @@ def card(
             {"path": str(place / README), "vectors": list(vectors), "notes": list(notes)}
         )
         return
-    click.echo(f"{place / README}: {len(vectors)} vectors")
+    output.say(f"{place / README}: {len(vectors)} vectors")
     for note in notes:
         output.note(note)
 

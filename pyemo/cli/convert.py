@@ -137,7 +137,7 @@ def _report(
         )
         return
     first, last = vector.layers[0], vector.layers[-1]
-    click.echo(
+    output.say(
         f"{target}: {len(vector.layers)} directions for blocks {first} to {last}, "
         f"{vector.n_embd} wide, for {vector.metadata.architecture}; from {found.tool}"
     )

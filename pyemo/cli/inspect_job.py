@@ -52,7 +52,7 @@ def print_repository(repo: str, as_json: bool) -> None:
     if as_json:
         output.print_json(names)
         return
-    click.echo("\n".join(map(output.printable, names)))
+    output.say("\n".join(map(output.printable, names)))
 
 
 def print_vector(name: str, model_name: str | None, as_json: bool) -> None:
