@@ -38,6 +38,10 @@ py::list to_arrays(const std::vector<std::vector<float>> & rows) {
 
 }  // namespace
 
+Interrupted python_interrupts() {
+    return PyThread_get_thread_ident() == main_thread ? Interrupted(python_interrupted) : Interrupted();
+}
+
 void register_engine(py::module_ & m) {
     main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
 
@@ -68,10 +72,9 @@ void register_engine(py::module_ & m) {
     py::class_<Engine>(m, "Engine")
         .def(py::init([](std::shared_ptr<Model> model, int n_ctx, int n_batch, int n_seq_max, int n_outputs_max,
                          int n_threads, int n_threads_batch, const std::string & kv_type, bool kv_unified, bool hook_through_copies) {
-                 auto engine = std::make_unique<Engine>(std::move(model),
-                     EngineParams{n_ctx, n_batch, n_seq_max, n_outputs_max, n_threads, n_threads_batch, kv_type, kv_unified, hook_through_copies});
-                 engine->set_interrupted(python_interrupted);
-                 return engine;
+                 return std::make_unique<Engine>(std::move(model),
+                     EngineParams{n_ctx, n_batch, n_seq_max, n_outputs_max, n_threads, n_threads_batch, kv_type, kv_unified, hook_through_copies},
+                     python_interrupted);
              }),
              py::arg("model").none(false), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
              py::arg("n_outputs_max"), py::arg("n_threads"), py::arg("n_threads_batch"), py::arg("kv_type"), py::arg("kv_unified") = true,

@@ -9,7 +9,7 @@ namespace pyemo {
 void register_model(py::module_ & m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Loaded weights and vocabulary. Immutable; engines may share it.")
         .def(py::init([](const std::string & path, bool use_mmap, bool use_mlock, int n_gpu_layers) {
-                 return std::make_shared<Model>(ModelParams{path, use_mmap, use_mlock, n_gpu_layers});
+                 return std::make_shared<Model>(ModelParams{path, use_mmap, use_mlock, n_gpu_layers}, python_interrupts());
              }),
              py::arg("path"), py::kw_only(), py::arg("use_mmap") = true, py::arg("use_mlock") = false,
              py::arg("n_gpu_layers") = 0, py::call_guard<ReleasedGil>())
@@ -29,9 +29,15 @@ void register_model(py::module_ & m) {
                  }
                  return out;
              }, "Return the file's scalar metadata as strings.")
-        .def("tokenize", [](const Model & model, const py::bytes & text, bool add_special, bool parse_special) {
+        .def("tokenize", [](std::shared_ptr<Model> model, const py::bytes & text, bool add_special, bool parse_special) {
+                 // Some vocabularies take minutes for some long texts.
+                 constexpr size_t long_text = 1 << 14;
                  const std::string bytes = text;
-                 return unlocked([&] { return model.tokenize(bytes, add_special, parse_special); });
+                 return unlocked([&] {
+                     return interruptible(
+                         [=](const std::atomic<bool> &) { return model->tokenize(bytes, add_special, parse_special); },
+                         bytes.size() > long_text ? python_interrupts() : Interrupted());
+                 });
              }, py::arg("text"), py::kw_only(), py::arg("add_special"), py::arg("parse_special"))
         .def("byte_token", [](const Model & model, uint8_t byte) { return model.byte_token(byte); }, py::arg("byte"))
         .def("piece", [](const Model & model, llama_token token, bool special) { return py::bytes(model.piece(token, special)); },

@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "interruptible.h"
+
 namespace py = pybind11;
 
 namespace pyemo {
@@ -20,6 +22,9 @@ void register_errors(py::module_ & m);
 void register_model(py::module_ & m);
 void register_steering(py::module_ & m);
 void register_engine(py::module_ & m);
+
+// Whether a signal handler has raised, for native work to ask; empty on threads that run no handlers.
+Interrupted python_interrupts();
 
 // Refuses what is not float32 and C-contiguous instead of converting it silently; use with noconvert().
 using FloatArray = py::array_t<float, py::array::c_style>;

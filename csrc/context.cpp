@@ -24,12 +24,34 @@ ggml_type kv_type_of(const std::string & name) {
     return found->second;
 }
 
+// A context and the model that it reads, which must outlive it.
+struct Opened {
+    std::shared_ptr<Model> model;
+    ContextPtr ctx;
+};
+
+Opened open_context(std::shared_ptr<Model> model, const llama_context_params & params) {
+    Opened opened{std::move(model), nullptr};
+    capture_log();
+    try {
+        const AbortGuard guard(ErrorKind::model_load);
+        opened.ctx.reset(llama_init_from_model(opened.model->get(), params));
+    } catch (const std::exception & e) {
+        throw Error(ErrorKind::model_load, std::string("llama.cpp could not make a context: ") + e.what());
+    }
+    if (!opened.ctx) {
+        throw Error(ErrorKind::model_load, "llama.cpp could not make a context of n_ctx " +
+                    std::to_string(params.n_ctx) + ": " + last_error_line());
+    }
+    return opened;
+}
+
 }  // namespace
 
-Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params)
+Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params, Interrupted interrupted)
     : model_(std::move(model)), params_(params),
       hook_(model_->n_layer(), model_->n_embd(), params.hook_through_copies),
-      n_layer_(model_->n_layer()), n_embd_(model_->n_embd()) {
+      n_layer_(model_->n_layer()), n_embd_(model_->n_embd()), interrupted_(std::move(interrupted)) {
     require_range("n_ctx", params_.n_ctx, 8, 1 << 24);
     require_range("n_batch", params_.n_batch, 1, 1 << 16);
     require_range("n_seq_max", params_.n_seq_max, 1, max_sequences);
@@ -60,17 +82,7 @@ Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params)
     p.abort_callback = on_abort_check;
     p.abort_callback_data = this;
     p.no_perf = true;
-    capture_log();
-    try {
-        const AbortGuard guard(ErrorKind::model_load);
-        ctx_.reset(llama_init_from_model(model_->get(), p));
-    } catch (const std::exception & e) {
-        throw Error(ErrorKind::model_load, std::string("llama.cpp could not make a context: ") + e.what());
-    }
-    if (!ctx_) {
-        throw Error(ErrorKind::model_load, "llama.cpp could not make a context of n_ctx " +
-                    std::to_string(params_.n_ctx) + ": " + last_error_line());
-    }
+    ctx_ = interruptible([model = model_, p](const std::atomic<bool> &) { return open_context(model, p); }, interrupted_).ctx;
     memory_ = llama_get_memory(ctx_.get());
     n_ctx_ = params_.n_ctx;  // llama.cpp rounds its own up
     n_ctx_seq_ = params_.kv_unified ? n_ctx_ : n_ctx_ / params_.n_seq_max;
@@ -101,6 +113,8 @@ void Engine::prove_hook() {
         plans[i].output = i == 1;
     }
     hook_.begin_probe(std::move(plans));
+    next_interrupt_check_us_ = llama_time_us() + interrupt_check_us;
+    const size_t log_mark = mark_log();
     int rc = 0;
     try {
         // What no check of the file foresaw shows here, on one thread, where an abort can still be refused.
@@ -113,6 +127,10 @@ void Engine::prove_hook() {
     llama_set_n_threads(ctx_.get(), params_.n_threads, params_.n_threads_batch);
     const bool hooked = hook_.end();
     llama_memory_clear(memory_, false);
+    if (rc == 2) {
+        demote_log(log_mark);
+        throw Error(ErrorKind::decode_aborted, "interrupted while the engine was opened");
+    }
     if (!hooked) {
         steering_unsupported_ = hook_.why();
     } else if (rc != 0) {
@@ -122,8 +140,8 @@ void Engine::prove_hook() {
 
 bool Engine::on_abort_check(void * self) {
     auto & engine = *static_cast<Engine *>(self);
-    // Asked before every node, so the clock is read before every 32nd only.
-    if ((++engine.n_abort_checks_ & 31) != 0 || !engine.interrupted_ ||
+    // Asked before every node, so the clock is read before every 8th only.
+    if ((++engine.n_abort_checks_ & 7) != 0 || !engine.interrupted_ ||
         llama_time_us() < engine.next_interrupt_check_us_) {
         return false;
     }

@@ -518,6 +518,7 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
     }
     next_interrupt_check_us_ = llama_time_us() + interrupt_check_us;
     hook_.begin(std::move(plans), skip_head);
+    const size_t log_mark = mark_log();
     int rc = 0;
     std::string thrown;
     try {
@@ -533,6 +534,9 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
             const int n = s.n_decoded;
             s.n_decoded = n + 1;  // so that rewind has something to undo
             rewind(row.seq, n);
+        }
+        if (rc == 2 || !hooked) {
+            demote_log(log_mark);  // it was us who stopped it
         }
         if (hook_.out_of_memory()) {
             throw std::bad_alloc();

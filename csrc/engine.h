@@ -11,14 +11,13 @@
 #include <thread>
 #include <vector>
 
+#include "interruptible.h"
 #include "mix.h"
 #include "model.h"
 #include "residual_hook.h"
 #include "sampler.h"
 
 namespace pyemo {
-
-constexpr int64_t interrupt_check_us = 50'000;  // how often a long call asks whether to stop
 
 struct EngineParams {
     int n_ctx = 2048;     // cells of the KV cache, shared by all sequences
@@ -45,6 +44,11 @@ struct StepResult {
     float dose = 0.0f;                 // likewise, measured at the last block
 };
 
+struct ContextDeleter {
+    void operator()(llama_context * ctx) const { llama_free(ctx); }
+};
+using ContextPtr = std::unique_ptr<llama_context, ContextDeleter>;
+
 // From which position on which terms act.
 struct Span {
     int begin = 0;
@@ -65,7 +69,8 @@ struct ReadJob {
 
 class Engine {
 public:
-    Engine(std::shared_ptr<Model> model, const EngineParams & params);
+    // `interrupted` is asked at most every 50 ms during long work, on the calling thread; true stops the work.
+    Engine(std::shared_ptr<Model> model, const EngineParams & params, Interrupted interrupted);
     Engine(const Engine &) = delete;
     Engine & operator=(const Engine &) = delete;
 
@@ -82,9 +87,6 @@ public:
     int n_room(int seq) const;
     int n_threads() const;
     void set_n_threads(int n_threads, int n_threads_batch);
-
-    // Called at most every 50 ms during long decodes, on the calling thread; true stops the decode.
-    void set_interrupted(std::function<bool()> interrupted) { interrupted_ = std::move(interrupted); }
 
     int add_sequence(const SamplerParams & sampler);
     int fork(int seq);
@@ -169,9 +171,6 @@ private:
         int pos;
         bool output;
     };
-    struct ContextDeleter {
-        void operator()(llama_context * ctx) const { llama_free(ctx); }
-    };
 
     // A sequence's number, as callers know it, is never used again: generation * n_seq_max + slot. Inside, a
     // sequence is its slot, which is llama.cpp's own number for it.
@@ -216,7 +215,7 @@ private:
     std::shared_ptr<Model> model_;
     EngineParams params_;
     ResidualHook hook_;
-    std::unique_ptr<llama_context, ContextDeleter> ctx_;
+    ContextPtr ctx_;
     llama_memory_t memory_ = nullptr;
     int n_ctx_ = 0;      // cells, shared by all sequences
     int n_ctx_seq_ = 0;  // tokens of one sequence at most
@@ -229,7 +228,7 @@ private:
         void operator()(llama_batch * batch) const { llama_batch_free(*batch); }
     };
     std::unique_ptr<llama_batch, BatchDeleter> batch_owner_;
-    std::function<bool()> interrupted_;
+    Interrupted interrupted_;
     int64_t next_interrupt_check_us_ = 0;
     uint32_t n_abort_checks_ = 0;
     std::timed_mutex mutex_;

@@ -1,5 +1,6 @@
 #include "log.h"
 
+#include <algorithm>
 #include <deque>
 #include <mutex>
 
@@ -15,11 +16,12 @@ struct Ring {
     std::mutex mutex;
     std::deque<std::pair<LogLevel, std::string>> lines;
     std::string last_error;
+    size_t n_lines = 0;      // so far
     bool line_open = false;  // the newest line has not ended with '\n' yet
 };
 
 Ring & ring() {
-    static Ring instance;
+    static Ring & instance = *new Ring;  // never destroyed: work that was given up may log while the process ends
     return instance;
 }
 
@@ -51,6 +53,7 @@ void on_log(ggml_log_level level, const char * text, void *) {
         r.lines.back().second += line;
     } else if (!line.empty()) {
         r.lines.emplace_back(level_of(level), std::move(line));
+        ++r.n_lines;
         if (r.lines.size() > max_lines) {
             r.lines.pop_front();
         }
@@ -76,6 +79,19 @@ std::vector<std::pair<LogLevel, std::string>> drain_log() {
     r.lines.clear();
     r.line_open = false;
     return out;
+}
+
+size_t mark_log() {
+    Ring & r = ring();
+    const std::lock_guard<std::mutex> lock(r.mutex);
+    return r.n_lines;
+}
+
+void demote_log(size_t mark) {
+    Ring & r = ring();
+    const std::lock_guard<std::mutex> lock(r.mutex);
+    const size_t n = std::min(r.n_lines - mark, r.lines.size());
+    for (size_t i = r.lines.size() - n; i < r.lines.size(); ++i) r.lines[i].first = LogLevel::debug;
 }
 
 std::string last_error_line() {

@@ -19,4 +19,8 @@ std::vector<std::pair<LogLevel, std::string>> drain_log();
 // The newest error line, or an empty string; error messages end with it.
 std::string last_error_line();
 
+// Where the log is now, and: what was logged since then is of interest to debuggers only.
+size_t mark_log();
+void demote_log(size_t mark);
+
 }  // namespace pyemo

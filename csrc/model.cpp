@@ -38,10 +38,17 @@ size_t utf8_length(const unsigned char * s, size_t n) {
     return length;
 }
 
-// Called before each tensor is copied; the first time, nothing but the header has been used.
-bool on_progress(float done, void * params) {
-    if (done == 0.0f) release_mapped_pages(static_cast<const ModelParams *>(params)->path);
-    return true;
+struct Loading {
+    const ModelParams & params;
+    bool maps;
+    const std::atomic<bool> & given_up;
+};
+
+// Called before each tensor is copied; the first time, nothing but the header has been used. False stops the load.
+bool on_progress(float done, void * data) {
+    const auto & loading = *static_cast<const Loading *>(data);
+    if (done == 0.0f && loading.maps) release_mapped_pages(loading.params.path);
+    return !loading.given_up;
 }
 
 void init_backend_once() {
@@ -49,33 +56,46 @@ void init_backend_once() {
     std::call_once(once, [] { llama_backend_init(); });
 }
 
-}  // namespace
+struct Loaded {
+    std::shared_ptr<llama_model> model;
+    int n_positions = 0;
+};
 
-Model::Model(const ModelParams & params) {
-    n_positions_ = check_model_file(params.path);
+Loaded load(const ModelParams & params, const std::atomic<bool> & given_up) {
+    Loaded loaded;
+    loaded.n_positions = check_model_file(params.path);
     init_backend_once();
     capture_log();
     llama_model_params p = llama_model_default_params();
     p.n_gpu_layers = params.n_gpu_layers;
     p.load_mode = params.use_mmap ? (params.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
                                   : (params.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
-    if (params.use_mmap && !params.use_mlock) {
-        p.progress_callback = on_progress;
-        p.progress_callback_user_data = const_cast<ModelParams *>(&params);
-    }
+    Loading loading{params, params.use_mmap && !params.use_mlock, given_up};
+    p.progress_callback = on_progress;
+    p.progress_callback_user_data = &loading;
     try {
         const AbortGuard guard(ErrorKind::model_load);
-        model_.reset(llama_model_load_from_file(params.path.c_str(), p));
+        loaded.model.reset(llama_model_load_from_file(params.path.c_str(), p), llama_model_free);
     } catch (const std::exception & e) {
         throw Error(ErrorKind::model_load, "llama.cpp could not load " + params.path + ": " + e.what());
     }
-    if (!model_) {
+    if (!loaded.model) {
         throw Error(ErrorKind::model_load, "llama.cpp could not load " + params.path + ": " + last_error_line());
     }
-    if (params.use_mmap && !params.use_mlock) {
+    if (loading.maps) {
         release_mapped_pages(params.path);
     }
     release_freed_memory();  // llama.cpp has read the vocabulary through a copy of the header
+    return loaded;
+}
+
+}  // namespace
+
+Model::Model(const ModelParams & params, const Interrupted & interrupted) {
+    Loaded loaded = interruptible(
+        [params](const std::atomic<bool> & given_up) { return load(params, given_up); }, interrupted);
+    model_ = std::move(loaded.model);
+    n_positions_ = loaded.n_positions;
     vocab_ = llama_model_get_vocab(model_.get());
     n_vocab_ = llama_vocab_n_tokens(vocab_);
     if (n_vocab_ < 1 || !llama_model_has_decoder(model_.get()) || llama_model_has_encoder(model_.get()) ||

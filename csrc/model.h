@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "interruptible.h"
 #include "llama.h"
 
 namespace pyemo {
@@ -28,7 +29,8 @@ struct SpecialToken {
 
 class Model {
 public:
-    explicit Model(const ModelParams & params);
+    // Loads on a thread of its own where something can interrupt the caller.
+    Model(const ModelParams & params, const Interrupted & interrupted);
     Model(const Model &) = delete;
     Model & operator=(const Model &) = delete;
 
@@ -72,10 +74,7 @@ public:
 
 private:
     std::vector<llama_token> tokenize_utf8(const char * text, size_t n, bool add_special, bool parse_special) const;
-    struct Deleter {
-        void operator()(llama_model * model) const { llama_model_free(model); }
-    };
-    std::unique_ptr<llama_model, Deleter> model_;
+    std::shared_ptr<llama_model> model_;
     const llama_vocab * vocab_ = nullptr;
     int n_vocab_ = 0;
     int n_positions_ = 0;

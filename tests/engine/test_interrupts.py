@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
+import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +72,7 @@ def test_an_interrupted_guarded_reply_and_its_sequence_agree(engine: Engine) -> 
             reply = Guard(window=8).reply(sequence, max_tokens=100)
             with interrupted_after(rng.uniform(0.001, 0.06)):
                 list(reply)
+            reply.close()  # an interrupt between two tokens leaves those that it holds
             assert sequence.tokens == PROMPT + [token.id for token in reply.tokens]
             assert sequence.steering == mood
 
@@ -113,3 +118,59 @@ def test_a_failed_score_next_leaves_tokens_and_segments(engine: Engine) -> None:
         with pytest.raises(ValueError, match="outside"):
             sequence.score_next([10**6], is_reply=True)
         assert (sequence.tokens, sequence._segments) == (PROMPT, [(0, False)])
+
+
+# --- work that llama.cpp cannot stop goes on alone ---
+
+
+def _of_empty_tokens(path: Path, n: int) -> Path:
+    """Write a file that looks like a model whose vocabulary takes llama.cpp seconds to read."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    keys = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+    keys += text(b"tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, n) + bytes(8) * n
+    tensor = text(b"token_embd.weight") + struct.pack("<IQIQ", 1, 32, 0, 0)
+    body = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + tensor
+    path.write_bytes(body + bytes(-len(body) % 32) + bytes(128))
+    return path
+
+
+_LONG_WORK = """
+import signal, sys, time
+import pyemo
+model = pyemo.Model.load({model!r})
+pressed = []
+
+def interrupt(number, frame):
+    pressed.append(time.perf_counter())
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try:
+    {call}
+except KeyboardInterrupt:
+    print(time.perf_counter() - pressed[0] < 0.3, model.tokenize("the happy story") != [])
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "pyemo.Model.load({slow!r})",
+        "model.tokenize('the happy story ' * 500_000)",
+    ],
+    ids=["load", "tokenize"],
+)
+def test_ctrl_c_is_obeyed_while_llama_cpp_cannot_stop(
+    call: str, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    slow = _of_empty_tokens(tmp_path / "slow.gguf", 1_000_000)
+    program = _LONG_WORK.format(model=str(tiny_model_path), call=call.format(slow=str(slow)))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (130, ["True", "True"], "")
