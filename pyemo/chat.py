@@ -22,7 +22,7 @@ from pyemo.engine.replies import Reply
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.steering import Steering
-from pyemo.errors import ContextFullError, InputError
+from pyemo.errors import ContextFullError, InputError, all_calls_named
 from pyemo.guard import Guard, GuardedReply
 
 
@@ -59,6 +59,7 @@ class _Layout:
         return [token for tokens, _ in self.pieces for token in tokens]
 
 
+@all_calls_named
 class Chat:
     """A conversation that keeps its KV cache: only what is new is computed.
 
@@ -117,6 +118,8 @@ class Chat:
             raise InputError(
                 f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
             )
+        if system is not None and not isinstance(system, str):
+            raise InputError(f"system = {system!r}; it must be a text")
         self._system = system
         self._template_kwargs = chat_template_kwargs
         self._max_tokens = max_tokens

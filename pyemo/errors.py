@@ -1,4 +1,4 @@
-"""Every error pyemo raises on purpose. Owns the tree; knows nothing of what raises it.
+"""Every error pyemo raises on purpose, and what bad calls become. Knows nothing of what raises it.
 
 PyemoError
 ├─ ModelError                    get another model file, or repair this one
@@ -24,6 +24,14 @@ PyemoError
 One branch per decision of the caller. Every message says what was wrong, the value, the allowed
 range and the next step.
 """
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
 
 
 class PyemoError(Exception):
@@ -104,3 +112,73 @@ class SchedulerError(PyemoError):
 
 class MissingExtraError(PyemoError, ImportError):
     """An optional dependency is not installed; the message names the command that installs it."""
+
+
+# --- bad calls ---
+
+# What Python raises where an argument is not what it should be.
+_UNNAMED = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+_OPERATORS = ("__init__", "__add__", "__sub__", "__mul__", "__rmul__", "__truediv__", "__neg__")
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_STANDARD = os.path.dirname(os.__file__) + os.sep
+
+_C = TypeVar("_C", bound=type)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def names_bad_calls(function: _F) -> _F:
+    """Return ``function``, whose bad calls are an :class:`InputError`.
+
+    What a caller's own code raises, such as a schedule or a callback, comes through as it is.
+    """
+
+    @functools.wraps(function)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except PyemoError:
+            raise
+        except _UNNAMED as error:
+            if _is_callers(error.__traceback__):
+                raise
+            name = function.__qualname__.removesuffix(".__init__")
+            text = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(
+                f"{name} cannot use what it was given: {text}; its help() says what it takes"
+            ) from error
+
+    return named  # type: ignore[return-value]
+
+
+def all_calls_named(cls: _C) -> _C:
+    """Apply :func:`names_bad_calls` to the public methods, setters and arithmetic of a class."""
+    for name, value in list(vars(cls).items()):
+        if name.startswith("_") and name not in _OPERATORS:
+            continue
+        if isinstance(value, classmethod | staticmethod):
+            setattr(cls, name, type(value)(names_bad_calls(value.__func__)))
+        elif isinstance(value, property) and value.fset is not None:
+            setattr(cls, name, value.setter(names_bad_calls(value.fset)))
+        elif callable(value) and not isinstance(value, type):
+            setattr(cls, name, names_bad_calls(value))
+    return cls
+
+
+def _is_callers(trace: TracebackType | None) -> bool:
+    """Whether an error comes from code that is not pyemo's, and was called by it."""
+    is_callers = False
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if path.startswith(_OURS):
+            is_callers = False
+        elif not _is_library(path):
+            is_callers = True
+        trace = trace.tb_next
+    return is_callers
+
+
+def _is_library(path: str) -> bool:
+    """Whether it is Python's own code, or NumPy's, which raise on behalf of who calls them."""
+    is_numpy = f"{os.sep}numpy{os.sep}" in path
+    is_standard = path.startswith(_STANDARD) and "site-packages" not in path
+    return path.startswith("<") or is_numpy or is_standard

@@ -23,7 +23,7 @@ from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.engine.sequence import Sequence as EngineSequence
 from pyemo.engine.sequence import step_many
 from pyemo.engine.steering import Steering
-from pyemo.errors import ContextFullError, InputError
+from pyemo.errors import ContextFullError, InputError, names_bad_calls
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Continuation:
         )
 
 
+@names_bad_calls
 def continue_many(
     engine: Engine,
     jobs: Sequence[Job],

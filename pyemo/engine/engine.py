@@ -33,7 +33,7 @@ from pyemo.engine.sequence import Pooling, Sequence, native_pooling
 from pyemo.engine.steering import Steering
 from pyemo.engine.threads import ThreadChoice, Threads
 from pyemo.engine.tokens import token_ids, whole
-from pyemo.errors import ClosedError, InputError
+from pyemo.errors import ClosedError, InputError, all_calls_named
 from pyemo.measures.perplexity import Score
 
 Prompt: TypeAlias = "str | SequenceABC[Message] | SequenceABC[int]"
@@ -43,6 +43,7 @@ Prompt: TypeAlias = "str | SequenceABC[Message] | SequenceABC[int]"
 _LARGE_N_CTX = 1 << 15
 
 
+@all_calls_named
 class Engine:
     """A model with a KV cache, ready to generate, score and read.
 
@@ -96,6 +97,8 @@ class Engine:
         self.threads = ThreadChoice(n_threads)
         if kv_type not in KV_TYPES:
             raise InputError(f"kv_type {kv_type!r} is unknown; use {', '.join(KV_TYPES)}")
+        if not isinstance(kv_unified, bool):
+            raise InputError(f"kv_unified = {kv_unified!r}; it must be True or False")
         if whole("n_ctx", n_ctx) > _LARGE_N_CTX:
             require_cache_room(self.model.path, n_ctx, kv_type)
         try:
@@ -181,8 +184,9 @@ class Engine:
 
     @n_threads.setter
     def n_threads(self, n_threads: int) -> None:
-        self.native.set_n_threads(n_threads, n_threads)
-        self.threads = ThreadChoice(n_threads)
+        choice = ThreadChoice(n_threads)
+        self.native.set_n_threads(choice.n_threads, choice.n_threads)
+        self.threads = choice
 
     def follow_load(self, *, within_reply: bool = False) -> None:
         """Set the threads anew if ``n_threads`` is "auto", or "live" where a reply goes on."""
@@ -401,7 +405,8 @@ class Engine:
             InputError: no such layer, a text without tokens, an empty slice.
             ContextFullError: a text is longer than the context has room for.
         """
-        chosen = list(range(self.model.n_layer)) if layers is None else list(layers)
+        every = range(self.model.n_layer)
+        chosen = [whole("layer", layer) for layer in (every if layers is None else layers)]
         slices = [slice(None)] * len(texts) if tokens is None else list(tokens)
         jobs = []
         for text, part in zip(texts, slices, strict=True):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyemo.errors import InputError
+from pyemo.errors import InputError, all_calls_named
 from pyemo.vectors.control_vector import ControlVector
 
 
@@ -30,6 +30,7 @@ class GaugeReading(NamedTuple):
     dose: float
 
 
+@all_calls_named
 @dataclass(frozen=True, eq=False)
 class Gauge:
     """Where to read: one direction at one layer.

@@ -20,7 +20,7 @@ from pyemo.engine.forks import check_not_forked, note_load
 from pyemo.engine.messages import Message, as_messages
 from pyemo.engine.thoughts import Tags, Thoughts, switches_of, tags_of
 from pyemo.engine.tokens import token_ids, whole
-from pyemo.errors import InputError, ModelLoadError
+from pyemo.errors import InputError, ModelLoadError, all_calls_named
 from pyemo.files.catalog import resolve_model
 from pyemo.files.local import FileStamp, file_sha256, file_stamp
 
@@ -57,6 +57,7 @@ def forward_log() -> None:
         _logger.log(level, line)
 
 
+@all_calls_named
 class Model:
     """A GGUF model in memory.
 
@@ -96,6 +97,9 @@ class Model:
             ModelNotFoundError, ModelChecksumError: see :func:`pyemo.files.catalog.resolve_model`.
             ModelLoadError: not a GGUF, cut off, damaged, or unknown to this llama.cpp.
         """
+        for option, value in ("use_mmap", use_mmap), ("use_mlock", use_mlock):
+            if not isinstance(value, bool):
+                raise InputError(f"{option} = {value!r}; it must be True or False")
         check_not_forked()
         note_load()
         threads.watch()  # loading gives the engine's first look at the system's load its span

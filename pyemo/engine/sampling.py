@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pyemo.errors import InputError
+from pyemo.errors import InputError, all_calls_named
 
 MIN_TEMPERATURE = 0.001
 
 
+@all_calls_named
 @dataclass(frozen=True)
 class SamplerParams:
     """The sampler of one sequence; llama.cpp's defaults and order, penalties off.

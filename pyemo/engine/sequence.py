@@ -20,7 +20,7 @@ from pyemo.engine.scopes import OF_REPLY_PARTS, Kind, Segments
 from pyemo.engine.steering import Steering
 from pyemo.engine.thoughts import Thoughts
 from pyemo.engine.tokens import Token, TokenLogprob, token_ids, whole
-from pyemo.errors import ClosedError, InputError
+from pyemo.errors import ClosedError, InputError, all_calls_named
 
 if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Pooling: TypeAlias = Literal["mean", "last", "all"]
 
 
+@all_calls_named
 class Sequence:
     """Tokens with a KV cache, a mood and a sampler. Made by :meth:`Engine.sequence`.
 
@@ -364,9 +365,9 @@ class Sequence:
             begin, end: positions in the sequence; begin is not decoded yet. None: from now, to the
                 end.
         """
-        first = self.n_tokens - self.n_pending if begin is None else begin
-        last = 2**31 - 1 if end is None else end
-        chosen = list(layers)
+        first = self.n_tokens - self.n_pending if begin is None else whole("begin", begin, 0)
+        last = 2**31 - 1 if end is None else whole("end", end, first + 1)
+        chosen = [whole("layer", layer) for layer in layers]
         self._native.start_reading(self.id, chosen, native_pooling(pooling), first, last)
         self._reading = (chosen, pooling)
 

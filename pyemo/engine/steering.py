@@ -14,13 +14,14 @@ from typing import TypeAlias
 
 from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, SCHEDULES, Operator, Scope
 from pyemo.engine.scopes import check_scope
-from pyemo.errors import InputError, VectorError
+from pyemo.errors import InputError, VectorError, all_calls_named, names_bad_calls
 from pyemo.vectors.control_vector import ControlVector
 
 Schedule: TypeAlias = Callable[[int], float]
 """Factor on the strength that decides the reply's token t = 0, 1, ...; the prompt has t = 0."""
 
 
+@all_calls_named
 @dataclass(frozen=True)
 class Ramp:
     """A schedule that rises linearly from 1/n at the reply's first token to 1 at its n-th."""
@@ -34,6 +35,7 @@ class Ramp:
         return min(1.0, (t + 1) / self.n_tokens)
 
 
+@all_calls_named
 @dataclass(frozen=True)
 class HalfLife:
     """A schedule that halves the strength every n tokens: 2 ** (-t / n)."""
@@ -47,6 +49,7 @@ class HalfLife:
         return float(2.0 ** (-t / self.n_tokens))
 
 
+@names_bad_calls
 def parse_schedule(text: str) -> Schedule | None:
     """Return the schedule that ``ramp:N`` or ``half-life:N`` names; None for ``constant``.
 
@@ -67,6 +70,7 @@ def parse_schedule(text: str) -> Schedule | None:
     raise InputError(f"schedule {text!r} is unknown; use {SCHEDULE_FORMS} with N >= 1 tokens")
 
 
+@all_calls_named
 @dataclass(frozen=True)
 class SteeringTerm:
     """One control vector at one strength. See :class:`Steering` for the fields."""
@@ -120,6 +124,7 @@ class SteeringTerm:
         return self.strength * float(factor)
 
 
+@all_calls_named
 class Steering:
     """The mood of a sequence: a mix of control vectors with strengths. Immutable.
 
@@ -164,6 +169,8 @@ class Steering:
     @classmethod
     def from_terms(cls, *terms: SteeringTerm) -> Steering:
         """Return the mix of these terms, in this order."""
+        if wrong := [term for term in terms if not isinstance(term, SteeringTerm)]:
+            raise InputError(f"not a SteeringTerm: {wrong[0]!r}")
         mix = cls()
         mix._terms = terms
         return mix
@@ -249,6 +256,7 @@ class VectorSpec:
     layers: range | None
 
 
+@names_bad_calls
 def parse_vector_spec(text: str) -> VectorSpec:
     """Return what ``anger``, ``anger=0.02``, ``anger=0.02@8:20`` or ``./my.gguf@14`` say.
 
@@ -282,6 +290,7 @@ def parse_vector_spec(text: str) -> VectorSpec:
 _MOST_LAYERS = 1 << 20  # more than any model has; what is past it overflows in the core
 
 
+@names_bad_calls
 def parse_layers(text: str) -> range:
     """Return the half-open range that ``8:20``, ``8:``, ``:20`` or ``14`` names.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,9 +35,9 @@ def token_ids(tokens: Sequence[int]) -> list[int]:
     Raises:
         InputError: anything else, such as text, bytes, floats or messages.
     """
-    if isinstance(tokens, str | bytes):
+    if isinstance(tokens, str | bytes | Mapping | Set):
         raise InputError(
-            f"{tokens[:60]!r} is not a list of token ids; make them with model.tokenize(...)"
+            f"{str(tokens)[:60]!r} is not a list of token ids; make them with model.tokenize(...)"
         )
     try:
         ids = [operator.index(token) for token in tokens]

@@ -31,7 +31,7 @@ from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.sequence import make_token, step_many
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import TextStream, Token, text_of
-from pyemo.errors import ClosedError, ContextFullError, InputError
+from pyemo.errors import ClosedError, ContextFullError, InputError, all_calls_named
 from pyemo.guard import watch
 from pyemo.guard.watch import Trouble
 
@@ -71,6 +71,7 @@ class GuardEvent:
     repeat_penalty: float
 
 
+@all_calls_named
 @dataclass(frozen=True)
 class Guard:
     """How a generation is watched.

@@ -25,6 +25,7 @@ from pyemo.errors import (
     VectorFileError,
     VectorNotFoundError,
     VectorShapeError,
+    all_calls_named,
 )
 from pyemo.files import catalog, hub_vectors
 from pyemo.vectors import file as vector_file
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "ControlVector", "Fit", "FitKind", "Recommended", "VectorMetadata"]
 
 
+@all_calls_named
 class ControlVector:
     """One direction for each steered layer, for one emotion.
 
@@ -75,6 +77,8 @@ class ControlVector:
         name: str = "vector",
         metadata: VectorMetadata | None = None,
     ) -> None:
+        if not isinstance(name, str):
+            raise InputError(f"name = {shown(name)}; it must be a text")
         self._name = name
         self._metadata = metadata = metadata or VectorMetadata()
         rows = {_layer(layer): _row(layer, row) for layer, row in directions.items()}
@@ -469,6 +473,9 @@ class ControlVector:
         return ControlVector(directions, name=_named(pattern, self._name), metadata=metadata)
 
 
+_MOST_LAYERS = 1 << 20  # more than any model has
+
+
 def find_vector(
     name_or_path: str | os.PathLike[str],
     model_name: str | None = None,
@@ -501,17 +508,20 @@ def _is_path(text: str) -> bool:
 
 
 def _layer(layer: object) -> int:
-    if isinstance(layer, bool) or not isinstance(layer, numbers.Integral) or layer < 0:
+    is_whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
+    if not is_whole or not 0 <= layer < _MOST_LAYERS:  # type: ignore[operator]
         raise InputError(f"a layer is a whole number from 0, got {shown(layer)}")
-    return int(layer)
+    return int(layer)  # type: ignore[call-overload, no-any-return]
 
 
 def _row(layer: int, values: npt.ArrayLike) -> Float32Array:
     """Return a read-only float32 copy; what is too large for float32 becomes infinite."""
     try:
+        if np.iscomplexobj(np.asarray(values)):
+            raise TypeError("it is complex")
         with np.errstate(over="ignore"):
             row: Float32Array = np.array(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise VectorShapeError(f"direction {layer} is not a row of numbers: {error}") from error
     row.flags.writeable = False
     return row
