@@ -13,8 +13,10 @@ from pyemo.engine.messages import Message, forms, is_continued
 from pyemo.errors import InputError
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Template
     from jinja2.ext import Extension
+
+    from pyemo.engine.template_limits import LimitedEnvironment
 
 # The template of SmolLM2 and others, written out: Jinja takes 5 MB and a tenth of the time to the
 # first token. Matched whole, so any other template, however near, goes to Jinja.
@@ -118,26 +120,28 @@ def render_chat(
     """Return the messages as the template writes them, ready to be tokenized with special tokens.
 
     The template comes with the model, from strangers: it runs in Jinja's immutable sandbox, with
-    what Hugging Face's renderer offers (raise_exception, strftime_now, tojson, loop controls).
+    what Hugging Face's renderer offers (raise_exception, strftime_now, tojson, loop controls),
+    under limits of time and size.
 
     Args:
         arguments: further variables, such as ``{"enable_thinking": False}``.
     Raises:
-        InputError: the template refuses these messages or is not valid Jinja; its words are in the
-            message.
+        InputError: the template refuses these messages, is not valid Jinja, or meets a limit; its
+            words are in the message.
     """
     chatml = _CHATML.fullmatch(template)
     if chatml is not None:
         return _render_chatml(chatml["default"], messages, add_generation_prompt)
     try:
-        text: str = _compile(template).render(
-            messages=[dict(message) for message in messages],
-            bos_token=bos_token,
-            eos_token=eos_token,
-            add_generation_prompt=add_generation_prompt,
+        values = {
+            "messages": [dict(message) for message in messages],
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_generation_prompt": add_generation_prompt,
             **(arguments or {}),
-        )
-        return text
+        }
+        environment, compiled = _compile(template)
+        return environment.written(compiled, values)
     except Exception as error:  # a stranger's program: it may raise what it likes
         raise InputError(
             f"the model's chat template refuses these messages: "
@@ -156,14 +160,15 @@ def _render_chatml(default: str, messages: Sequence[Message], add_generation_pro
 
 
 @functools.lru_cache(maxsize=8)
-def _compile(template: str) -> Any:
-    return _environment().from_string(template)
+def _compile(template: str) -> tuple[LimitedEnvironment, Template]:
+    environment = _environment()
+    return environment, environment.compiled(template)
 
 
-def _environment() -> Environment:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _environment() -> LimitedEnvironment:
+    from pyemo.engine.template_limits import LimitedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", _generation_tag()],

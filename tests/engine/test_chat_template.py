@@ -33,10 +33,9 @@ CONVERSATIONS: list[list[Message]] = [
 
 def by_jinja(template: str, messages: list[Message], *, add_generation_prompt: bool) -> str:
     """Render with Jinja whatever the template."""
-    text: str = prompts._compile(template).render(
-        messages=messages, add_generation_prompt=add_generation_prompt
-    )
-    return text
+    environment, compiled = prompts._compile(template)
+    values = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+    return environment.written(compiled, values)
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
@@ -94,7 +93,7 @@ def test_tag_around_what_a_training_learns_is_passed_over() -> None:
         ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }}", '{"a":2,"b":1}'),
         ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
         (
-            "{% for i in [1, 2, 3] %}{% if i > 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
+            "{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
             "13",
         ),
         ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
@@ -131,3 +130,37 @@ def test_templates_of_a_folder_render_as_transformers_renders_them() -> None:
             [messages], chat_template=template, add_generation_prompt=True, **words
         )
         assert render_chat(template, messages, **words) == expected, path.name
+
+
+@pytest.mark.parametrize(
+    ("template", "limit"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "2 s"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ 'a' * 10**9 }}", "of size"),
+        ("{{ 9 ** (9 ** 9) }}", "of size"),
+        ("{{ '%999999999d' % 1 }}", "too wide"),
+        ("{{ '{:999999999}'.format(1) }}", "too wide|of size"),
+        ("{{ 'a'.ljust(10**10) }}", "of size"),
+        ("{{ 'a'|center(10000000000) }}", "of size"),
+        ("{{ ('a' * 99999)|replace('a', 'b' * 99999) }}", "of size"),
+        ("{{ ('a' * 99999).join(range(99999)|list) }}", "of size"),
+        ("{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "of size"),  # noqa: E501
+        ("{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}", "of size"),  # noqa: E501
+        ("{% for a in range(99999) %}{{ 'x' * 999 }}{% endfor %}", "of size"),
+        ("{# " + "x" * (1 << 20), "more than 1048576"),
+    ],
+)  # fmt: skip
+def test_a_template_without_end_meets_a_limit_by_name(template: str, limit: str) -> None:
+    with pytest.raises(InputError, match=limit):
+        render_chat(template, [{"role": "user", "content": "hi"}])
+
+
+def test_limits_leave_what_templates_do() -> None:
+    template = (
+        "{% macro tag(x) %}<{{ x }}>{% endmacro %}{% for m in messages %}{{ tag(m.role) ~ ': ' + "
+        "m.content|trim }}{{ ['a', 'b']|join(', ') }}{{ '-' * 3 }}{{ '%s' % 3 }}{% endfor %}"
+    )
+    text = render_chat(template, [{"role": "user", "content": " hi " * 100_000}])
+    assert text.startswith("<user>: hi")
+    assert text.endswith("a, b---3")
