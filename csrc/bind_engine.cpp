@@ -1,3 +1,5 @@
+#include <mutex>
+
 #include "bindings.h"
 #include "engine.h"
 #include "errors.h"
@@ -72,9 +74,12 @@ void register_engine(py::module_ & m) {
     py::class_<Engine>(m, "Engine")
         .def(py::init([](std::shared_ptr<Model> model, int n_ctx, int n_batch, int n_seq_max, int n_outputs_max,
                          int n_threads, int n_threads_batch, const std::string & kv_type, bool kv_unified, bool hook_through_copies) {
-                 return std::make_unique<Engine>(std::move(model),
+                 auto engine = std::make_unique<Engine>(std::move(model),
                      EngineParams{n_ctx, n_batch, n_seq_max, n_outputs_max, n_threads, n_threads_batch, kv_type, kv_unified, hook_through_copies},
                      python_interrupted);
+                 static std::once_flag once;
+                 std::call_once(once, end_before_work_in_flight);
+                 return engine;
              }),
              py::arg("model").none(false), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
              py::arg("n_outputs_max"), py::arg("n_threads"), py::arg("n_threads_batch"), py::arg("kv_type"), py::arg("kv_unified") = true,

@@ -1,3 +1,5 @@
+#include <mutex>
+
 #include "bindings.h"
 #include "ggml.h"
 #include "gguf_header.h"
@@ -9,7 +11,10 @@ namespace pyemo {
 void register_model(py::module_ & m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Loaded weights and vocabulary. Immutable; engines may share it.")
         .def(py::init([](const std::string & path, bool use_mmap, bool use_mlock, int n_gpu_layers) {
-                 return std::make_shared<Model>(ModelParams{path, use_mmap, use_mlock, n_gpu_layers}, python_interrupts());
+                 auto model = std::make_shared<Model>(ModelParams{path, use_mmap, use_mlock, n_gpu_layers}, python_interrupts());
+                 static std::once_flag once;
+                 std::call_once(once, end_before_work_in_flight);
+                 return model;
              }),
              py::arg("path"), py::kw_only(), py::arg("use_mmap") = true, py::arg("use_mlock") = false,
              py::arg("n_gpu_layers") = 0, py::call_guard<ReleasedGil>())

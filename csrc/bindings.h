@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "in_flight.h"
 #include "interruptible.h"
 
 namespace py = pybind11;
@@ -51,6 +52,7 @@ public:
     ReleasedGil & operator=(const ReleasedGil &) = delete;
 
 private:
+    InFlight in_flight_;
     PyThreadState * state_;
 };
 

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "errors.h"
+#include "in_flight.h"
 
 namespace pyemo {
 
@@ -31,7 +32,10 @@ auto interruptible(Work work, const Interrupted & interrupted) -> decltype(work(
         [work = std::move(work), given_up]() mutable { return work(*given_up); });
     std::future<Result> result = task->get_future();
     try {
-        std::thread([task] { (*task)(); }).detach();
+        std::thread([task] {
+            const InFlight in_flight;
+            (*task)();
+        }).detach();
     } catch (const std::system_error &) {
         (*task)();  // no room for a thread
     }

@@ -68,7 +68,7 @@ CALLS: dict[str, tuple[Callable[[Engine, ControlVector, Any], Any], list[Any]]] 
     "stop": (lambda e, v, x: e.generate(PROMPT, stop=x), wrong(*NOTHING)),
     "gauges": (lambda e, v, x: e.generate(PROMPT, gauges=x), wrong(*NOTHING)),
     "n_top": (lambda e, v, x: next(e.generate(PROMPT, n_top=x)), wrong(WHOLE)),
-    "system": (lambda e, v, x: e.generate("a", system=x), wrong(NONE, TEXT)),
+    "system": (lambda e, v, x: e.generate("a", system=x), wrong(NONE, TEXT, LIST, EMPTY)),
     "prompts": (lambda e, v, x: e.generate_many(x), wrong(*NOTHING)),
     "max_tokens of many": (lambda e, v, x: e.generate_many([PROMPT], max_tokens=x), wrong(WHOLE)),
     "stop of many": (lambda e, v, x: e.generate_many([PROMPT], stop=x), wrong(*NOTHING)),
