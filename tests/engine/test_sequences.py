@@ -581,7 +581,7 @@ def test_cells_that_run_out_are_named_and_the_tokens_stay_pending(
     engine = new_engine(n_ctx=256, n_seq_max=3)  # llama.cpp rounds smaller caches up to this
     first, second = prefilled(engine, tokens[:100]), prefilled(engine, tokens[:100])
     third = engine.sequence(tokens[:100])
-    with pytest.raises(ContextFullError, match="n_ctx = 256 cells has no room"):
+    with pytest.raises(ContextFullError, match="n_ctx = 256 cells has 56 left, and 100 more"):
         third.logits()
     first.close()
     assert_close(third.logits(), second.logits())
