@@ -43,6 +43,8 @@ class TrainingChoices:
         cap: largest dose, as a share of the residual norm, the same at every layer.
         damage: weight of what plain replies lose under the vector.
         contrast: weight of what contrast replies gain under the vector.
+        recommended: strength that the vector's file recommends, as a share of the dose it was
+            trained at. A little less is heard as well and breaks fewer texts.
         seed: of the order of replies and of the strengths drawn.
     """
 
@@ -59,6 +61,7 @@ class TrainingChoices:
     cap: float = 0.03
     damage: float = 0.0
     contrast: float = 0.0
+    recommended: float = 0.9
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -247,7 +247,7 @@ class VoiceTrainer:
             unit = trained.directions[row]
             projections[layer] = neutral.mean[layer] @ unit
             directions[layer] = unit * neutral.norms[layer]
-        strength = round(trained.dose, 4)
+        strength = round(trained.dose * self.recipe.training.recommended, 4)
         facts: dict[str, Any] = {
             "strength": strength,
             "n_replies": n_replies,
