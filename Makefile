@@ -77,14 +77,17 @@ sanitize: $(ALL) ## run the core tests on an extension built with sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    $(BIN)/python -m pytest tests/engine tests/guard tests/formats tests/check $(PYTEST_ARGS)
 
-# The bundled vectors are data in git; this makes them anew, with the strengths that suit texts of 48
-# tokens (docs/strengths.md), which takes a while.
+# The bundled vectors are data in git; this makes them anew: extracted ones with the strengths that suit
+# texts of 48 tokens (docs/strengths.md), and trained ones, about three minutes each.
 VECTOR_MODELS := smollm2-135m-instruct gemma-3-270m
 vectors: $(ALL) ## extract the bundled vectors again
 	for model in $(VECTOR_MODELS); do \
-	    $(BIN)/pyemo extract --all --model $$model --output models/vectors/$$model || exit 1; \
-	    $(BIN)/pyemo calibrate models/vectors/$$model --model $$model --lengths 48 --threads 1 || exit 1; \
+	    folder=models/vectors/$$model; test ! -d $$folder/reading || folder=$$folder/reading; \
+	    $(BIN)/pyemo extract --all --model $$model --output $$folder || exit 1; \
+	    $(BIN)/pyemo calibrate $$folder --model $$model --lengths 48 --threads 1 || exit 1; \
 	done
+	$(BIN)/pyemo extract --all -r trained --model smollm2-135m-instruct --dtype bfloat16 --threads 1 \
+	    --output models/vectors/smollm2-135m-instruct
 
 docs: $(ALL) ## write docs/cli.md, the table of strengths and the README's output anew
 	$(BIN)/python docs/make_pages.py

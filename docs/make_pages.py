@@ -99,6 +99,8 @@ def windows_table() -> str:
                 f"**{kept.strength:g}** ({kept.window[0]:g} to {kept.window[1]:g})"
                 for kept in metadata.calibrations
             ]
+            if not found and metadata.strength is not None:
+                found = [f"**{metadata.strength:g}** (trained)"]
             cells.append("; ".join(found) or "none")
         lines.append(f"| {emotion} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

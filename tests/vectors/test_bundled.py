@@ -13,6 +13,7 @@ from pyemo import ControlVector
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.model import Model
 from pyemo.extract.recipe import Recipe
+from pyemo.extract.voice_recipe import VoiceRecipe
 from pyemo.files.catalog import catalog
 from pyemo.vectors.fit import FitKind
 
@@ -23,20 +24,26 @@ else:
 
 FOLDER = Path(pyemo.models.__file__).parent / "vectors"
 MODELS = ("gemma-3-270m", "smollm2-135m-instruct")
-VECTORS = [(model, emotion) for model in MODELS for emotion in EMOTIONS]
+TRAINED = [("smollm2-135m-instruct", emotion) for emotion in EMOTIONS]
+EXTRACTED = [
+    (folder, emotion)
+    for folder in ("gemma-3-270m", "smollm2-135m-instruct/reading")
+    for emotion in EMOTIONS
+]
 
 
-def test_there_is_one_vector_for_each_emotion_of_each_model_and_nothing_else() -> None:
+def test_there_is_one_vector_for_each_emotion_model_and_use_and_nothing_else() -> None:
     found = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
-    assert found == {f"{model}/{emotion}.gguf" for model, emotion in VECTORS}
+    assert found == {f"{model}/{emotion}.gguf" for model, emotion in (*TRAINED, *EXTRACTED)}
 
 
-@pytest.mark.parametrize(("model", "emotion"), VECTORS)
+@pytest.mark.parametrize(("model", "emotion"), [*TRAINED, *EXTRACTED])
 def test_a_bundled_vector_says_its_emotion_recipe_and_source(model: str, emotion: str) -> None:
     vector = ControlVector.load(FOLDER / model / f"{emotion}.gguf")
     metadata = vector.metadata
-    entry = catalog()[model]
-    assert (metadata.emotion, metadata.source_model, metadata.unit) == (emotion, model, "residual")
+    name = model.partition("/")[0]
+    entry = catalog()[name]
+    assert (metadata.emotion, metadata.source_model, metadata.unit) == (emotion, name, "residual")
     assert (metadata.source_sha256, metadata.architecture) == (entry.sha256, entry.architecture)
     assert bool(metadata.chat_template_sha256) == entry.chat
     # As long as the residual at its layer, so that a strength is a share of it.
@@ -45,7 +52,17 @@ def test_a_bundled_vector_says_its_emotion_recipe_and_source(model: str, emotion
         assert np.linalg.norm(direction) == pytest.approx(norm, rel=1e-4)
 
 
-@pytest.mark.parametrize(("model", "emotion"), VECTORS)
+@pytest.mark.parametrize(("model", "emotion"), TRAINED)
+def test_a_trained_vector_was_made_by_the_recipe_of_voices_and_recommends_a_strength(
+    model: str, emotion: str
+) -> None:
+    metadata = ControlVector.load(FOLDER / model / f"{emotion}.gguf").metadata
+    assert VoiceRecipe.from_toml(metadata.recipe) == VoiceRecipe.load()
+    assert metadata.strength is not None
+    assert 0.005 < metadata.strength <= VoiceRecipe.load().training.cap
+
+
+@pytest.mark.parametrize(("model", "emotion"), EXTRACTED)
 def test_a_bundled_vector_was_made_by_the_default_recipe_on_its_layers(
     model: str, emotion: str
 ) -> None:
