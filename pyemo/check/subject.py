@@ -121,7 +121,7 @@ def _strength(plan: CheckPlan, vector: ControlVector | None, model: Model) -> tu
         return plan.strength, f"strength {plan.strength:g} as given"
     found = vector.recommended(model)
     where = {
-        "trained": "at which it was trained; not calibrated on this file (`pyemo calibrate`)",
+        "trained": "which its training recommends; not calibrated on this file (`pyemo calibrate`)",
         "default": "the default: not calibrated on this file (`pyemo calibrate`)",
     }.get(found.source, "")
     if found.calibration is not None:

@@ -181,7 +181,7 @@ class MoodBuilder:
             return calibration.strength, "calibration", remark
         if found is not None:
             remark = (
-                f"{vector.name}: strength {found.strength:g}, at which it was trained; it is not "
+                f"{vector.name}: strength {found.strength:g}, which its training recommends; it is not "
                 "calibrated on this model file"
             )
             return found.strength, found.source, remark

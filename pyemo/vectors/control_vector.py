@@ -237,7 +237,7 @@ class ControlVector:
     def recommended(self, model: Identified, n_tokens: int = 1) -> Recommended:
         """Return the strength to take on ``model`` for replies of ``n_tokens``.
 
-        That of a calibration on the model's file, else the one the vector was trained at, else the
+        That of a calibration on the model's file, else the one its training recommends, else the
         default, 0.02. ``Steering({angry: angry.recommended(engine.model).strength})``
 
         Raises:

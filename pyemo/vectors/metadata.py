@@ -125,7 +125,7 @@ class VectorMetadata:
         neutral_projections: mean projection of neutral hidden states on each layer's unit
             direction; 0 at layers without a direction.
         calibrations: at most one for each model file and length of text.
-        strength: the one that the vector was trained at, above 0; None where it was not trained.
+        strength: the one that its training recommends, above 0; None where it was not trained.
         format_version: of the file it was read from; 0 for a file of another tool.
     """
 
