@@ -224,7 +224,7 @@ def _trained(meta: VectorMetadata) -> list[str]:
     """Return the line of the strength that is taken where no calibration says another."""
     if meta.strength is None:
         return []
-    return [f"strength     {meta.strength:g}, which its training recommends; taken where none is given"]
+    return [f"strength     {meta.strength:g}, which its training recommends"]
 
 
 def _calibrated(entry: Calibration) -> str:

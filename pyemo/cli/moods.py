@@ -181,8 +181,8 @@ class MoodBuilder:
             return calibration.strength, "calibration", remark
         if found is not None:
             remark = (
-                f"{vector.name}: strength {found.strength:g}, which its training recommends; it is not "
-                "calibrated on this model file"
+                f"{vector.name}: strength {found.strength:g}, which its training recommends; "
+                "it is not calibrated on this model file"
             )
             return found.strength, found.source, remark
         default = OPERATORS[operator]
