@@ -202,8 +202,8 @@ def _share(vector: ControlVector) -> str:
     ]
     if not shares or max(shares) - min(shares) < 0.02 * max(shares):
         return "2% of the residual norm at each layer"
-    low, high = 0.02 * min(shares), 0.02 * max(shares)
-    return f"{low:.2g} to {high:.2g} of the residual norm, by layer"
+    low, high = 2 * min(shares), 2 * max(shares)
+    return f"{low:.2g}% to {high:.2g}% of the residual norm, by layer"
 
 
 def _emotion(emotion: Emotion | None, name: str) -> str:

@@ -20,7 +20,8 @@ def test_fields_of_the_file_are_shown() -> None:
     assert result.exit_code == 0
     for words in (
         "angry (anger, rage, furious, fury); its opposite: calm",
-        "residual: strength 0.02 adds 2%",
+        "residual: strength 0.02 adds",
+        "of the residual norm, by layer",
         "golden-model",
         "a" * 64,
         'method = "mean"',
