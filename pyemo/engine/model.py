@@ -22,7 +22,8 @@ from pyemo.engine.thoughts import Tags, Thoughts, switches_of, tags_of
 from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import InputError, ModelLoadError, all_calls_named
 from pyemo.files.catalog import resolve_model
-from pyemo.files.local import FileStamp, file_sha256, file_stamp
+from pyemo.files.local import FileStamp, file_stamp
+from pyemo.files.split_files import model_sha256
 
 LLAMA_CPP_PYTHON: str = _core.llama_cpp_python
 """Version of llama-cpp-python that the extension was built against, and runs on."""
@@ -158,12 +159,12 @@ class Model:
 
     @functools.cached_property
     def file_sha256(self) -> str:
-        """SHA-256 of the file; remembered by path, size and time.
+        """SHA-256 of the file, or of all parts of a split model; remembered by path and time.
 
         Raises:
             ModelLoadError: the file has changed since it was loaded.
         """
-        digest = file_sha256(self.path)
+        digest = model_sha256(self.path)
         self._check_unchanged()
         return digest
 

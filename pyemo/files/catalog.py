@@ -1,7 +1,8 @@
 """Names to files: a model of ``models/catalog.toml``, and an emotion's bundled vector.
 
 Owns what a user may type for a model. Knows nothing of what is inside the files: hashes and the
-first bytes are ``local_files``, downloads are ``hub``, the rest is the engine's.
+first bytes are ``local``, downloads and the spellings of what to download are ``hub`` and
+``hub_names``, the rest is the engine's.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from pyemo.errors import (
     ModelNotFoundError,
     VectorNotFoundError,
 )
-from pyemo.files import hub
+from pyemo.files import hub, hub_names
+from pyemo.files.hub_names import HubFile
 from pyemo.files.local import absolute, cache_dir, check_gguf, file_sha256, join_parts
+from pyemo.files.split_files import check_whole, model_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -121,9 +124,9 @@ def resolve_model(name_path_or_repo: str | os.PathLike[str] = DEFAULT_MODEL) -> 
     """Return the verified file for a path, a name of the catalog, or a Hugging Face repository.
 
     A file that exists wins; then a name, whatever its case, or ``name:FORMAT`` for what `pyemo
-    models requantize` made of that model; then ``org/repo`` or ``org/repo:file.gguf``, which may
-    download. The first use of a catalog's file reads it whole to check its hash, later ones only
-    look at its size and time.
+    models requantize` made of that model; then a repository in any spelling of
+    :func:`pyemo.files.hub_names.parse`, which may download. The first use of a catalog's file reads
+    it whole to check its hash, later ones only look at its size and time.
 
     Raises:
         ModelNotFoundError: no such name, file or repository, or its package is not installed.
@@ -135,7 +138,7 @@ def resolve_model(name_path_or_repo: str | os.PathLike[str] = DEFAULT_MODEL) -> 
         >>> resolve_model("SmolLM2-135M-Instruct").name
         'smollm2-135m-instruct'
     """
-    text = os.fspath(name_path_or_repo).strip()
+    text = _without_file_scheme(os.fspath(name_path_or_repo).strip())
     path = Path(os.path.expanduser(text))
     if os.path.isfile(path):
         return _resolve_path(absolute(path))
@@ -144,13 +147,16 @@ def resolve_model(name_path_or_repo: str | os.PathLike[str] = DEFAULT_MODEL) -> 
         return _resolve_entry(entry)
     path = absolute(path)
     name, _, format = text.partition(":")
-    if format.isidentifier() and name.casefold() in catalog():
-        return _resolve_requantized(name.casefold(), format.upper())
-    wanted = hub.parse(text)
-    if wanted is None or os.path.isdir(path):
+    entry = catalog().get(name.casefold())
+    if entry is not None and format.isidentifier():
+        if format.upper() == entry.format:
+            return _resolve_entry(entry)
+        return _resolve_requantized(entry.name, format.upper())
+    wanted = None if os.path.isdir(path) else hub_names.parse(text)
+    if wanted is None:
         raise ModelNotFoundError(_unknown(text, path))
     for entry in catalog().values():
-        if entry.hub == wanted.repo and wanted.file in (None, entry.file):
+        if _is_of(entry, wanted):
             return _resolve_entry(entry)
     return _resolve_path(hub.fetch(wanted))
 
@@ -218,13 +224,33 @@ def _entry(table: Mapping[str, Any]) -> CatalogEntry:
     return CatalogEntry(**{**table, "parts": parts})
 
 
+def _without_file_scheme(text: str) -> str:
+    """Return the path that a ``file://`` address names, any other text as it is."""
+    if not text.lower().startswith("file://"):
+        return text
+    from urllib.request import url2pathname  # only for such an address
+
+    return url2pathname(text[len("file://") :].removeprefix("localhost"))
+
+
+def _is_of(entry: CatalogEntry, wanted: HubFile) -> bool:
+    """Return whether what was asked of a repository is the entry's file."""
+    return (
+        (entry.hub or "").casefold() == wanted.repo.casefold()
+        and wanted.file in (None, entry.file)
+        and (wanted.tag or entry.format).casefold() == entry.format.casefold()
+        and wanted.revision is None
+    )
+
+
 def _resolve_path(path: Path) -> ResolvedModel:
+    check_whole(path)
     check_gguf(path)
     size = path.stat().st_size
     for entry in catalog().values():
         if entry.size_bytes == size and file_sha256(path) == entry.sha256:
             return ResolvedModel(entry.name, path, entry)
-    return ResolvedModel(_requantized_name(path) or path.stem, path, None)
+    return ResolvedModel(_requantized_name(path) or model_name(path), path, None)
 
 
 def _resolve_requantized(name: str, format: str) -> ResolvedModel:
@@ -278,14 +304,14 @@ def _locate(entry: CatalogEntry) -> Path:
             raise ModelChecksumError(f"{error}. {_repair(entry)}") from error
         return kept
     if entry.hub is not None:
-        return _from_hub(entry, hub.HubFile(entry.hub, entry.file))
+        return _from_hub(entry, HubFile(entry.hub, entry.file))
     raise ModelNotFoundError(
         f"the model {entry.name!r} is not installed: no package {', '.join(missing)} here. "
         f"Install it with `{entry.source}`"
     )
 
 
-def _from_hub(entry: CatalogEntry, wanted: hub.HubFile) -> Path:
+def _from_hub(entry: CatalogEntry, wanted: HubFile) -> Path:
     try:
         return hub.fetch(wanted)
     except (ModelNotFoundError, MissingExtraError) as error:
@@ -326,7 +352,7 @@ def _status(entry: CatalogEntry) -> ModelStatus:
     elif _cached_path(entry).is_file():
         path = _cached_path(entry)
     elif entry.hub is not None:
-        path = hub.find(hub.HubFile(entry.hub, entry.file))
+        path = hub.find(HubFile(entry.hub, entry.file))
     return ModelStatus(entry, is_whole or path is not None, path, list_vectors(entry.name))
 
 
@@ -347,14 +373,16 @@ def _unknown(text: str, path: Path) -> str:
         files = sorted(file.name for file in path.glob("*.gguf"))
         inside = f"it holds {', '.join(files)}" if files else "it holds no .gguf file"
         return f"{path} is a folder, not a model; give the path of a .gguf file ({inside})"
+    if (advice := hub_names.advice(text)) is not None:
+        return f"{advice}. {_nearest(text, catalog())}`pyemo models` lists what pyemo knows by name"
     if text.endswith(".gguf") or os.sep in text:
         return (
             f"no file at {path}; check the path, or give a model's name (`pyemo models` lists "
-            "them) or a repository as org/repo:file.gguf"
+            "them) or a repository of Hugging Face as org/repo:Q4_K_M or org/repo:file.gguf"
         )
     return (
         f"no model {text[:_LONGEST_SHOWN]!r}; {_nearest(text, catalog())}`pyemo models` lists all "
-        f"{len(catalog())}, and a model of your own is given by its path"
+        f"{len(catalog())}; any other is given by its path, or as org/repo:Q4_K_M from Hugging Face"
     )
 
 

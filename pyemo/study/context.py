@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.model import Model
 from pyemo.files.catalog import resolve_model
-from pyemo.files.local import file_sha256
+from pyemo.files.split_files import model_sha256
 from pyemo.study.cells import Cell, ModelFile, load_model
 from pyemo.study.grid import Runner, Tell, run_cells
 from pyemo.study.plan import Plan
@@ -36,7 +36,7 @@ class Work:
         self._tell = tell
 
     def _file(self, name: str) -> ModelFile:
-        file = ModelFile(name, file_sha256(resolve_model(name).path), self.plan.n_threads)
+        file = ModelFile(name, model_sha256(resolve_model(name).path), self.plan.n_threads)
         self.model(file)
         return file
 

@@ -220,6 +220,21 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert catalog.resolve_model("~/mine.gguf").path == tmp_path / "mine.gguf"
 
 
+@pytest.mark.parametrize("host", ["", "localhost"])
+def test_address_of_a_local_file_is_its_path(tmp_path: Path, host: str) -> None:
+    path = tmp_path / "my model.gguf"
+    path.write_bytes(HEADER + bytes(90))
+    address = f"file://{host}{tmp_path}/my%20model.gguf"
+    assert catalog.resolve_model(address).path == path
+
+
+def test_split_model_has_its_name_without_the_part(tmp_path: Path) -> None:
+    for i in (1, 2):
+        (tmp_path / f"m-Q8_0-0000{i}-of-00002.gguf").write_bytes(HEADER + bytes(90))
+    found = catalog.resolve_model(tmp_path / "m-Q8_0-00001-of-00002.gguf")
+    assert (found.name, found.path.name) == ("m-Q8_0", "m-Q8_0-00001-of-00002.gguf")
+
+
 def test_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=f"no file at {re.escape(str(tmp_path))}"):
         catalog.resolve_model(tmp_path / "nothing.gguf")
@@ -241,7 +256,11 @@ def test_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
 # --- the hub ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["far", "org/far-GGUF", "org/far-GGUF:far.gguf"])
+@pytest.mark.parametrize(
+    "text",
+    ["far", "far:F32", "org/far-GGUF", "org/far-GGUF:far.gguf", "Org/Far-GGUF:f32",
+     "hf.co/org/far-GGUF", "https://huggingface.co/org/far-GGUF/blob/main/far.gguf"],
+)  # fmt: skip
 def test_name_and_repository_give_the_same_verified_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
@@ -266,6 +285,32 @@ def test_repository_outside_the_catalog_is_taken_unverified(
     monkeypatch.setattr(hub, "fetch", lambda wanted: fetched)
     found = catalog.resolve_model("org/other-GGUF")
     assert (found.name, found.entry) == ("other-Q4_0", None)
+
+
+@pytest.mark.parametrize(
+    "text", ["org/far-GGUF:Q8_0", "org/far-GGUF:other.gguf", "org/far-GGUF@v2:far.gguf"]
+)
+def test_another_file_of_a_catalog_models_repository_is_not_that_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    fetched = tmp_path / "other.gguf"
+    fetched.write_bytes(HEADER + bytes(90))
+    monkeypatch.setattr(hub, "fetch", lambda wanted: fetched)
+    assert catalog.resolve_model(text).entry is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("llama3.2:1b", "looks like a model of Ollama"),
+        ("https://example.org/m.gguf", "download the file yourself"),
+        ("org/far-GGUF/far.gguf", r"give org/far-GGUF:far\.gguf"),
+        ("https://huggingface.co/org", "give it as org/repo"),
+    ],
+)
+def test_name_from_elsewhere_says_what_to_give(text: str, said: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=said):
+        catalog.resolve_model(text)
 
 
 def test_catalog_model_without_the_hubs_client_says_both_ways(
