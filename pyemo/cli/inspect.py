@@ -21,6 +21,12 @@ from pyemo.files.hub_vectors import parse
     f"[default: names of {DEFAULT_MODEL}]",
 )
 @click.option(
+    "--voice",
+    is_flag=True,
+    help="Measure on the model how much likelier the vector makes replies in its emotion's voice, "
+    "and plain ones.  [default model: " + DEFAULT_MODEL + "]",
+)
+@click.option(
     "--emotions", is_flag=True, help="List the 20 emotions, their other names and opposites."
 )
 @click.option(
@@ -37,6 +43,7 @@ from pyemo.files.hub_vectors import parse
 def inspect(
     vector: str | None,
     model: str | None,
+    voice: bool,
     emotions: bool,
     plot: str | None,
     own: str | None,
@@ -51,6 +58,12 @@ def inspect(
     length of its direction at each layer, and the dose of a strength: how far it moves the last
     layer's residual stream, as a share of its norm.
 
+    With --voice, written replies are put to the model, unsteered and at the recommended strength,
+    half of it and minus it. Gain: how much likelier the emotion's own replies become, in nats per
+    token. Specificity: gain less that of other emotions. Damage: how much less likely plain replies
+    become. It reads 192 replies: a minute or two of one core on
+    a model of 135M.
+
     A folder is judged as a set: how far its directions point apart at each layer, and, where its
     model is at hand, how well they tell held-out texts apart and how much they depend on the texts
     they were made of.
@@ -59,12 +72,15 @@ def inspect(
     Example:
       pyemo inspect anger
       pyemo inspect ./my.gguf --model gemma-3-270m
+      pyemo inspect anger --voice
       pyemo inspect ./my-vectors --plot ./pictures
       pyemo inspect hf:org/repo
       pyemo inspect --emotions
     """
     if emotions == (vector is not None):
         raise click.UsageError("give a VECTOR, or --emotions")
+    if voice and (vector is None or os.path.isdir(vector)):
+        raise click.UsageError("--voice measures one vector: name its file, or a bundled one")
     if vector is None:
         from pyemo.cli.inspect_job import print_emotions
 
@@ -87,4 +103,4 @@ def inspect(
     else:
         from pyemo.cli.inspect_job import print_vector
 
-        print_vector(vector, model, as_json)
+        print_vector(vector, model, as_json, with_voice=voice)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pyemo import emotions
 from pyemo.choices import DEFAULT_MODEL
-from pyemo.cli import output
+from pyemo.cli import inspect_voice, output
 from pyemo.emotions import Emotion
+from pyemo.engine.model import Model
 from pyemo.errors import VectorError, VectorModelMismatchError
 from pyemo.files import catalog, hub_vectors
 from pyemo.vectors.control_vector import Calibration, ControlVector, find_vector
 from pyemo.vectors.foreign import ForeignVector, read_foreign
 from pyemo.vectors.metadata import VectorMetadata
-
-if TYPE_CHECKING:
-    from pyemo.engine.model import Model
 
 STRENGTHS = (0.01, 0.02)
 """Strengths whose dose is shown, beside those that the file recommends."""
@@ -55,33 +53,43 @@ def print_repository(repo: str, as_json: bool) -> None:
     output.say("\n".join(map(output.printable, names)))
 
 
-def print_vector(name: str, model_name: str | None, as_json: bool) -> None:
+def print_vector(
+    name: str, model_name: str | None, as_json: bool, *, with_voice: bool = False
+) -> None:
     """Print what the vector of a file, or a bundled one, says of itself.
 
+    Args:
+        model_name: None for none to compare with; the default model if the voice is measured.
+        with_voice: measure its voice on the model too.
     Raises:
+        InputError: a voice that cannot be measured; see :func:`pyemo.cli.inspect_voice.measure`.
         VectorError: no such vector, or its file is damaged.
         ModelError: the model it is to be compared with cannot be loaded.
         VectorModelMismatchError: it does not fit that model; all else was printed before.
     """
+    if with_voice and model_name is None:
+        model_name = DEFAULT_MODEL
     model = _model(model_name)
     found = read_foreign(_path_of(name, model_name), model=model)
     path, vector = str(found.path), found.vector
     fit, mismatch = _fit(vector, model)
+    voice = None
+    if with_voice and model is not None and mismatch is None:
+        voice = inspect_voice.measure(vector, model)
     if as_json:
         origin = {"tool": found.tool, "notes": list(found.notes)}
-        output.print_json({"path": path, **origin, **_described(vector), "fit": fit})
+        spoken = {"voice": None if voice is None else voice.as_json()} if with_voice else {}
+        output.print_json({"path": path, **origin, **_described(vector), "fit": fit, **spoken})
     else:
         output.say("\n".join(_lines(found, fit)))
+        if voice is not None:
+            output.say("\n".join(voice.lines()))
     if mismatch is not None:
         raise mismatch
 
 
 def _model(name: str | None) -> Model | None:
-    if name is None:
-        return None
-    from pyemo.engine.model import Model
-
-    return Model.load(name)
+    return None if name is None else Model.load(name)
 
 
 def _path_of(name: str, model_name: str | None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo.choices import Scope
-from pyemo.emotions import resolve
+from pyemo.emotions import EMOTIONS, resolve
 from pyemo.engine.batches import (
     Continuation,
     Job,
@@ -374,6 +374,12 @@ def emotion_of(vector: ControlVector) -> str | None:
         return resolve(vector.name)
     except InputError:
         return None
+
+
+def voice_of(vector: ControlVector) -> str | None:
+    """Return the one of the 20 emotions that a vector is of, which replies are written in."""
+    emotion = emotion_of(vector)
+    return emotion if emotion in EMOTIONS else None
 
 
 def random_direction(vector: ControlVector, seed: int) -> ControlVector:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from commands import pyemo
 
-from pyemo import ControlVector
+from pyemo import ControlVector, Engine, Model, Steering
 from pyemo.emotions import EMOTIONS
 from pyemo.files.catalog import list_vectors
+from pyemo.strengths.voice import VoiceYardstick
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -55,6 +56,54 @@ def test_fit_with_a_model_is_said(model: Path, vectors: Path) -> None:
     result = pyemo("inspect", vectors / "warm.gguf", "-m", model)
     assert result.exit_code == 0
     assert "made on this very model file" in result.stdout
+
+
+def test_voice_is_that_of_the_yardstick_at_three_strengths(model: Path, vectors: Path) -> None:
+    path = vectors / "calibrated.gguf"
+    result = pyemo("inspect", path, "-m", model, "--voice", "--json")
+    assert result.exit_code == 0, result.stderr
+    voice = json.loads(result.stdout)["voice"]
+    assert voice["strength_source"] == "calibration"
+    assert [row["strength"] for row in voice["readings"]] == pytest.approx([0.3, 0.15, -0.3])
+    loaded = Model.load(model)
+    vector = ControlVector.load(path)
+    with Engine(loaded, n_ctx=256) as engine:
+        yardstick = VoiceYardstick(engine, others=voice["readings"][0]["others"])
+        for row in voice["readings"]:
+            reading = yardstick.measure(Steering({vector: row["strength"]}), "loving")
+            assert row["gain"]["value"] == pytest.approx(reading.gain.value, abs=1e-3)
+            assert row["damage"]["low"] == pytest.approx(reading.damage.low, abs=1e-3)
+            assert reading.specificity is not None
+            assert row["specificity"]["high"] == pytest.approx(reading.specificity.high, abs=1e-3)
+
+
+def test_voice_table_has_a_row_for_each_strength(model: Path, vectors: Path) -> None:
+    lines = pyemo("inspect", vectors / "warm.gguf", "-m", model, "--voice").stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("voice "))
+    assert lines[at].split() == ["voice", "strength", "gain", "specificity", "damage"]
+    assert [line.split()[0] for line in lines[at + 1 : at + 4]] == ["0.02", "0.01", "-0.02"]
+    assert all(line.count("[") == 3 for line in lines[at + 1 : at + 4])
+    assert "8 replies of loving" in lines[at + 4]
+    assert lines[at + 5].endswith("strength: default")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("raw.gguf", "none of the 20 emotions"), ("other.gguf", "use a vector made for this model")],
+)
+def test_voice_that_cannot_be_measured_is_refused(
+    model: Path, vectors: Path, name: str, remedy: str
+) -> None:
+    result = pyemo("inspect", vectors / name, "-m", model, "--voice")
+    assert result.exit_code == 1
+    assert remedy in result.stderr
+
+
+@pytest.mark.parametrize("what", ["--emotions", GOLDEN])
+def test_voice_is_of_one_vector(what: object) -> None:
+    result = pyemo("inspect", what, "--voice")
+    assert result.exit_code == 2
+    assert "--voice measures one vector" in result.stderr
 
 
 def test_vector_that_does_not_fit_is_shown_and_an_error(model: Path, vectors: Path) -> None:

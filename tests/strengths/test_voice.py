@@ -11,8 +11,8 @@ from tiny_models import TinyModel
 
 from pyemo import ControlVector, Engine, Model, Steering
 from pyemo.emotions import EMOTIONS, near_neighbours
-from pyemo.errors import InputError
-from pyemo.strengths.voice import VoiceYardstick
+from pyemo.errors import ContextFullError, InputError
+from pyemo.strengths.voice import FEW_OTHERS, VoiceYardstick, reply_room
 from pyemo.texts.replies import VOICES, ReplyPrompt
 
 OTHERS = ("happy", "sad", "afraid")
@@ -62,9 +62,38 @@ def test_numbers_are_those_of_the_scores(engine: Engine, vector: ControlVector) 
     away = np.mean([rise(voice) for voice in OTHERS])
     assert reading.gain.value == pytest.approx(rise("angry"), abs=1e-6)
     assert reading.damage.value == pytest.approx(-rise("neutral"), abs=1e-6)
+    assert reading.specificity is not None
     assert reading.specificity.value == pytest.approx(rise("angry") - away, abs=1e-6)
+    assert reading.others == tuple(sorted(OTHERS))
     assert reading.gain.low <= reading.gain.value <= reading.gain.high
     assert reading.own_damage is None
+
+
+def test_without_others_there_is_no_specificity_and_the_rest_is_the_same(
+    engine: Engine, vector: ControlVector
+) -> None:
+    mood = Steering({vector: 1.0})
+    whole = VoiceYardstick(engine, PROMPTS, others=OTHERS).measure(mood, "angry")
+    alone = VoiceYardstick(engine, PROMPTS, others=()).measure(mood, "angry")
+    assert alone.specificity is None
+    assert alone.others == ()
+    assert (alone.gain, alone.damage) == (whole.gain, whole.damage)
+    assert alone.as_json()["specificity"] is None
+    assert alone.as_json()["gain"]["value"] == whole.gain.value
+
+
+def test_few_others_leave_three_for_each_emotion(engine: Engine) -> None:
+    yardstick = VoiceYardstick(engine, PROMPTS, others=FEW_OTHERS)
+    assert all(yardstick.n_replies(name) >= (2 + 3) * len(PROMPTS) for name in EMOTIONS)
+
+
+def test_room_is_that_of_the_longest_reply_with_its_prompt(engine: Engine) -> None:
+    room = reply_room(engine.model)
+    with open_engine(engine.model, n_ctx=room, n_seq_max=1) as just:
+        VoiceYardstick(just, others=()).measure(Steering(), "angry")
+    long = ReplyPrompt("dog", "note", "watch", dict.fromkeys(VOICES, "dog " * 600))
+    with pytest.raises(ContextFullError, match="reads 512: its voices cannot be measured"):
+        reply_room(engine.model, [long])
 
 
 def test_the_models_own_greedy_words_lose_under_a_strong_mood(
