@@ -473,6 +473,13 @@ class Engine:
         finally:
             forward_log()
 
+    def __reduce__(self) -> str:
+        raise InputError(
+            "an engine is neither copied nor pickled: make another on the same model, "
+            "Engine(engine.model), or in another process one of its own, "
+            f"Engine({str(self.model.path)!r})"
+        )
+
     def __repr__(self) -> str:
         state = (
             "closed" if self._core is None else f"n_ctx={self.n_ctx}, n_seq_max={self.n_seq_max}"

@@ -380,6 +380,12 @@ class Model:
             )
         return tokens
 
+    def __reduce__(self) -> str:
+        raise InputError(
+            "a loaded model is neither copied nor pickled: engines of one process share it as it "
+            f"is, Engine(model); another process loads it anew, Model.load({str(self.path)!r})"
+        )
+
     def __repr__(self) -> str:
         size = f"n_layer={self.n_layer}, n_embd={self.n_embd}"
         return f"Model({self.name!r}, {self.architecture}, {size})"

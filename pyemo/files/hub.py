@@ -102,7 +102,7 @@ def _parts(wanted: HubFile, file: str) -> tuple[str, ...]:
         return (file,)
     if part.number > 1:
         raise ModelNotFoundError(
-            f"{file} is part {part.number} of {part.count} of a model; name the first: "
+            f"{file} is part {part.number} of {part.total} of a model; name the first: "
             f"{wanted._replace(file=part.name(1))}"
         )
     return part.names

@@ -20,20 +20,20 @@ _SHOWN_PARTS = 5
 
 
 class Part(NamedTuple):
-    """What a name says: part ``number`` (from 1) of ``count`` of the model ``base``."""
+    """What a name says: part ``number`` (from 1) of ``total`` of the model ``base``."""
 
     base: str
     number: int
-    count: int
+    total: int
 
     def name(self, number: int) -> str:
         """Return the name of another part of the set."""
-        return f"{self.base}-{number:05d}-of-{self.count:05d}.gguf"
+        return f"{self.base}-{number:05d}-of-{self.total:05d}.gguf"
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all parts, in order."""
-        return tuple(self.name(number) for number in range(1, self.count + 1))
+        return tuple(self.name(number) for number in range(1, self.total + 1))
 
 
 def part_of(name: str) -> Part | None:
@@ -42,7 +42,7 @@ def part_of(name: str) -> Part | None:
     if match is None:
         return None
     part = Part(match["base"], int(match["number"]), int(match["count"]))
-    return part if 1 <= part.number <= part.count <= _MOST_PARTS else None
+    return part if 1 <= part.number <= part.total <= _MOST_PARTS else None
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:
@@ -63,13 +63,13 @@ def check_whole(path: Path) -> None:
         return
     if part.number > 1:
         raise ModelLoadError(
-            f"{path} is part {part.number} of {part.count} of a model; give the first part: "
+            f"{path} is part {part.number} of {part.total} of a model; give the first part: "
             f"{path.with_name(part.name(1))}"
         )
     missing = [file.name for file in parts_of(path) if not file.is_file()]
     if missing:
         raise ModelNotFoundError(
-            f"{path} is the first of {part.count} parts, and {missing_text(missing)} beside it; "
+            f"{path} is the first of {part.total} parts, and {missing_text(missing)} beside it; "
             "fetch all parts into one folder"
         )
 

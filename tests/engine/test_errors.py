@@ -677,3 +677,12 @@ def test_a_sequence_is_forked_and_not_copied(
     with engine.sequence(TEXT) as sequence:
         refused(lambda: copied(sequence), match=r"fork\(\)|cannot be pickled")
         assert np.isfinite(sequence.logits()).all()  # still open
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_engine_and_its_model_say_what_to_do_instead_of_a_copy(
+    engine: Engine, copied: Callable[[object], object]
+) -> None:
+    refused(lambda: copied(engine), match=r"Engine\(engine\.model\)")
+    refused(lambda: copied(engine.model), match=r"Model\.load\('.*\.gguf'\)")
+    assert engine.score("a text").mean_logprob < 0  # still open
