@@ -207,7 +207,8 @@ int check_model_file(const std::string & path) {
         header.fail("is a " + std::string(architecture == "controlvector" ? "control vector" : "LoRA adapter") +
                     ", not a model");
     }
-    if (header.n_tensors() == 0) {
+    // The first part of a split model may hold the header alone.
+    if (header.n_tensors() == 0 && header.integer("split.count").value_or(0) <= 1) {
         header.fail("holds no tensors, only a header or a vocabulary: not a model");
     }
     check_hyperparameters(header, architecture);

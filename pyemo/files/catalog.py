@@ -29,7 +29,7 @@ from pyemo.errors import (
 from pyemo.files import hub, hub_names
 from pyemo.files.hub_names import HubFile
 from pyemo.files.local import absolute, cache_dir, check_gguf, file_sha256, join_parts
-from pyemo.files.split_files import check_whole, model_name
+from pyemo.files.split_files import check_whole, model_name, parts_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -245,7 +245,7 @@ def _is_of(entry: CatalogEntry, wanted: HubFile) -> bool:
 
 def _resolve_path(path: Path) -> ResolvedModel:
     check_whole(path)
-    check_gguf(path)
+    check_gguf(path, is_split=len(parts_of(path)) > 1)
     size = path.stat().st_size
     for entry in catalog().values():
         if entry.size_bytes == size and file_sha256(path) == entry.sha256:

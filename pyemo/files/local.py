@@ -156,11 +156,14 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest
 
 
-def check_gguf(path: str | os.PathLike[str]) -> None:
+def check_gguf(path: str | os.PathLike[str], *, is_split: bool = False) -> None:
     """Check that a file begins like a GGUF model and is not cut off within its first bytes.
 
     Reads 24 bytes. The engine checks names, sizes and offsets when it loads the file.
 
+    Args:
+        path: the file.
+        is_split: it is the first of several parts, which may hold no tensors.
     Raises:
         ModelNotFoundError: there is no such file.
         ModelLoadError: not a GGUF, of a version llama.cpp does not read, or cut off.
@@ -181,7 +184,7 @@ def check_gguf(path: str | os.PathLike[str]) -> None:
         big_endian = int.from_bytes(head[4:8], "big") in _GGUF_VERSIONS
         was = "written for a big-endian machine" if big_endian else f"GGUF version {version}"
         raise ModelLoadError(f"{path} is {was}; llama.cpp reads little-endian version 2 and 3")
-    if n_tensors == 0:
+    if n_tensors == 0 and not is_split:
         raise ModelLoadError(f"{path} holds no tensors, only a header or a vocabulary: not a model")
     least = _GGUF_HEADER.size + n_keys * _LEAST_KEY_BYTES + n_tensors * _LEAST_TENSOR_BYTES
     if size < least:
