@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pyemo.errors import ModelNotFoundError, VectorNotFoundError
 from pyemo.files import hub
+from pyemo.files.hub_names import HubFile
 
 PREFIX = "hf:"
 SUFFIXES = (".gguf", ".safetensors", ".pt")
@@ -63,7 +64,7 @@ def fetch(wanted: HubVector) -> Path:
             f"has: {listed}"
         )
     try:
-        return hub.fetch(hub.HubFile(wanted.repo, wanted.file))
+        return hub.fetch(HubFile(wanted.repo, wanted.file))
     except ModelNotFoundError as error:
         raise VectorNotFoundError(str(error)) from error
 
