@@ -4,8 +4,8 @@
     python bench/blind.py score --key key.json READER.jsonl... [--json]
 
 A line of TEXTS is {"condition", "emotion", "prompt", "text"} and may have "strength" and others,
-which only the key keeps. The sheet has {"id", "prompt", "text"} in an order drawn with the seed,
-and its ids say nothing. A reader sees the sheet alone and answers a line for each id:
+which only the key keeps. The emotion is "none" where none was meant, as in unsteered texts. The
+sheet has {"id", "prompt", "text"} in an order drawn with the seed, and its ids say nothing. A reader sees the sheet alone and answers a line for each id:
 {"id", "emotion", "coherent", "on_subject"}, emotion one of the choices or "none".
 
 Scored for each condition, over texts and readers: the emotion was heard, the text is coherent, it
@@ -127,7 +127,7 @@ def score(
     n_texts: dict[str, int] = {}
     for name, entry in key.items():
         emotion = entry["emotion"]
-        near = near_neighbours(emotion) | {emotion}
+        near = {emotion} if emotion == NONE else near_neighbours(emotion) | {emotion}
         for condition in sorted({line["condition"] for line in entry["from"]}):
             for row in (condition, f"{condition} / {emotion}"):
                 n_texts[row] = n_texts.get(row, 0) + 1

@@ -25,6 +25,10 @@ from pyemo.errors import InputError, VectorError
 from pyemo.vectors.control_vector import Calibration, ControlVector, Recommended
 from pyemo.vectors.fit import Fit, FitKind
 
+TRAINED_TOKENS = 64
+"""About as many as the replies have that voices are trained on; longer texts bear less strength
+(docs/measurements/voices.md)."""
+
 
 @dataclass(frozen=True)
 class MoodTerm:
@@ -180,10 +184,14 @@ class MoodBuilder:
                 remark += "; longer ones may loop (--guard)"
             return calibration.strength, "calibration", remark
         if found is not None:
-            remark = (
-                f"{vector.name}: strength {found.strength:g}, which its training recommends; "
-                "it is not calibrated on this model file"
-            )
+            remark = f"{vector.name}: strength {found.strength:g}, which its training recommends"
+            if vector.metadata.source_sha256 != model.file_sha256:
+                remark += "; it is not calibrated on this model file"
+            if self._n_tokens > TRAINED_TOKENS and self._schedule is None:
+                remark += (
+                    "; a long reply stays whole longer if the strength fades "
+                    f"(--schedule half-life:{TRAINED_TOKENS})"
+                )
             return found.strength, found.source, remark
         default = OPERATORS[operator]
         why = "there is no calibration for this model file"

@@ -93,10 +93,20 @@ def test_run_takes_the_strength_a_vector_was_trained_at(model: Path, trained: Pa
     assert (term["strength"], term["strength_source"]) == (0.25, "trained")
     (given,) = run_json("-m", model, "-c", f"{trained}=0.1")["steering"]["terms"]
     assert (given["strength"], given["strength_source"]) == (0.1, "given")
-    assert notes(model, str(trained)) == [
-        "trained: strength 0.25, which its training recommends; "
-        "it is not calibrated on this model file"
-    ]
+    assert notes(model, str(trained)) == ["trained: strength 0.25, which its training recommends"]
+
+
+def test_run_says_where_a_trained_strength_may_not_hold(
+    model: Path, trained: Path, tmp_path: Path
+) -> None:
+    vector = ControlVector.load(trained)
+    other = replace(vector.metadata, source_sha256="0" * 64)
+    vector.with_metadata(other).save(tmp_path / "other.gguf")
+    said = notes(model, str(tmp_path / "other.gguf"))
+    wanted = "recommends; it is not calibrated on this model file"
+    assert any(line.endswith(wanted) for line in said)
+    result = pyemo("run", "-m", model, "-c", trained, "--threads", 1, "-n", 65, "the story")
+    assert "if the strength fades (--schedule half-life:64)" in result.stderr
 
 
 def test_a_calibration_goes_before_the_strength_of_training(

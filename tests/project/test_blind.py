@@ -94,6 +94,14 @@ def test_shares_are_counted_for_conditions_and_emotions(blind: ModuleType) -> No
     assert scores["steered / sad"]["near"].k == 5
 
 
+def test_texts_without_a_meant_emotion_are_heard_as_none(blind: ModuleType) -> None:
+    plain = [{**line, "emotion": "none"} for line in lines()]
+    sheet, key = blind.prepare(plain, seed=3)
+    reader = blind.read_answers(answers(sheet, key).splitlines(), "one", key)
+    scores = blind.score(key, [reader])
+    assert scores["plain / none"]["heard"].k == scores["plain / none"]["near"].k == 10
+
+
 def test_kappa_is_one_for_agreement_and_nought_for_chance(blind: ModuleType) -> None:
     assert blind.kappa(["a", "b", "a"], ["a", "b", "a"]) == 1
     assert blind.kappa(["a", "a", "b", "b"], ["a", "b", "a", "b"]) == 0
