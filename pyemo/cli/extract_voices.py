@@ -150,7 +150,7 @@ def _facts(name: str, path: Path, voice: Voice | OwnVoice) -> dict[str, Any]:
         "emotion": name,
         "path": str(path),
         "kept": False,
-        "strength": voice.trained.dose,
+        "strength": voice.vector.metadata.strength,
         "watch_gain": best.gain,
         "watch_damage": best.damage,
         "steps": voice.trained.n_steps,
@@ -163,6 +163,6 @@ def _line(path: Path, voice: Voice | OwnVoice) -> str:
     trained, layers = voice.trained, voice.vector.layers
     return (
         f"{path}: {voice.vector.name}, layers {layers[0]}:{layers[-1] + 1}, strength "
-        f"{trained.dose:.3g}: on replies not trained on {trained.best.gain:+.2f} nats per token, "
+        f"{voice.vector.metadata.strength:.3g}; at {trained.dose:.3g}, on replies not trained on {trained.best.gain:+.2f} nats per token, "
         f"plain replies {-trained.best.damage:+.2f}; {trained.seconds:.0f} s"
     )

@@ -309,7 +309,7 @@ def test_wrong_value_is_one_line_with_its_remedy(
         (("--compare", "hello"), "--cvec"),
         (("--operator", "plus", "hello"), "project_out"),
         (("--scope", "all", "hello"), "both"),
-        (("--strength", "much", "hello"), "not a valid float"),
+        (("--strength", "much", "hello"), "is not a number or auto"),
         (("--no-such-option", "hello"), "No such option"),
         (("--template-arg", "think", "hello"), "NAME=VALUE"),
         (("--scope", "first:0", "hello"), "first:N"),

@@ -105,7 +105,7 @@ CALLS: dict[str, tuple[Callable[[Engine, ControlVector, Any], Any], list[Any]]] 
     "use_mmap": (lambda e, v, x: Model.load(e.model.path, use_mmap=x), wrong()),
     "tokenize": (lambda e, v, x: e.model.tokenize(x), wrong(TEXT, BYTES)),
     "detokenize": (lambda e, v, x: e.model.detokenize(x), wrong(LIST, EMPTY)),
-    "messages": (lambda e, v, x: e.model.prompt_text(x), wrong(*NOTHING)),
+    "messages": (lambda e, v, x: e.model.prompt_text(x), wrong(TEXT, *NOTHING)),
     "vector file": (lambda e, v, x: ControlVector.load(x), wrong()),
     "model of a vector": (lambda e, v, x: ControlVector.load("angry", model=x), wrong()),
     "directions": (lambda e, v, x: ControlVector(x), wrong()),

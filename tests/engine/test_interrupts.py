@@ -56,7 +56,7 @@ def test_an_interrupted_reply_and_its_sequence_agree(engine: Engine) -> None:
                 list(reply)
             shown = [token.id for token in reply.tokens]
             assert sequence.tokens == PROMPT + shown
-            assert sequence._segments == [(0, False), (4, True)][: 2 if shown else 1]
+            assert sequence._segments == [(0, "prompt"), (4, "answer")][: 2 if shown else 1]
             assert shown == expected[: len(shown)]
             # and it goes on as if nothing had been
             assert [token.id for token in sequence.generate(max_tokens=3)] == (
@@ -107,7 +107,7 @@ def test_an_interrupt_behind_the_native_work_takes_it_back(
         with pytest.raises(KeyboardInterrupt):
             call(sequence)
         assert sequence.tokens == PROMPT
-        assert sequence._segments == [(0, False)]
+        assert sequence._segments == [(0, "prompt")]
         assert np.isfinite(sequence.logits()).all()
 
 
@@ -117,7 +117,7 @@ def test_a_failed_score_next_leaves_tokens_and_segments(engine: Engine) -> None:
             sequence.score_next("text", is_reply=True)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="outside"):
             sequence.score_next([10**6], is_reply=True)
-        assert (sequence.tokens, sequence._segments) == (PROMPT, [(0, False)])
+        assert (sequence.tokens, sequence._segments) == (PROMPT, [(0, "prompt")])
 
 
 # --- work that llama.cpp cannot stop goes on alone ---

@@ -91,7 +91,7 @@ def test_a_voice_gains_on_replies_held_out_more_than_under_shuffled_labels(
     assert (voice.n_train, voice.n_watch, voice.n_held_out) == (9, 3, 4)
     meta = voice.vector.metadata
     assert meta.emotion == ""  # no judge of emotions knows it
-    assert meta.strength == pytest.approx(voice.trained.dose, abs=1e-4)
+    assert meta.strength == pytest.approx(voice.trained.dose * 0.9, abs=1e-4)
     said = provenance_of(meta.recipe)
     assert said["voice"] == "pirate"
     assert said["held_out_gain"] == pytest.approx(voice.gain.value, abs=1e-4)

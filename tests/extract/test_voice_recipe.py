@@ -23,7 +23,7 @@ def test_it_goes_to_toml_and_back() -> None:
 
 
 def test_layers_are_shares_of_the_depth() -> None:
-    assert VoiceRecipe().layer_range(30) == range(10, 25)
+    assert VoiceRecipe().layer_range(30) == range(5, 27)
     assert VoiceRecipe(layers=(0, 1)).layer_range(3) == range(1, 2)
     with pytest.raises(InputError, match="at least 3"):
         VoiceRecipe().layer_range(2)

@@ -280,7 +280,7 @@ def test_a_missing_classifier_is_an_input_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["roberta", "classifier:", "forced-choice", "minilm:x"])
 def test_an_unknown_judge_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InputError, match="use minilm, forced-choice:MODEL"):
+    with pytest.raises(InputError, match="use minilm, voice, forced-choice:MODEL"):
         load_judge(name)
 
 
