@@ -5,7 +5,8 @@
 
 A line of TEXTS is {"condition", "emotion", "prompt", "text"} and may have "strength" and others,
 which only the key keeps. The emotion is "none" where none was meant, as in unsteered texts. The
-sheet has {"id", "prompt", "text"} in an order drawn with the seed, and its ids say nothing. A reader sees the sheet alone and answers a line for each id:
+sheet has {"id", "prompt", "text"} in an order drawn with the seed, and its ids say nothing. A
+reader sees the sheet alone and answers a line for each id:
 {"id", "emotion", "coherent", "on_subject"}, emotion one of the choices or "none".
 
 Scored for each condition, over texts and readers: the emotion was heard, the text is coherent, it

@@ -162,7 +162,8 @@ def _facts(name: str, path: Path, voice: Voice | OwnVoice) -> dict[str, Any]:
 def _line(path: Path, voice: Voice | OwnVoice) -> str:
     trained, layers = voice.trained, voice.vector.layers
     return (
-        f"{path}: {voice.vector.name}, layers {layers[0]}:{layers[-1] + 1}, strength "
-        f"{voice.vector.metadata.strength:.3g}; at {trained.dose:.3g}, on replies not trained on {trained.best.gain:+.2f} nats per token, "
+        f"{path}: {voice.vector.name}, layers {layers[0]}:{layers[-1] + 1}, "
+        f"strength {voice.vector.metadata.strength:.3g}; at {trained.dose:.3g}, on replies not "
+        f"trained on {trained.best.gain:+.2f} nats per token, "
         f"plain replies {-trained.best.damage:+.2f}; {trained.seconds:.0f} s"
     )
