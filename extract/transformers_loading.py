@@ -22,7 +22,7 @@ from pyemo.engine.messages import as_messages
 from pyemo.engine.model import Model
 from pyemo.errors import InputError, MissingExtraError, ModelLoadError, ModelNotFoundError
 from pyemo.extract.gguf_config import corrections
-from pyemo.files import hub
+from pyemo.files import hub_names
 from pyemo.files.catalog import catalog
 from pyemo.files.local import file_sha256
 from pyemo.vectors.identity import ModelIdentity
@@ -90,8 +90,13 @@ def load(
         loaded = _load_folder(str(path), path.name, number_type, device_map, folder=path)
     elif is_gguf(text, path):
         loaded = _load_gguf(text, number_type, device_map)
-    elif hub.parse(text) is not None and not _looks_like_path(text, path):
-        loaded = _load_folder(text, text, number_type, device_map, folder=None)
+    elif (named := hub_names.parse(text)) is not None and not _looks_like_path(text, path):
+        if named.revision is not None:
+            raise ModelNotFoundError(
+                f"{text!r} names a revision, which pyemo reads of GGUF files only; give "
+                f"{named.repo!r}, or the folder of a download"
+            )
+        loaded = _load_folder(named.repo, text, number_type, device_map, folder=None)
     else:
         raise ModelNotFoundError(
             f"no file or folder at {path}, and no model of that name; give a folder with "
@@ -159,8 +164,9 @@ def is_gguf(text: str, path: Path) -> bool:
     """Return whether a model's name, or the path it stands for, means a GGUF file."""
     if path.is_file() or text.casefold() in catalog():
         return True
-    wanted = hub.parse(text)
-    return (wanted is not None and wanted.file is not None) or text.endswith(".gguf")
+    named = hub_names.parse(text)
+    is_one_file = named is not None and (named.file is not None or named.tag is not None)
+    return is_one_file or text.endswith(".gguf")
 
 
 def _looks_like_path(text: str, path: Path) -> bool:
