@@ -29,8 +29,8 @@ from harness import HEADER, Ratio, median_of, save
 
 from pyemo import Engine, SamplerParams
 from pyemo.emotions import EMOTIONS
+from pyemo.engine import rows
 from pyemo.engine.model import Model
-from pyemo.extract import engine_backend
 from pyemo.extract.backend import Backend, Passage
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.transformers_backend import TransformersBackend
@@ -136,21 +136,21 @@ def work_transformers(batch: int, n_threads: int) -> None:
 
 def work_engine(path: str, batch: int, n_threads: int) -> None:
     """The engine's side, on a model file."""
-    gate, step_many = Gate(), engine_backend.step_many
+    gate, step_many = Gate(), rows.step_many
 
     def step(sequences: Sequence[object]) -> list[SimpleNamespace]:
         gate(len(sequences))
         step_many(sequences)  # type: ignore[arg-type]
-        return [SimpleNamespace(is_end=False)] * len(sequences)
+        return [SimpleNamespace(is_end=False, token=0)] * len(sequences)
 
     model = Model.load(path)
     n_ctx = batch * 256 * -(-(MAX_TOKENS + 64) // 256)
     with Engine(
         model, n_ctx=n_ctx, n_seq_max=batch, n_threads=n_threads, kv_unified=False
     ) as engine:
-        engine_backend.step_many = step  # type: ignore[assignment]
+        rows.step_many = step  # type: ignore[assignment]
         write_all(EngineBackend(engine), batch, gate)
-    engine_backend.step_many = step_many
+    rows.step_many = step_many
     with Engine(model, n_ctx=1024, n_seq_max=SLICE_TEXTS, n_threads=n_threads) as engine:
         read_all(EngineBackend(engine))
 

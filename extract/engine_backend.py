@@ -12,8 +12,8 @@ import numpy.typing as npt
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
+from pyemo.engine.rows import ReplyLimits, Row, run
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.sequence import step_many
 from pyemo.engine.threads import Threads
 from pyemo.errors import ContextFullError
@@ -108,27 +108,47 @@ class EngineBackend:
         written. The reply's last token is never decoded, so it counts neither as text nor as read:
         it is the end-of-generation token, or the one that max_tokens cuts off.
         """
+        indices: dict[Row, int] = {}
         waiting = iter(range(len(prompts)))
-        running: dict[int, TokenSequence] = {}
+        longest = max((len(prompt) for prompt in prompts), default=0) + max_tokens + 1
+        if longest > self._engine.n_ctx_seq:
+            raise ContextFullError(
+                f"a prompt and its story may take {longest} tokens, but a sequence holds "
+                f"{self._engine.n_ctx_seq}; open the engine with a larger n_ctx"
+            )
+
+        def admit(running: list[Row]) -> Iterator[Row]:
+            room = self._engine.n_ctx
+            room -= sum(len(prompts[indices[row]]) + max_tokens + 1 for row in running)
+            while self._engine.n_free_sequences and longest <= room:
+                index = next(waiting, None)
+                if index is None:
+                    return
+                sequence = self._engine.sequence(list(prompts[index]), sampler=samplers[index])
+                row = Row(sequence, ReplyLimits(max_tokens + 1))
+                indices[row] = index
+                room -= longest
+                if skip is not None:
+                    sequence.start_reading(layers, begin=len(prompts[index]) + skip)
+                yield row
+
+        def finish(row: Row) -> None:
+            if row.stop_reason is not None:
+                on_written(indices[row], self._written(row, skip))
+                del indices[row]
+                row.sequence.close()
+
         try:
-            while self._fill(running, waiting, prompts, samplers, max_tokens, skip, layers):
-                results = step_many(list(running.values()))
-                for (index, sequence), result in zip(list(running.items()), results, strict=True):
-                    n = sequence.n_tokens - len(prompts[index])
-                    if result.is_end or n > max_tokens:
-                        on_written(
-                            index, self._finish(sequence, len(prompts[index]), result.is_end, skip)
-                        )
-                        running.pop(index).close()
+            run([], admit=admit, on_token=finish)
         finally:
-            for sequence in running.values():
-                sequence.close()
+            for row in indices:
+                row.sequence.close()
 
     def read(self, passages: Sequence[Passage], layers: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the mean hidden states of each passage, float32 (n_passages, n_layers, n_embd)."""
         n_shared = _shared(passages)
         # Only cells that all sequences share can be forked at no cost.
-        can_fork = self._engine.native.n_ctx_seq == self._engine.n_ctx
+        can_fork = self._engine.n_ctx_seq == self._engine.n_ctx
         if n_shared and can_fork and self._engine.n_seq_max > 1:
             return self._read_forks(passages, layers, n_shared)
         # What comes after the passage cannot change it, so it is not computed.
@@ -179,48 +199,14 @@ class EngineBackend:
             )
         return out
 
-    def _fill(
-        self,
-        running: dict[int, TokenSequence],
-        waiting: Iterator[int],
-        prompts: Sequence[Sequence[int]],
-        samplers: Sequence[SamplerParams],
-        max_tokens: int,
-        skip: int | None,
-        layers: Sequence[int],
-    ) -> bool:
-        """Start replies while there is room; return whether any is running."""
-        native = self._engine.native
-        room = self._engine.n_ctx - sum(len(prompts[index]) + max_tokens + 1 for index in running)
-        while native.n_free_sequences:
-            longest = max((len(prompt) for prompt in prompts), default=0) + max_tokens + 1
-            if longest > native.n_ctx_seq:
-                raise ContextFullError(
-                    f"a prompt and its story may take {longest} tokens, but a sequence holds "
-                    f"{native.n_ctx_seq}; open the engine with a larger n_ctx"
-                )
-            if longest > room:
-                break
-            index = next(waiting, None)
-            if index is None:
-                break
-            sequence = self._engine.sequence(list(prompts[index]), sampler=samplers[index])
-            running[index] = sequence
-            room -= longest
-            if skip is not None:
-                sequence.start_reading(layers, begin=len(prompts[index]) + skip)
-        return bool(running)
-
-    def _finish(
-        self, sequence: TokenSequence, n_prompt: int, ended: bool, skip: int | None
-    ) -> Written:
-        tokens = tuple(sequence.tokens[n_prompt:-1])
+    def _written(self, row: Row, skip: int | None) -> Written:
+        tokens = tuple(result.token for result in row.drawn[:-1])
         text = self._engine.model.detokenize(tokens).decode("utf-8", "replace")
         states = None
         if skip is not None:
-            count, rows = sequence.reading()
+            count, rows = row.sequence.reading()
             states = rows if count else None
-        return Written(tokens, text, ended, states)
+        return Written(tokens, text, row.stop_reason == "end", states)
 
 
 def _read_texts() -> Iterator[str]:

@@ -23,7 +23,7 @@ from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError, all_calls_named
-from pyemo.guard import Guard, GuardedReply
+from pyemo.guard import Guard
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Chat:
         self._guard = guard
         self._turns: list[Turn] = []
         self._layout: _Layout | None = None  # of all turns, without the last one's reply
-        self._running: tuple[str, _Layout, Reply | GuardedReply] | None = None
+        self._running: tuple[str, _Layout, Reply] | None = None
         self._n_dropped = 0
         self._sequence = engine.sequence(steering=steering, sampler=sampler, gauges=gauges)
 
@@ -186,7 +186,7 @@ class Chat:
 
     # --- talking ---
 
-    def say(self, user: str) -> Reply | GuardedReply:
+    def say(self, user: str) -> Reply:
         """Return the reply to ``user``: an iterator of tokens, each decoded when asked for.
 
         Raises:
@@ -219,7 +219,7 @@ class Chat:
 
     # --- inside ---
 
-    def _begin_reply(self) -> Reply | GuardedReply:
+    def _begin_reply(self) -> Reply:
         """Begin the reply to what the sequence holds: the one place where replies are made."""
         if self._guard is not None:
             return self._guard.reply(self._sequence, max_tokens=self._max_tokens, stop=self._stop)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyemo.engine.replies import Reply
-
-if TYPE_CHECKING:
-    from pyemo.guard import GuardedReply
+from pyemo.guard import GuardedReply
 
 
-def describe_guard(reply: Reply | GuardedReply) -> dict[str, Any]:
+def describe_guard(reply: Reply) -> dict[str, Any]:
     """Return for JSON what the guard did; nothing for a reply without one."""
-    if isinstance(reply, Reply):
+    if not isinstance(reply, GuardedReply):
         return {}
     return {
         "guard": {
@@ -33,9 +31,9 @@ def describe_guard(reply: Reply | GuardedReply) -> dict[str, Any]:
     }
 
 
-def guard_lines(reply: Reply | GuardedReply) -> list[str]:
+def guard_lines(reply: Reply) -> list[str]:
     """Return what the user should know of it, in sentences."""
-    if isinstance(reply, Reply):
+    if not isinstance(reply, GuardedReply):
         return []
     back = [event for event in reply.events if event.trouble is not None]
     lines = []

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import click
 import numpy as np
@@ -31,9 +31,6 @@ from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token
 from pyemo.errors import InputError
-
-if TYPE_CHECKING:
-    from pyemo.guard import GuardedReply
 
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -220,7 +217,7 @@ def _found(
 class Answer:
     """A reply with a clock."""
 
-    def __init__(self, reply: Reply | GuardedReply) -> None:
+    def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self._began = time.perf_counter()
         self._first_token_s = 0.0

@@ -19,9 +19,9 @@ from pyemo.engine import scopes
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
 from pyemo.engine.mood import OFF
+from pyemo.engine.rows import ReplyLimits, Row, run
 from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.engine.sequence import Sequence as EngineSequence
-from pyemo.engine.sequence import step_many
 from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError, names_bad_calls
 
@@ -98,7 +98,7 @@ def continue_many(
     found: list[Continuation] = []
     for begin in range(0, len(jobs), n_rows):
         batch = list(jobs[begin : begin + n_rows])
-        found += _run(engine, batch, max_tokens, n_rows)
+        found += _continue(engine, batch, max_tokens, n_rows)
         if on_progress is not None:
             on_progress(len(batch))
     return found
@@ -135,7 +135,7 @@ def check_room(
     check_lengths(engine.model, prompts, max_tokens)
     for index, prompt in enumerate(prompts):
         n = len(prompt) + max_tokens
-        if n * n_rows > engine.n_ctx:
+        if n * n_rows > engine.n_ctx or n > engine.n_ctx_seq:
             raise ContextFullError(
                 f"prompt {index + 1} has {len(prompt)} tokens; {n_rows} rows of it with "
                 f"{max_tokens} more take {n * n_rows} cells, and the context has {engine.n_ctx}: "
@@ -158,43 +158,29 @@ def score_unsteered(
     return found
 
 
-class _Row:
-    """What one row of a batch has written so far."""
-
-    def __init__(self, sequence: EngineSequence) -> None:
-        self.sequence = sequence
-        self.tokens: list[int] = []
-        self.pieces: list[bytes] = []
-        self.entropies: list[float] = []
-        self.ended = False
-
-    def continuation(self) -> Continuation:
-        return Continuation(
-            tuple(self.tokens), tuple(self.pieces), tuple(self.entropies), self.ended
-        )
+def _continue(engine: Engine, jobs: list[Job], max_tokens: int, n_rows: int) -> list[Continuation]:
+    with _open(engine, [*jobs, *[jobs[-1]] * (n_rows - len(jobs))]) as sequences:
+        rows = [Row(sequence, ReplyLimits(max_tokens)) for sequence in sequences[: len(jobs)]]
+        run(rows, keeps_ended=True, idle=sequences[len(jobs) :])
+        return [_continuation(row) for row in rows]
 
 
-def _run(engine: Engine, jobs: list[Job], max_tokens: int, n_rows: int) -> list[Continuation]:
-    with _open_rows(engine, [*jobs, *[jobs[-1]] * (n_rows - len(jobs))]) as rows:
-        asked = rows[: len(jobs)]
-        for _ in range(max_tokens):
-            results = step_many([row.sequence for row in rows])
-            for row, result in zip(asked, results, strict=False):
-                row.ended = row.ended or result.is_end
-                if not row.ended:
-                    row.tokens.append(result.token)
-                    row.pieces.append(result.piece)
-                    row.entropies.append(result.entropy)
-            if all(row.ended for row in asked):
-                break
-        return [row.continuation() for row in asked]
+def _continuation(row: Row) -> Continuation:
+    ended = row.stop_reason == "end"
+    drawn = row.drawn[:-1] if ended else row.drawn
+    return Continuation(
+        tuple(result.token for result in drawn),
+        tuple(result.piece for result in drawn),
+        tuple(result.entropy for result in drawn),
+        ended,
+    )
 
 
 @contextmanager
-def _open_rows(engine: Engine, jobs: list[Job]) -> Iterator[list[_Row]]:
-    """Yield a row for each job, its prompt shared with an earlier one where that is the same."""
+def _open(engine: Engine, jobs: list[Job]) -> Iterator[list[EngineSequence]]:
+    """Yield each job's sequence; prompts that are the same are computed once."""
     with ExitStack() as stack:
-        rows: list[_Row] = []
+        sequences: list[EngineSequence] = []
         read: dict[tuple[int, ...], EngineSequence] = {}
         for job in jobs:
             shared = _shared(job)
@@ -207,11 +193,11 @@ def _open_rows(engine: Engine, jobs: list[Job]) -> Iterator[list[_Row]]:
                 if shared:
                     sequence.logits()  # decodes it, so that later rows can fork it
                     read[shared] = sequence
-            rows.append(_Row(sequence))
-        for row, job in zip(rows, jobs, strict=True):
-            row.sequence.steering = job.steering
-            row.sequence.append(job.prompt[row.sequence.n_tokens :])
-        yield rows
+            sequences.append(sequence)
+        for sequence, job in zip(sequences, jobs, strict=True):
+            sequence.steering = job.steering
+            sequence.append(job.prompt[sequence.n_tokens :])
+        yield sequences
 
 
 def _shared(job: Job) -> tuple[int, ...]:

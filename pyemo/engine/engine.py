@@ -26,7 +26,8 @@ from pyemo.engine.memory import require_cache_room
 from pyemo.engine.messages import Message
 from pyemo.engine.model import Model, forward_log
 from pyemo.engine.mood import OFF, NativeMoods
-from pyemo.engine.replies import Reply, ReplyLimits, generate_many
+from pyemo.engine.replies import Reply, generate_many
+from pyemo.engine.rows import ReplyLimits
 from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.scopes import Segments
 from pyemo.engine.sequence import Pooling, Sequence, native_pooling
@@ -176,6 +177,11 @@ class Engine:
     def n_seq_max(self) -> int:
         """Sequences at a time."""
         return self.native.n_seq_max
+
+    @property
+    def n_free_sequences(self) -> int:
+        """Sequences that can still be opened."""
+        return self.native.n_free_sequences
 
     @property
     def n_threads(self) -> int:

@@ -230,7 +230,8 @@ class Sequence:
         self, *, max_tokens: int = 128, stop: SequenceABC[str] = (), n_top: int = 0
     ) -> Reply:
         """Return the model's next words as an iterator of tokens. The sequence stays open."""
-        from pyemo.engine.replies import Reply, ReplyLimits
+        from pyemo.engine.replies import Reply
+        from pyemo.engine.rows import ReplyLimits
 
         return Reply(self, ReplyLimits(max_tokens, stop, n_top), closes_sequence=False)
 
@@ -448,11 +449,7 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
     Raises:
         InputError: no sequences, or not all of one engine.
     """
-    if not sequences:
-        raise InputError("no sequences to step; pass at least one")
-    engine = sequences[0].engine
-    if any(sequence.engine is not engine for sequence in sequences):
-        raise InputError("the sequences belong to several engines; step those of one at a time")
+    engine = _engine_of(sequences)
     n_top = whole("n_top", n_top)
     with engine.turns:
         for sequence in sequences:
@@ -469,6 +466,28 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
             for sequence, n in zip(sequences, lengths, strict=True):
                 sequence.cut_to(n)
             raise
+
+
+def forward_many(sequences: SequenceABC[Sequence]) -> None:
+    """Decode what is pending in all sequences together; ``logits`` then costs nothing.
+
+    Raises:
+        InputError: no sequences, or not all of one engine.
+    """
+    engine = _engine_of(sequences)
+    with engine.turns:
+        for sequence in sequences:
+            sequence._update_schedule()
+        engine.native.forward([sequence.id for sequence in sequences])
+
+
+def _engine_of(sequences: SequenceABC[Sequence]) -> Engine:
+    if not sequences:
+        raise InputError("no sequences to step; pass at least one")
+    engine = sequences[0].engine
+    if any(sequence.engine is not engine for sequence in sequences):
+        raise InputError("the sequences belong to several engines; step those of one at a time")
+    return engine
 
 
 def make_token(

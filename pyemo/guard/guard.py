@@ -8,30 +8,23 @@ docs/measurements/guard.md has the measurements behind its numbers.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
-from pyemo import _core
 from pyemo.choices import GUARD_WINDOW
 from pyemo.engine.engine import Engine, Prompt
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.mood import OFF
-from pyemo.engine.replies import (
-    ReplyLimits,
-    StopReason,
-    end_reason,
-    group_size,
-    with_open_text,
-)
+from pyemo.engine.replies import Reply, finish
+from pyemo.engine.rows import ReplyLimits, Row, groups
 from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.sequence import Sequence as TokenSequence
-from pyemo.engine.sequence import make_token, step_many
 from pyemo.engine.steering import Steering
-from pyemo.engine.tokens import TextStream, Token, text_of
-from pyemo.errors import ClosedError, ContextFullError, InputError, all_calls_named
+from pyemo.engine.tokens import Token
+from pyemo.errors import ClosedError, InputError, all_calls_named
 from pyemo.guard import watch
 from pyemo.guard.watch import Trouble
 
@@ -162,30 +155,19 @@ class Guard:
             engine._prompt_tokens(prompt, system, raw, chat_template_kwargs) for prompt in prompts
         ]
         replies: list[GuardedReply] = []
-        while len(replies) < len(tokens):
-            rest = tokens[len(replies) :]
-            group: list[GuardedReply] = []
-            unsteered = None
-            try:
-                size = group_size(engine, [len(ids) + limits.max_tokens for ids in rest])
+        for group in groups(engine, [len(ids) + limits.max_tokens for ids in tokens]):
+            with ExitStack() as stack:
+                beside = None
                 if self.mode == "exact":
-                    unsteered = _unsteered_engine(engine, size)
-                for ids in rest[:size]:
-                    sequence = engine.sequence(ids, steering=steering, sampler=sampler)
-                    group.append(
-                        GuardedReply(self, sequence, limits, closes_sequence=True, beside=unsteered)
+                    beside = stack.enter_context(_unsteered_engine(engine, len(group)))
+                for i in group:
+                    sequence = engine.sequence(tokens[i], steering=steering, sampler=sampler)
+                    stack.callback(sequence.close)
+                    reply = GuardedReply(
+                        self, sequence, limits, closes_sequence=True, beside=beside
                     )
-                while live := [reply for reply in group if reply.stop_reason is None]:
-                    results = step_many([reply.sequence for reply in live])
-                    for reply, result in zip(live, results, strict=True):
-                        reply._take(result)
-                        reply._show_ready()
-            finally:
-                for reply in group:
-                    reply.close()
-                if unsteered is not None:
-                    unsteered.close()
-            replies += group
+                    replies.append(stack.enter_context(reply))
+                finish(replies, group)
         return replies
 
     def reply(
@@ -195,16 +177,12 @@ class Guard:
         return GuardedReply(self, sequence, ReplyLimits(max_tokens, stop), closes_sequence=False)
 
 
-class GuardedReply:
-    """The model's words as they come, watched: an iterator of :class:`Token`.
+class GuardedReply(Reply):
+    """A reply that is watched.
 
     A guard that never acts gives the very tokens of the unguarded reply.
 
     Attributes:
-        text: all text so far.
-        tokens: the tokens so far.
-        stop_reason: why it ended, None while it has not.
-        sequence: the sequence it comes from.
         events: what the guard did.
         factor: share of the mood's strength that is in force, 0 to 1.
         model_fails: True if the text went wrong at strength 0 too: the model itself does that.
@@ -224,47 +202,18 @@ class GuardedReply:
         Args:
             beside: where the unsteered model follows; None for an engine of its own.
         """
-        sequence.engine.follow_load()
+        super().__init__(sequence, limits, closes_sequence=closes_sequence)
         self.guard = guard
-        self.sequence = sequence
-        self.tokens: list[Token] = []
-        self.stop_reason: StopReason | None = None
         self.events: list[GuardEvent] = []
         self.factor = 1.0
         self.model_fails = False
         self._mood = self._applied = sequence.steering
         self._sampler = self._set_sampler = sequence.sampler
-        self._max_tokens = limits.max_tokens
-        self._closes_sequence = closes_sequence
-        self._stream = TextStream(limits.stop)
-        self._stop = tuple(text.encode() for text in limits.stop)
-        self._begin = sequence.n_tokens
-        self._held: deque[_core.StepResult] = deque()
-        self._drawn: list[_core.StepResult] = []  # all that stand, shown or held
         self._good_since = 0  # tokens drawn when the strength last changed
         self._ceiling = 1.0  # the strength is not raised above it
         self._beside = beside
-        self._reason: StopReason | None = None  # why no more are drawn
         self._watch: _Unsteered | None = None
         self._is_closed = False
-
-    @property
-    def text(self) -> str:
-        """All text so far."""
-        return "".join(token.text for token in self.tokens)
-
-    @property
-    def answer(self) -> str:
-        """The text so far without the thoughts, which are in ``thoughts``."""
-        return text_of(self.tokens, "answer")
-
-    @property
-    def thoughts(self) -> str:
-        """The text of the model's thoughts so far, with the tags around them."""
-        return text_of(self.tokens, "thinking")
-
-    def __iter__(self) -> Iterator[Token]:
-        return self
 
     def __enter__(self) -> GuardedReply:
         return self
@@ -278,28 +227,9 @@ class GuardedReply:
         self.close()
 
     def __next__(self) -> Token:
-        if self.stop_reason is not None:
-            raise StopIteration
-        if self._is_closed:
+        if self._is_closed and self.stop_reason is None:
             raise ClosedError("the guarded reply is closed; begin another")
-        n_stands, n_shown = self.sequence.n_tokens - len(self._held), len(self.tokens)
-        try:
-            while not self._is_ready():
-                self._draw()
-            if self._held:
-                return self._show(self._held.popleft())
-        except BaseException:
-            # Interrupted anywhere, what was not shown before never was: reply and sequence agree.
-            self.sequence.cut_to(n_stands)
-            self._held.clear()
-            del self.tokens[n_shown:]
-            self.close()
-            raise
-        # The context filled up behind the last token shown.
-        self.close()
-        self.stop_reason = self._reason
-        self.tokens[-1] = with_open_text(self.tokens[-1], self._stream)
-        raise StopIteration
+        return super().__next__()
 
     def close(self) -> None:
         """Stop here: take back what was held, give mood and sampler back, free what was used."""
@@ -316,31 +246,12 @@ class GuardedReply:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-        if self._closes_sequence:
-            self.sequence.close()
+        super().close()
 
-    # --- drawing ---
-
-    def _draw(self) -> None:
-        try:
-            result = step_many([self.sequence])[0]
-        except ContextFullError:  # other sequences may have taken the cells that looked free
-            if not self._drawn:
-                raise
-            self._reason = "context"
-        else:
-            self._take(result)
-
-    def _take(self, result: _core.StepResult) -> None:
-        """Look at a step's result, however it was computed, and act."""
+    def _take(self, row: Row) -> None:
+        """Look at the token that was drawn, and act."""
         self._adopt_changes()
-        self._drawn.append(result)
-        self._held.append(result)
-        if self._has_stop():
-            self._reason = "stop"
-        else:
-            n_drawn = len(self._drawn)
-            self._reason = end_reason(self.sequence, result, n_drawn, self._max_tokens)
+        super()._take(row)
         trouble = self._trouble()
         if trouble is not None:
             self._step_back(trouble)
@@ -348,44 +259,10 @@ class GuardedReply:
             self._set_factor(min(self._ceiling, self.factor * RAISE))
             self._note(None)
 
-    def _show_ready(self) -> None:
-        """Show what has stood long enough."""
-        while self._is_ready():
-            self._show(self._held.popleft())
-
     def _is_ready(self) -> bool:
         # Without a mood there is no strength to lower: nothing is held, what goes wrong is said.
         n_held = self.guard.window if self._mood else 0
-        waits = self._reason is None and len(self._held) <= n_held
-        return self.stop_reason is None and not waits
-
-    def _has_stop(self) -> bool:
-        """Whether a stop string is complete: later tokens do not matter."""
-        if not self._stop:
-            return False
-        wanted = max(map(len, self._stop)) + len(self._drawn[-1].piece)
-        tail = b""
-        for result in reversed(self._answer()):
-            if len(tail) >= wanted:
-                break
-            tail = result.piece + tail
-        return any(stop in tail for stop in self._stop)
-
-    def _show(self, result: _core.StepResult) -> Token:
-        _, kind = self.sequence.segment_at(self._begin + len(self.tokens))
-        text = self._stream.push(result.piece, is_thought=kind == "thinking")
-        reason: StopReason | None = None
-        if self._stream.stopped:
-            reason = "stop"
-        elif not self._held and self._reason is not None:
-            reason = self._reason
-            text += self._stream.flush()
-        token = make_token(self.sequence, result, text, kind)
-        self.tokens.append(token)
-        if reason is not None:
-            self.close()
-            self.stop_reason = reason
-        return token
+        return len(self._held) > n_held or self._row.stop_reason is not None
 
     # --- acting ---
 
@@ -394,7 +271,7 @@ class GuardedReply:
         if self.sequence.steering is not self._applied:
             self._mood = self._applied = self.sequence.steering
             self.factor = self._ceiling = 1.0
-            self._good_since = len(self._drawn)
+            self._good_since = len(self._row.drawn) - 1
         if self.sequence.sampler is not self._set_sampler:
             self._sampler = self._set_sampler = self.sequence.sampler
 
@@ -403,7 +280,7 @@ class GuardedReply:
         return (
             0.0 < self.factor < self._ceiling
             and steps < self.guard.max_steps_back
-            and len(self._drawn) - self._good_since >= CALM_TOKENS
+            and len(self._row.drawn) - self._good_since >= CALM_TOKENS
         )
 
     @property
@@ -417,11 +294,8 @@ class GuardedReply:
             is_off = self.factor == 0.0 and self.guard.refreshes
             self.model_fails = self.model_fails or not self._mood or is_off
             return
-        n = len(self._held)
-        self.sequence.rollback(n)
-        del self._drawn[len(self._drawn) - n :]
+        self._row.take_back(len(self._held))
         self._held.clear()
-        self._reason = None
         is_last = self._n_steps_back + 1 == self.guard.max_steps_back
         self._ceiling = CEILING * self.factor
         self._set_factor(0.0 if is_last else self.factor * LOWER)
@@ -433,7 +307,7 @@ class GuardedReply:
 
     def _note(self, trouble: Trouble | None) -> None:
         penalty = self.sequence.sampler.repeat_penalty
-        self.events.append(GuardEvent(len(self._drawn), trouble, self.factor, penalty))
+        self.events.append(GuardEvent(len(self._row.drawn), trouble, self.factor, penalty))
 
     def _penalize(self) -> None:
         now = self.sequence.sampler
@@ -446,7 +320,7 @@ class GuardedReply:
 
     def _set_factor(self, factor: float) -> None:
         self.factor = factor
-        self._good_since = len(self._drawn)
+        self._good_since = len(self._row.drawn)
         if factor == 0.0:  # a clamp to 0 would still steer
             self._applied = Steering()
         else:
@@ -456,27 +330,23 @@ class GuardedReply:
     # --- watching ---
 
     def _trouble(self) -> Trouble | None:
-        if self._reason is None and len(self._drawn) % watch.STRIDE:
+        if self._row.stop_reason is None and len(self._row.drawn) % watch.STRIDE:
             return None
-        answer = self._answer()
+        answer = self._row.answer()
         if not answer:
             return None
         tokens = [result.token for result in answer]
         entropies = [result.entropy for result in answer[-watch.LONGEST :]]
         surprises = None
         if self.guard.mode == "exact":
-            surprises = self._surprises([result.token for result in self._drawn])[-len(answer) :]
+            drawn = [result.token for result in self._row.drawn]
+            surprises = self._surprises(drawn)[-len(answer) :]
         again = self._n_steps_back > 0
         return watch.trouble(tokens, entropies, surprises, again=again)
 
-    def _answer(self) -> list[_core.StepResult]:
-        """What was drawn of the answer: thoughts are not watched."""
-        begin, kind = self.sequence.segment_at(self._begin + len(self._drawn) - 1)
-        return self._drawn[max(0, begin - self._begin) :] if kind == "answer" else []
-
     def _surprises(self, tokens: Sequence[int]) -> list[float]:
         if self._watch is None:
-            self._watch = _Unsteered(self.sequence, self._begin, self._beside)
+            self._watch = _Unsteered(self.sequence, self._row.begin, self._beside)
         return self._watch.surprises(tokens)
 
 

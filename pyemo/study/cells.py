@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,8 @@ import numpy as np
 
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
+from pyemo.engine.rows import ReplyLimits, Row, run
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.sequence import Sequence as TokenSequence
-from pyemo.engine.sequence import step_many
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.extract.backend import Passage
@@ -334,36 +334,22 @@ def _prompt(model: Model, prompt: str, system: str | None) -> list[int]:
 def _write(
     engine: Engine, prompts: Sequence[list[int]], steering: Steering, spec: Mapping[str, Any]
 ) -> tuple[list[list[int]], np.ndarray[Any, np.dtype[np.float32]]]:
-    """Decode all prompts in one batch, finished ones as idle rows.
-
-    And sum up each token's scripts.
-    """
+    """Decode all prompts in one batch of fixed shape, and sum up each token's scripts."""
     table = script_table(engine.model)
     masses = np.zeros((len(prompts), spec["max_tokens"], len(SCRIPTS)), np.float32)
-    sequences: list[TokenSequence] = []
-    written: list[list[int]] = [[] for _ in prompts]
-    running = [True] * len(prompts)
-    try:
+
+    def weigh(row: Row) -> None:
+        masses[rows.index(row), len(row.drawn)] = script_masses(row.sequence.logits(), table)
+
+    rows: list[Row] = []
+    with ExitStack() as stack:
         for i, tokens in enumerate(prompts):
             sampler = SamplerParams(temperature=spec["temperature"], seed=spec["seed"] + i)
-            sequences.append(engine.sequence(tokens, steering=steering, sampler=sampler))
-        ids = [sequence.id for sequence in sequences]
-        for step in range(spec["max_tokens"]):
-            engine.native.forward(ids)
-            for i, sequence in enumerate(sequences):
-                if running[i]:
-                    masses[i, step] = script_masses(sequence.logits(), table)
-            for i, result in enumerate(step_many(sequences)):
-                if running[i] and result.is_end:
-                    running[i] = False
-                elif running[i]:
-                    written[i].append(result.token)
-            if not any(running):
-                break
-    finally:
-        for sequence in sequences:
-            sequence.close()
-    return written, masses
+            sequence = engine.sequence(tokens, steering=steering, sampler=sampler)
+            stack.callback(sequence.close)
+            rows.append(Row(sequence, ReplyLimits(spec["max_tokens"])))
+        run(rows, keeps_ended=True, before_draw=weigh)
+    return [[result.token for result in row.drawn if not result.is_end] for row in rows], masses
 
 
 # --- judges ---

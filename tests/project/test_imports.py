@@ -13,7 +13,7 @@ import pytest
 from pages import ROOT, read
 
 HOMES = {"pyemo": "pyemo", "extract": "pyemo.extract", "models": "pyemo.models"}
-CORE_USERS = {"engine", "formats", "guard"}
+CORE_USERS = {"engine", "formats"}
 FACES = {"pyemo", "pyemo.__main__", "pyemo.models"}  # the names of the package, and its data
 
 

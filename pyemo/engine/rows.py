@@ -1,0 +1,205 @@
+"""The decode loop: rows that get one token each at every turn, all in one batch.
+
+Owns how a turn decodes and draws, when a row ends, and which rows a batch holds. What is done with
+a token is the callback's, which may take tokens back (``guard``). Knows nothing of prompts,
+tokenizers and texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from pyemo import _core
+from pyemo.engine.sequence import Sequence, forward_many, step_many
+from pyemo.engine.tokens import stop_strings, whole
+from pyemo.errors import ContextFullError
+
+if TYPE_CHECKING:
+    from pyemo.engine.engine import Engine
+
+StopReason: TypeAlias = Literal["end", "stop", "length", "context"]
+"""Why a reply ended: the model ended it, a stop string came, max_tokens, or the context is full."""
+
+
+@dataclass(frozen=True)
+class ReplyLimits:
+    """What is asked of a reply, checked before a sequence is made for it.
+
+    Attributes:
+        max_tokens: 1 or more.
+        stop: strings that end it; they are not part of it.
+        n_top: alternatives to report with each token.
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    max_tokens: int
+    stop: SequenceABC[str] = ()
+    n_top: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_tokens", whole("max_tokens", self.max_tokens, 1))
+        object.__setattr__(self, "stop", stop_strings(self.stop))
+        object.__setattr__(self, "n_top", whole("n_top", self.n_top, 0))
+
+
+class Row:
+    """A sequence that is being written.
+
+    Attributes:
+        sequence: where its tokens come from, and stay.
+        begin: position of the first token that is drawn.
+        drawn: the tokens that stand, the one that ended it included.
+        stop_reason: why no more are drawn; None while it goes on.
+    """
+
+    def __init__(self, sequence: Sequence, limits: ReplyLimits) -> None:
+        self.sequence = sequence
+        self.begin = sequence.n_tokens
+        self.drawn: list[_core.StepResult] = []
+        self.stop_reason: StopReason | None = None
+        self._max_tokens = limits.max_tokens
+        self._stop = tuple(text.encode("utf-8", "surrogatepass") for text in limits.stop)
+
+    def take(self, result: _core.StepResult) -> None:
+        """Add a token that was drawn, and see whether it is the last."""
+        self.drawn.append(result)
+        if self._has_stop():
+            self.stop_reason = "stop"
+        elif result.is_end:
+            self.stop_reason = "end"
+        elif len(self.drawn) >= self._max_tokens:
+            self.stop_reason = "length"
+        elif self.sequence.is_full:
+            self.stop_reason = "context"
+
+    def take_back(self, n_tokens: int) -> None:
+        """Take the last tokens off, so that others are drawn in their place."""
+        self.sequence.rollback(n_tokens)
+        del self.drawn[len(self.drawn) - n_tokens :]
+        self.stop_reason = None
+
+    def cut_to(self, n_drawn: int) -> None:
+        """Forget what an interrupted call has drawn behind the first ``n_drawn`` tokens."""
+        del self.drawn[n_drawn:]
+        self.stop_reason = None
+
+    def answer(self) -> list[_core.StepResult]:
+        """Return what was drawn of the answer; nothing while the last token is a thought."""
+        begin, kind = self.sequence.segment_at(self.begin + len(self.drawn) - 1)
+        return self.drawn[max(0, begin - self.begin) :] if kind == "answer" else []
+
+    def _has_stop(self) -> bool:
+        """Whether a stop string is complete; thoughts have none."""
+        if not self._stop:
+            return False
+        wanted = max(map(len, self._stop)) + len(self.drawn[-1].piece)
+        tail = b""
+        for result in reversed(self.answer()):
+            if len(tail) >= wanted:
+                break
+            tail = result.piece + tail
+        return any(stop in tail for stop in self._stop)
+
+
+OnRow: TypeAlias = Callable[[Row], None]
+
+
+def run(
+    rows: Iterable[Row],
+    *,
+    keeps_ended: bool = False,
+    idle: Iterable[Sequence] = (),
+    before_draw: OnRow | None = None,
+    on_token: OnRow | None = None,
+    admit: Callable[[list[Row]], Iterable[Row]] | None = None,
+) -> None:
+    """Decode rows together, turn by turn, until each has a reason to stop.
+
+    Kernels round differently in batches of different shape (docs/determinism.md).
+
+    Args:
+        keeps_ended: rows that have ended stay in the batch, undisturbed, so that its shape is that
+            of the beginning until its end.
+        idle: sequences that fill the batch up; what is drawn for them does not matter.
+        before_draw, on_token: see :func:`turn`.
+        admit: called before each turn with the rows that go on; returns rows to add to them.
+    """
+    batch = list(rows)
+    fillers = list(idle)
+    while True:
+        if not keeps_ended:
+            batch = [row for row in batch if row.stop_reason is None]
+        if admit is not None:
+            batch = [*batch, *admit(batch)]
+        if all(row.stop_reason is not None for row in batch):
+            return
+        turn(batch, idle=fillers, before_draw=before_draw, on_token=on_token)
+
+
+def turn(
+    rows: SequenceABC[Row],
+    *,
+    idle: SequenceABC[Sequence] = (),
+    before_draw: OnRow | None = None,
+    on_token: OnRow | None = None,
+    n_top: int = 0,
+) -> None:
+    """Decode what is pending in all rows, and draw one token for each.
+
+    Args:
+        before_draw: called with each row that goes on, when its sequence's logits are known.
+        on_token: called with each row that has drawn a token, the last of its ``drawn``. It may
+            change the row's mood, take tokens back or close its sequence.
+        n_top: alternatives to report with each token.
+    Raises:
+        ContextFullError: the cells do not suffice; no row has changed.
+        DecodeAbortedError: logits that are not finite; likewise.
+    """
+    sequences = [*(row.sequence for row in rows), *idle]
+    if before_draw is not None:
+        forward_many(sequences)
+        for row in running(rows):
+            before_draw(row)
+    results = step_many(sequences, n_top=n_top)
+    for row, result in zip(rows, results, strict=False):
+        if row.stop_reason is None:
+            row.take(result)
+            if on_token is not None:
+                on_token(row)
+
+
+def running(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that have not ended."""
+    return [row for row in rows if row.stop_reason is None]
+
+
+def groups(engine: Engine, lengths: SequenceABC[int]) -> Iterator[range]:
+    """Yield which rows fit into the engine together, each group once the one before is closed.
+
+    Args:
+        lengths: tokens that each row may have at its end.
+    Raises:
+        ContextFullError: a row that does not fit alone.
+    """
+    done = 0
+    while done < len(lengths):
+        room = n_free_cells = engine.native.n_free_cells
+        n_free = engine.n_free_sequences
+        begin = done
+        while done < min(begin + n_free, len(lengths)) and lengths[done] <= min(
+            room, engine.n_ctx_seq
+        ):
+            room -= lengths[done]
+            done += 1
+        if done == begin:
+            raise ContextFullError(
+                f"a prompt with its reply may take {lengths[done]} tokens; a sequence holds "
+                f"{engine.n_ctx_seq} at most, and {n_free_cells} cells of {engine.n_ctx} and "
+                f"{n_free} sequences are free: shorten it, close a sequence, or open the engine "
+                "with a larger n_ctx or n_seq_max"
+            )
+        yield range(begin, done)
