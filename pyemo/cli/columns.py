@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.live import Live
@@ -10,25 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from pyemo.cli.output import printable
-from pyemo.cli.run_job import Answer
 
 
-def stream_side_by_side(
-    titles: Sequence[str], begin: Sequence[Callable[[], Answer]]
-) -> list[Answer]:
-    """Decode the answers one after the other, and show each in its own column as it comes."""
+def stream_side_by_side(titles: Sequence[str], streams: Sequence[Iterable[str]]) -> None:
+    """Read the streams of text one after the other; show each in its own column as it comes."""
     console = Console(highlight=False)
     texts = [""] * len(titles)
-    answers: list[Answer] = []
     with Live(console=console, transient=True, refresh_per_second=10) as live:
-        for column, start in enumerate(begin):
-            answer = start()
-            for text in answer.texts():
+        for column, stream in enumerate(streams):
+            for text in stream:
                 texts[column] += printable(text)
                 live.update(_table(titles, texts))
-            answers.append(answer)
     console.print(_table(titles, texts))  # whole, where the live view may have been cut
-    return answers
 
 
 def _table(titles: Sequence[str], texts: Sequence[str]) -> Table:

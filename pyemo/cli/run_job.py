@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import platform
 import sys
 import time
@@ -31,7 +30,6 @@ from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token
 from pyemo.errors import InputError
-
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -284,8 +282,13 @@ def print_comparison(job: Job, as_json: bool) -> None:
     if output.is_wide():
         from pyemo.cli.columns import stream_side_by_side
 
-        begin = [functools.partial(job.answer, mood) for mood in moods]
-        answers = stream_side_by_side(titles, begin)
+        answers: list[Answer] = []
+
+        def begin(mood: Steering) -> Iterator[str]:
+            answers.append(job.answer(mood))
+            yield from answers[-1].texts()
+
+        stream_side_by_side(titles, [begin(mood) for mood in moods])
     else:
         answers = [_stream_titled(job, *pair) for pair in zip(titles, moods, strict=True)]
     for title, answer in zip(titles, answers, strict=True):

@@ -7,15 +7,29 @@ loads there in silence. Knows nothing of files.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pyemo.errors import VectorModelMismatchError
 from pyemo.vectors import hints
+from pyemo.vectors.identity import Identified
+from pyemo.vectors.metadata import VectorMetadata
 
-if TYPE_CHECKING:
-    from pyemo.vectors.control_vector import ControlVector
-    from pyemo.vectors.identity import Identified
+
+class Directed(Protocol):
+    """What of a control vector is compared with a model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metadata(self) -> VectorMetadata: ...
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def residual_norms(self) -> Mapping[int, float]: ...
 
 
 class FitKind(enum.Enum):
@@ -35,7 +49,7 @@ class Fit:
     sentence: str
 
 
-def compare(vector: ControlVector, model: Identified, *, allow_other_weights: bool = False) -> Fit:
+def compare(vector: Directed, model: Identified, *, allow_other_weights: bool = False) -> Fit:
     """Return how ``vector`` relates to ``model``, or raise if it must not be added to it.
 
     Hashes are compared only where the vector names them, for they cost a reading of the file.
@@ -82,14 +96,14 @@ def compare(vector: ControlVector, model: Identified, *, allow_other_weights: bo
     )
 
 
-def _other_template(vector: ControlVector, model: Identified) -> str:
+def _other_template(vector: Directed, model: Identified) -> str:
     """Return a sentence if the chat template is not the one the vector was made with."""
     wanted = vector.metadata.chat_template_sha256
     same = not wanted or wanted == model.chat_template_sha256
     return "" if same else " The chat template is another one too."
 
 
-def _check_shape(vector: ControlVector, model: Identified) -> None:
+def _check_shape(vector: Directed, model: Identified) -> None:
     n_layer = len(vector.residual_norms)
     if vector.n_embd != model.n_embd:
         problem = f"is {vector.n_embd} wide (n_embd), the model {model.name!r} {model.n_embd}"
