@@ -99,7 +99,8 @@ def strengths(engine: Engine, given: argparse.Namespace) -> dict[str, float]:
         return dict.fromkeys(EMOTIONS, given.strength)
     ends = {}
     for name in EMOTIONS:
-        found = ControlVector.load(name, engine.model).calibration_for(engine.model.file_sha256)
+        vector = ControlVector.load(name, engine.model, use="reading")
+        found = vector.calibration_for(engine.model.file_sha256)
         if found is not None:
             ends[name] = found.window[1]
     if not ends:
@@ -120,7 +121,7 @@ def texts(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     at = strengths(engine, given)
     for name in given.emotions:
-        vector = ControlVector.load(name, engine.model)
+        vector = ControlVector.load(name, engine.model, use="reading")
         control = ControlVector(
             turned(vector.directions, list(EMOTIONS).index(name)), metadata=vector.metadata
         )
@@ -203,7 +204,7 @@ def cost(engine: Engine, given: argparse.Namespace) -> dict[str, Any]:
     # A watch that looks as it does and sees nothing.
     original = watch.trouble
     watch.trouble = lambda *seen, **how: original(*seen, **how) and None  # type: ignore[assignment]
-    mood = Steering({ControlVector.load("angry", engine.model): 0.01})
+    mood = Steering({ControlVector.load("angry", engine.model, use="reading"): 0.01})
     settings: dict[str, Any] = {
         "steering": mood,
         "sampler": SAMPLERS["greedy"],

@@ -59,12 +59,11 @@ def effects(request: pytest.FixtureRequest) -> Iterator[Effects]:
         steered, random = {}, {}
         for emotion in EMOTIONS:
             vector = ControlVector.load(emotion, model=engine.model)
-            calibration = vector.calibration_for(engine.model.file_sha256)
-            assert calibration is not None, f"{emotion} has no calibration: make vectors"
-            pairs = [(vector, calibration.strength)]
-            pairs += [
-                (random_direction(vector, seed), calibration.strength) for seed in RANDOM_SEEDS
-            ]
+            found_at = vector.recommended(engine.model, N_TOKENS)
+            assert found_at.source != "default", f"{emotion} recommends nothing: make vectors"
+            strength = found_at.strength
+            pairs = [(vector, strength)]
+            pairs += [(random_direction(vector, seed), strength) for seed in RANDOM_SEEDS]
             found = [trial for (trial,) in trials.run(pairs)]
             steered[emotion], random[emotion] = found[0], found[1:]
         yield Effects(request.param, steered, random, trials.twins(N_TOKENS).written(N_TOKENS))

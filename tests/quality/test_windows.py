@@ -20,6 +20,7 @@ import pytest
 from pyemo import ControlVector, Engine
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.batches import n_ctx_for
+from pyemo.engine.model import Model
 from pyemo.engine.sampling import STANDARD
 from pyemo.files.catalog import list_vectors
 from pyemo.judges import MiniLMJudge
@@ -47,7 +48,8 @@ def windows(name: str) -> dict[str, ControlVector]:
     """Return emotion -> bundled vector, of those that have a window on the catalog's file."""
     with Engine(name, n_ctx=256) as engine:
         loaded = {
-            emotion: ControlVector.load(emotion, engine.model) for emotion in list_vectors(name)
+            emotion: ControlVector.load(emotion, engine.model, use="reading")
+            for emotion in list_vectors(name)
         }
         return {
             emotion: vector
@@ -80,7 +82,7 @@ def test_recommended_strengths_are_surgical_on_other_prompts(name: str, judge: M
             )
             for emotion in CHOSEN:
                 vector = ControlVector.load(emotion, engine.model)
-                for strength, lengths in asked(vector, engine.model.file_sha256).items():
+                for strength, lengths in asked(vector, engine.model).items():
                     (found,) = trials.run([(vector, strength)], lengths=lengths)
                     for trial in found:
                         verdicts[trial.n_tokens].append(trial.report.regime is Regime.SURGICAL)
@@ -90,13 +92,13 @@ def test_recommended_strengths_are_surgical_on_other_prompts(name: str, judge: M
     assert np.mean(list(verdicts.values())) >= 0.9
 
 
-def asked(vector: ControlVector, sha256: str) -> dict[float, list[int]]:
+def asked(vector: ControlVector, model: Model) -> dict[float, list[int]]:
     """Return strength -> the lengths it is recommended for, or is the best known for."""
     found: dict[float, list[int]] = {}
     for length in LENGTHS:
-        calibration = vector.calibration_for(sha256, length)
-        if calibration is not None:
-            found.setdefault(calibration.strength, []).append(length)
+        recommended = vector.recommended(model, length)
+        if recommended.source != "default":
+            found.setdefault(recommended.strength, []).append(length)
     return found
 
 
