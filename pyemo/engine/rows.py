@@ -89,8 +89,12 @@ class Row:
 
     def answer(self) -> list[_core.StepResult]:
         """Return what was drawn of the answer; nothing while the last token is a thought."""
+        return self.drawn[self._answer_begin() :]
+
+    def _answer_begin(self) -> int:
+        """Return which of the drawn tokens the answer begins with; behind them if none."""
         begin, kind = self.sequence.segment_at(self.begin + len(self.drawn) - 1)
-        return self.drawn[max(0, begin - self.begin) :] if kind == "answer" else []
+        return max(0, begin - self.begin) if kind == "answer" else len(self.drawn)
 
     def _has_stop(self) -> bool:
         """Whether a stop string is complete; thoughts have none."""
@@ -98,10 +102,10 @@ class Row:
             return False
         wanted = max(map(len, self._stop)) + len(self.drawn[-1].piece)
         tail = b""
-        for result in reversed(self.answer()):
+        for i in range(len(self.drawn) - 1, self._answer_begin() - 1, -1):
             if len(tail) >= wanted:
                 break
-            tail = result.piece + tail
+            tail = self.drawn[i].piece + tail
         return any(stop in tail for stop in self._stop)
 
 

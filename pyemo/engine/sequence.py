@@ -408,20 +408,20 @@ class Sequence:
     def _is_in_reply(self) -> bool:
         return bool(self._segments) and self._segments[-1][1] != "prompt"
 
-    def _note_drawn(self) -> None:
+    def _note_drawn(self, token: int) -> None:
         """Say what the last token, which was drawn, belongs to, and what the next one will."""
-        n, model = self.n_tokens, self._engine.model
+        model, in_reply = self._engine.model, self._is_in_reply()
         if model.thought_tags is None:
-            if not self._is_in_reply():
-                self._begin_segment(n - 1, "answer")
+            if not in_reply:
+                self._begin_segment(self.n_tokens - 1, "answer")
             return
-        tokens = self.tokens
-        state = self._thoughts[-1][1] if self._thoughts and self._is_in_reply() else None
+        n = self.n_tokens
+        state = self._thoughts[-1][1] if self._thoughts and in_reply else None
         if state is None:
-            state = model.thoughts_after(tokens[:-1])
+            state = model.thoughts_after(self.tokens[:-1])
             assert state is not None
-        text = model.native.piece(tokens[-1], special=True).decode("utf-8", "replace")
-        kind, after = state.after(text, is_special=model.contents.is_guarded(tokens[-1]))
+        text = model.native.piece(token, special=True).decode("utf-8", "replace")
+        kind, after = state.after(text, is_special=model.contents.is_guarded(token))
         self._begin_segment(n - 1, kind)
         self._begin_segment(n, after.kind)
         self._thoughts.append((n, after))
@@ -459,8 +459,8 @@ def step_many(sequences: SequenceABC[Sequence], *, n_top: int = 0) -> list[_core
         lengths = [sequence.n_tokens for sequence in sequences]
         try:
             results = engine.native.step([sequence.id for sequence in sequences], n_top)
-            for sequence in sequences:
-                sequence._note_drawn()
+            for sequence, result in zip(sequences, results, strict=True):
+                sequence._note_drawn(result.token)
             return results
         except BaseException:
             for sequence, n in zip(sequences, lengths, strict=True):
