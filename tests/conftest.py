@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,11 @@ from engines import open_engine
 from tiny_models import TinyModel, build_tiny
 
 from pyemo import Engine, Model
+
+# A shell starts a background job with Ctrl-C ignored, and what is ignored is handed on to every
+# child: tests that press it would then wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
