@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceABC
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -28,7 +27,7 @@ from pyemo.engine.model import Model, forward_log
 from pyemo.engine.mood import OFF, NativeMoods
 from pyemo.engine.replies import Reply, generate_many
 from pyemo.engine.rows import ReplyLimits
-from pyemo.engine.sampling import STANDARD, SamplerParams
+from pyemo.engine.sampling import STANDARD, SamplerParams, chosen
 from pyemo.engine.scopes import Segments
 from pyemo.engine.sequence import Pooling, Sequence, native_pooling
 from pyemo.engine.steering import Steering
@@ -239,7 +238,7 @@ class Engine:
             InputError, VectorError: see :class:`Steering`, :class:`Gauge` and the prompt.
         """
         tokens = self._prompt_tokens(prompt, system, raw, chat_template_kwargs)
-        return Sequence(self, tokens, steering, sampler or STANDARD, tuple(gauges))
+        return Sequence(self, tokens, steering, chosen(sampler), tuple(gauges))
 
     def generate(
         self,
@@ -270,13 +269,10 @@ class Engine:
             as :meth:`sequence`.
         """
         limits = ReplyLimits(max_tokens, stop, n_top)
-        sampler = sampler or STANDARD
-        if seed is not None:
-            sampler = replace(sampler, seed=seed)
         sequence = self.sequence(
             prompt,
             steering=steering,
-            sampler=sampler,
+            sampler=chosen(sampler, seed),
             system=system,
             raw=raw,
             chat_template_kwargs=chat_template_kwargs,

@@ -6,7 +6,7 @@ The drawing itself is native (csrc/sampler.cpp).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyemo.errors import InputError, all_calls_named
 
@@ -92,3 +92,9 @@ GREEDY = SamplerParams(temperature=0)
 STANDARD = SamplerParams(dry_multiplier=0.8)
 """pyemo's own, where none is given: llama.cpp's defaults, and DRY, since steered replies fail by
 looping first (docs/measurements/voices.md)."""
+
+
+def chosen(sampler: SamplerParams | None, seed: int | None = None) -> SamplerParams:
+    """Return the sampler that a call means: ``STANDARD`` where none is given, with its seed."""
+    sampler = sampler or STANDARD
+    return sampler if seed is None else replace(sampler, seed=seed)

@@ -20,7 +20,7 @@ from pyemo.engine.gauges import Gauge
 from pyemo.engine.mood import OFF
 from pyemo.engine.replies import Reply, finish
 from pyemo.engine.rows import ReplyLimits, Row, groups
-from pyemo.engine.sampling import STANDARD, SamplerParams
+from pyemo.engine.sampling import SamplerParams, chosen
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token
@@ -119,13 +119,10 @@ class Guard:
         The sequence is closed with the reply's end.
         """
         limits = ReplyLimits(max_tokens, stop)
-        sampler = sampler or STANDARD
-        if seed is not None:
-            sampler = replace(sampler, seed=seed)
         sequence = engine.sequence(
             prompt,
             steering=steering,
-            sampler=sampler,
+            sampler=chosen(sampler, seed),
             system=system,
             raw=raw,
             chat_template_kwargs=chat_template_kwargs,
