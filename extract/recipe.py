@@ -28,8 +28,8 @@ DEFAULT_RECIPE = "default"
 REPLIES = "replies"
 """The source of a voice's recipe, which is no :class:`Recipe`: it is learned, not read."""
 
-# The table of a vector's recipe that says how its extraction went.
-_PROVENANCE = "extraction"
+PROVENANCE = "extraction"
+"""The table of a vector's recipe that says how its extraction went."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,7 @@ class Recipe:
             _refuse("temperature", self.temperature, "0 (greedy) to 100")
         if not _is_number(self.denoise) or not 0 <= self.denoise < 1:
             _refuse("denoise", self.denoise, "0 (off) up to, not including, 1")
-        layers = tuple(self.layers) if isinstance(self.layers, (tuple, list)) else ()
-        if (
-            len(layers) != 2
-            or not all(map(_is_number, layers))
-            or not 0 <= layers[0] < layers[1] <= 1
-        ):
-            _refuse("layers", self.layers, "two ascending shares of the depth from 0 to 1")
-        object.__setattr__(self, "layers", (float(layers[0]), float(layers[1])))
+        object.__setattr__(self, "layers", checked_layers(self.layers))
         if not isinstance(self.name, str) or not self.name.strip():
             _refuse("name", self.name, "a word")
         if (self.source == "pairs") != (self.direction == "pca"):
@@ -105,14 +98,8 @@ class Recipe:
             _refuse("pooling", self.pooling, "mean or last: only stories have a middle")
 
     def layer_range(self, n_layer: int) -> range:
-        """Return the layers the recipe steers in a model of ``n_layer`` blocks.
-
-        Never block 0, which llama.cpp's files have no place for, and never the last block, whose
-        output is no longer computed with but read off as logits.
-        """
-        begin = max(1, math.floor(self.layers[0] * n_layer + 0.5))
-        end = min(n_layer - 1, math.floor(self.layers[1] * n_layer + 0.5))
-        return range(min(begin, end - 1), end) if end > 1 else range(1, 2)
+        """Return the layers the recipe steers in a model of ``n_layer`` blocks."""
+        return layer_range(self.layers, n_layer)
 
     def to_toml(self, provenance: Mapping[str, Any] | None = None) -> str:
         """Return every choice as TOML text.
@@ -126,7 +113,7 @@ class Recipe:
         values = asdict(self)
         values["layers"] = list(self.layers)
         if provenance is not None:
-            values[_PROVENANCE] = {key: value for key, value in provenance.items() if value}
+            values[PROVENANCE] = {key: value for key, value in provenance.items() if value}
         return tomli_w.dumps(values)
 
     @classmethod
@@ -137,7 +124,7 @@ class Recipe:
             InputError: not TOML, an unknown or missing key, or a value outside its range.
         """
         values = parse_recipe(text)
-        values.pop(_PROVENANCE, None)
+        values.pop(PROVENANCE, None)
         names = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - names)
         if unknown or not {"name", "source"} <= set(values):
@@ -213,7 +200,7 @@ def provenance_of(text: str) -> dict[str, Any]:
     Raises:
         InputError: not TOML.
     """
-    value = parse_recipe(text).get(_PROVENANCE, {})
+    value = parse_recipe(text).get(PROVENANCE, {})
     return value if isinstance(value, dict) else {}
 
 
@@ -241,6 +228,29 @@ def _is_number(value: object) -> bool:
     if type(value) is int:
         return abs(value) < 1 << 53  # beyond, it may not even be a float
     return isinstance(value, float) and math.isfinite(value)
+
+
+def checked_layers(layers: object) -> tuple[float, float]:
+    """Return a range of layers as a recipe writes it, checked.
+
+    Raises:
+        InputError: not two ascending shares of the depth.
+    """
+    shares = tuple(layers) if isinstance(layers, (tuple, list)) else ()
+    if len(shares) != 2 or not all(map(_is_number, shares)) or not 0 <= shares[0] < shares[1] <= 1:
+        _refuse("layers", layers, "two ascending shares of the depth from 0 to 1")
+    return float(shares[0]), float(shares[1])
+
+
+def layer_range(layers: tuple[float, float], n_layer: int) -> range:
+    """Return the layers that shares of the depth mean in a model of ``n_layer`` blocks.
+
+    Never block 0, which llama.cpp's files have no place for, and never the last block, whose output
+    is no longer computed with but read off as logits; at least one.
+    """
+    begin = max(1, math.floor(layers[0] * n_layer + 0.5))
+    end = min(n_layer - 1, math.floor(layers[1] * n_layer + 0.5))
+    return range(min(begin, end - 1), end) if end > 1 else range(1, 2)
 
 
 def _refuse(name: str, value: object, allowed: str) -> None:

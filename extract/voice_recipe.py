@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pyemo.errors import InputError
-from pyemo.extract.recipe import REPLIES, parse_recipe, recipe_text
+from pyemo.extract.recipe import (
+    PROVENANCE,
+    REPLIES,
+    checked_layers,
+    layer_range,
+    parse_recipe,
+    recipe_text,
+)
 from pyemo.extract.training import TrainingChoices
 
 VOICE_RECIPE = "trained"
-_PROVENANCE = "extraction"
 
 
 @dataclass(frozen=True)
@@ -32,16 +37,7 @@ class VoiceRecipe:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"recipe: name = {self.name!r} is empty; give it a word")
-        try:
-            low, high = self.layers
-        except (TypeError, ValueError):
-            low = high = math.nan
-        numbers = all(isinstance(share, (int, float)) for share in (low, high))
-        if not (numbers and math.isfinite(low) and math.isfinite(high) and 0 <= low < high <= 1):
-            raise InputError(
-                f"recipe: layers = {self.layers!r} must be two ascending shares of the depth "
-                "from 0 to 1"
-            )
+        object.__setattr__(self, "layers", checked_layers(self.layers))
 
     def layer_range(self, n_layer: int) -> range:
         """Return the layers that are steered in a model of ``n_layer`` blocks; never the first or
@@ -55,9 +51,7 @@ class VoiceRecipe:
                 f"the model has {n_layer} blocks; the first and the last are never steered, so it "
                 "needs at least 3"
             )
-        begin = max(1, math.floor(self.layers[0] * n_layer + 0.5))
-        end = min(n_layer - 1, math.floor(self.layers[1] * n_layer + 0.5))
-        return range(min(begin, end - 1), max(end, 2))
+        return layer_range(self.layers, n_layer)
 
     def to_toml(self, provenance: Mapping[str, Any] | None = None) -> str:
         """Return every choice as TOML text, with what is said of one training in a table."""
@@ -70,7 +64,7 @@ class VoiceRecipe:
             "training": asdict(self.training),
         }
         if provenance is not None:
-            values[_PROVENANCE] = dict(provenance)
+            values[PROVENANCE] = dict(provenance)
         return tomli_w.dumps(values)
 
     @classmethod
@@ -81,7 +75,7 @@ class VoiceRecipe:
             InputError: not TOML, an unknown or missing key, or a value outside its range.
         """
         values = parse_recipe(text)
-        values.pop(_PROVENANCE, None)
+        values.pop(PROVENANCE, None)
         training = values.pop("training", {})
         known = {item.name for item in fields(TrainingChoices)}
         if (

@@ -25,6 +25,11 @@ def test_it_goes_to_toml_and_back() -> None:
 def test_layers_are_shares_of_the_depth() -> None:
     assert VoiceRecipe().layer_range(30) == range(5, 27)
     assert VoiceRecipe(layers=(0, 1)).layer_range(3) == range(1, 2)
+    for layers in ((0.0, 0.1), (0.0, 0.3), (0.95, 1.0)):
+        for n_layer in (3, 4, 30):
+            found = VoiceRecipe(layers=layers).layer_range(n_layer)
+            assert found
+            assert 0 < found.start < found.stop < n_layer
     with pytest.raises(InputError, match="at least 3"):
         VoiceRecipe().layer_range(2)
 
