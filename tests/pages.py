@@ -1,9 +1,12 @@
-"""The project's own pages, read as text: links, fenced blocks, headings."""
+"""The project's own pages as text: links, fenced blocks, headings; and its scripts as modules."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(
@@ -13,6 +16,17 @@ PAGES = tuple(
         for page in ROOT.glob(folder)
     )
 )
+
+
+def script(path: Path) -> ModuleType:
+    """Return a Python file that is in no package as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def read(page: Path) -> str:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from pages import ROOT
+from pages import ROOT, script
 
 from pyemo.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def blind() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("blind", ROOT / "bench" / "blind.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["blind"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "bench" / "blind.py")
 
 
 def lines() -> list[dict[str, Any]]:

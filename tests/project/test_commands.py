@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
-from types import ModuleType
 
 import click
 import pytest
-from pages import PAGES, ROOT, blocks, read
+from pages import PAGES, ROOT, blocks, read, script
 
 from pyemo.cli import main
 
-
-def make_pages() -> ModuleType:
-    """Return docs/make_pages.py as a module."""
-    spec = importlib.util.spec_from_file_location("make_pages", ROOT / "docs" / "make_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-COMMANDS = dict(make_pages().commands(main, "pyemo"))
+PAGE_MAKER = script(ROOT / "docs" / "make_pages.py")
+COMMANDS = dict(PAGE_MAKER.commands(main, "pyemo"))
 LEAVES = {name: found for name, found in COMMANDS.items() if name != "pyemo"}
 
 
@@ -87,14 +75,14 @@ def test_command_is_in_the_readme(name: str) -> None:
 
 
 def test_page_of_the_commands_is_their_help() -> None:
-    wanted = make_pages().cli_page()
+    wanted = PAGE_MAKER.cli_page()
     page = read(ROOT / "docs" / "cli.md")
     assert page == wanted, "write it anew: make docs"
 
 
 def test_page_of_the_strengths_has_those_of_the_files() -> None:
     page = read(ROOT / "docs" / "strengths.md")
-    assert page == make_pages().strengths_page(), "write it anew: make docs"
+    assert page == PAGE_MAKER.strengths_page(), "write it anew: make docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -108,7 +96,7 @@ def test_commands_in_the_pages_parse(page: object) -> None:
 @pytest.mark.quality
 def test_readme_shows_what_its_program_prints() -> None:
     page = read(ROOT / "README.md")
-    assert page == make_pages().readme_page(), "write it anew: make docs"
+    assert page == PAGE_MAKER.readme_page(), "write it anew: make docs"
 
 
 def test_words_of_make_in_the_pages_exist() -> None:

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from pages import ROOT
+from pages import ROOT, script
 
-
-def load_tree() -> ModuleType:
-    """Return docs/tree.py as a module."""
-    spec = importlib.util.spec_from_file_location("tree", ROOT / "docs" / "tree.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TREE = load_tree()
+TREE = script(ROOT / "docs" / "tree.py")
 ROOMS: list[Path] = TREE.rooms()
 
 

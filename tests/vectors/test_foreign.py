@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import logits_after, needs_torch
-from pages import ROOT, read
+from pages import ROOT, read, script
 from tiny_models import TinyModel
 
 from pyemo import ControlVector, Engine, Model, Steering
@@ -110,11 +109,7 @@ def test_the_table_says_what_pyemo_says(tool: str) -> None:
 
 @needs_torch
 def test_gguf_py_writes_what_llama_cpps_own_writer_writes(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("make_tools", GOLDEN / "make_tools.py")
-    assert spec is not None
-    assert spec.loader is not None
-    make_tools = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_tools)
+    make_tools = script(GOLDEN / "make_tools.py")
     golden = GOLDEN / "cvector-generator.gguf"
     directions = dict(ControlVector.load(golden).directions)
     make_tools.write_gguf(tmp_path / "again.gguf", "llama", directions, count_is_signed=True)
