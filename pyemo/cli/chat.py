@@ -6,7 +6,6 @@ import click
 
 from pyemo.cli.options import (
     EngineOptions,
-    MoodOptions,
     debug_option,
     engine_options,
     guard_options,
@@ -16,6 +15,7 @@ from pyemo.cli.options import (
 )
 from pyemo.cli.template_options import TemplateOptions, template_options
 from pyemo.engine.sampling import SamplerParams
+from pyemo.moods.options import MoodOptions
 
 
 @click.command(short_help="Talk with a model, and change its mood on the way.")

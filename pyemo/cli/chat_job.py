@@ -15,16 +15,7 @@ from pyemo.chat import Chat
 from pyemo.cli import output
 from pyemo.cli.guard_text import guard_lines
 from pyemo.cli.meters import gauge_lines, gauge_means
-from pyemo.cli.moods import (
-    MoodBuilder,
-    MoodTerm,
-    describe_terms,
-    dose_of,
-    gauges_of,
-    steering_of,
-    title_of,
-)
-from pyemo.cli.options import EngineOptions, MoodOptions
+from pyemo.cli.options import EngineOptions
 from pyemo.cli.run_job import Answer, stream
 from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.gauges import Gauge
@@ -34,6 +25,16 @@ from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import parse_vector_spec
 from pyemo.errors import InputError, PyemoError
 from pyemo.guard import Guard
+from pyemo.moods.builder import (
+    MoodBuilder,
+    MoodTerm,
+    describe_terms,
+    dose_of,
+    gauges_of,
+    steering_of,
+    title_of,
+)
+from pyemo.moods.options import MoodOptions
 
 N_CTX = 2048
 """Tokens of context where nothing else is asked for."""
@@ -88,7 +89,7 @@ class Request:
                 output.note(
                     f"{model.name} has no chat template: it continues the text line by line"
                 )
-            session = ChatSession(chat, model, builder, gauges, self.mood.schedule, as_json)
+            session = ChatSession(chat, model, builder, gauges, as_json)
             session.set_mood(terms)
             yield session
 
@@ -106,7 +107,6 @@ class ChatSession:
         model: Model,
         builder: MoodBuilder,
         gauges: list[Gauge],
-        schedule: str,
         as_json: bool,
     ) -> None:
         self.n_errors = 0
@@ -114,7 +114,6 @@ class ChatSession:
         self._model = model
         self._builder = builder
         self._extra_gauges = gauges
-        self._schedule = schedule
         self._as_json = as_json
         self._terms: list[MoodTerm] = []
         self._has_ended = False
@@ -219,7 +218,7 @@ class ChatSession:
             **answer.describe(),
             "was_interrupted": was_interrupted,
             "steering": {
-                "terms": describe_terms(self._terms, n_layer, self._schedule),
+                "terms": describe_terms(self._terms, n_layer),
                 "dose": dose_of(self._chat.steering, n_layer),
             },
             "gauges": {name: mean._asdict() for name, mean in means.items()},

@@ -32,13 +32,12 @@ from pyemo.cli import DEBUG
 from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.scopes import check_scope
 from pyemo.errors import InputError
+from pyemo.moods.options import AUTO, MoodOptions
 
 if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
     from pyemo.engine.model import Model
     from pyemo.engine.threads import Threads
-
-AUTO = "auto"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -94,20 +93,6 @@ class ThreadsType(click.ParamType):  # type: ignore[type-arg]  # generic in newe
             return int(word)  # the engine checks its range
         except ValueError:
             self.fail(f"{value!r} is not a number, auto or live", param, ctx)
-
-
-@dataclass(frozen=True)
-class MoodOptions:
-    """What to steer with, as it was typed; :mod:`pyemo.cli.moods` makes a mood of it."""
-
-    vectors: tuple[str, ...]
-    strength: float | None
-    operator: Operator
-    schedule: str
-    scope: Scope
-    layers: str | None
-    allow_other_weights: bool
-    auto: bool = False
 
 
 class StrengthType(click.ParamType):  # type: ignore[type-arg]  # generic in newer ones only

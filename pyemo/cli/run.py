@@ -6,7 +6,6 @@ import click
 
 from pyemo.cli.options import (
     EngineOptions,
-    MoodOptions,
     debug_option,
     engine_options,
     guard_options,
@@ -17,6 +16,7 @@ from pyemo.cli.options import (
 )
 from pyemo.cli.template_options import TemplateOptions, template_options
 from pyemo.engine.sampling import SamplerParams
+from pyemo.moods.options import MoodOptions
 
 
 @click.command(short_help="Answer one prompt, steered.")

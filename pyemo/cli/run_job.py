@@ -18,8 +18,7 @@ import pyemo
 from pyemo.cli import output
 from pyemo.cli.guard_text import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
-from pyemo.cli.moods import MoodBuilder, MoodTerm, describe_terms, dose_of, steering_of, title_of
-from pyemo.cli.options import AUTO, EngineOptions, MoodOptions
+from pyemo.cli.options import EngineOptions
 from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
@@ -30,6 +29,15 @@ from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token
 from pyemo.errors import InputError
+from pyemo.moods.builder import (
+    MoodBuilder,
+    MoodTerm,
+    describe_terms,
+    dose_of,
+    steering_of,
+    title_of,
+)
+from pyemo.moods.options import AUTO, MoodOptions
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -123,14 +131,13 @@ class Job:
     def describe(self) -> dict[str, Any]:
         """Return for JSON what all replies of the job share."""
         model = self.engine.model
-        schedule = self.request.mood.schedule
         return {
             "prompt": output.valid_text(self.prompt),
             "system": self.request.system,
             "n_prompt_tokens": len(self.tokens),
             "load_s": self.load_s,
             "steering": {
-                "terms": describe_terms(self.terms, model.n_layer, schedule),
+                "terms": describe_terms(self.terms, model.n_layer),
                 "dose": dose_of(self.steering, model.n_layer),
                 "push": self.push,
             },

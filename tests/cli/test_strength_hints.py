@@ -14,8 +14,8 @@ from commands import pyemo
 
 from pyemo import ControlVector, Model
 from pyemo.cli import main
-from pyemo.cli.moods import MoodBuilder, window_remark
-from pyemo.cli.options import MoodOptions
+from pyemo.moods.builder import MoodBuilder, window_remark
+from pyemo.moods.options import MoodOptions
 from pyemo.vectors.metadata import Calibration
 
 CALIBRATION = Calibration("ab" * 32, "m", "greedy", 48, (0.2, 0.4), 0.3)

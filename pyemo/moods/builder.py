@@ -5,12 +5,11 @@ Owns the rule for a missing strength; knows nothing of printing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
-from pyemo.choices import OPERATORS, VectorUse
-from pyemo.cli.options import AUTO, MoodOptions
+from pyemo.choices import CONSTANT, OPERATORS, VectorUse
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
 from pyemo.engine.steering import (
@@ -22,12 +21,16 @@ from pyemo.engine.steering import (
     parse_vector_spec,
 )
 from pyemo.errors import InputError, VectorError
+from pyemo.moods.options import AUTO, MoodOptions
 from pyemo.vectors.control_vector import Calibration, ControlVector, Recommended
 from pyemo.vectors.fit import Fit, FitKind
 
 TRAINED_TOKENS = 64
 """About as many as the replies have that voices are trained on; longer texts bear less strength
 (docs/measurements/voices.md)."""
+
+Load: TypeAlias = "Callable[[str, VectorUse], ControlVector]"
+"""Returns the vector that a typed name means."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class MoodTerm:
         calibration: on this model file; None where there is none, or it is for another way to
             steer (all layers, prompt and reply, by ``add``).
         mix_remark: a sentence on the mix that the term completes; else empty.
+        schedule: the term's schedule, as it was typed.
     """
 
     term: SteeringTerm
@@ -49,6 +53,7 @@ class MoodTerm:
     remark: str
     calibration: Calibration | None = None
     mix_remark: str = ""
+    schedule: str = CONSTANT
 
     @property
     def notes(self) -> list[str]:
@@ -68,9 +73,10 @@ class MoodBuilder:
 
     Args:
         n_tokens: of the reply to come, which a calibration should hold for.
+        load: finds a vector by its name; None for :meth:`ControlVector.load`.
     """
 
-    def __init__(self, options: MoodOptions, n_tokens: int) -> None:
+    def __init__(self, options: MoodOptions, n_tokens: int, load: Load | None = None) -> None:
         """Check what can be checked without a model.
 
         Raises:
@@ -80,6 +86,7 @@ class MoodBuilder:
         self._n_tokens = n_tokens
         self._schedule = parse_schedule(options.schedule)
         self._layers = None if options.layers is None else parse_layers(options.layers)
+        self._find = load
         self._loaded: dict[tuple[str, VectorUse], ControlVector] = {}
         self.specs = [parse_vector_spec(text) for text in options.vectors]
 
@@ -117,8 +124,11 @@ class MoodBuilder:
 
     def _load(self, model: Model, source: str, use: VectorUse = "writing") -> ControlVector:
         if (source, use) not in self._loaded:
-            self._loaded[source, use] = ControlVector.load(
-                source, model, use=use, allow_other_weights=self._options.allow_other_weights
+            others = self._options.allow_other_weights
+            self._loaded[source, use] = (
+                ControlVector.load(source, model, use=use, allow_other_weights=others)
+                if self._find is None
+                else self._find(source, use)
             )
         return self._loaded[source, use]
 
@@ -138,7 +148,7 @@ class MoodBuilder:
             schedule=self._schedule,
         )
         fit = vector.check(model, allow_other_weights=options.allow_other_weights)
-        return MoodTerm(term, fit, source, remark, calibration)
+        return MoodTerm(term, fit, source, remark, calibration, schedule=options.schedule)
 
     def _recommended(
         self, model: Model, vector: ControlVector, layers: range | None
@@ -273,12 +283,12 @@ def dose_of(steering: Steering, n_layer: int) -> float | None:
         return None
 
 
-def describe_terms(terms: Iterable[MoodTerm], n_layer: int, schedule: str) -> list[dict[str, Any]]:
+def describe_terms(terms: Iterable[MoodTerm], n_layer: int) -> list[dict[str, Any]]:
     """Return a mood's terms for JSON."""
-    return [_describe(term, n_layer, schedule) for term in terms]
+    return [_describe(term, n_layer) for term in terms]
 
 
-def _describe(mood_term: MoodTerm, n_layer: int, schedule: str) -> dict[str, Any]:
+def _describe(mood_term: MoodTerm, n_layer: int) -> dict[str, Any]:
     term = mood_term.term
     steered = [i for i in term.vector.layers if term.layers is None or i in term.layers]
     is_add = term.operator == "add"  # the dose of other operators depends on the row
@@ -292,7 +302,7 @@ def _describe(mood_term: MoodTerm, n_layer: int, schedule: str) -> dict[str, Any
         "operator": term.operator,
         "layers": [steered[0], steered[-1] + 1],
         "scope": term.scope,
-        "schedule": schedule,
+        "schedule": mood_term.schedule,
         "dose": dose_of(Steering.from_terms(term), n_layer) if is_add else None,
         "fit": mood_term.fit.kind.value,
         "fit_sentence": mood_term.fit.sentence,
