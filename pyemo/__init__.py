@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from pyemo.engine.gauges import Gauge, GaugeReading
     from pyemo.engine.model import Model
     from pyemo.engine.replies import Reply
+    from pyemo.engine.rows import ReplyLimits
     from pyemo.engine.sampling import SamplerParams
+    from pyemo.engine.scheduler import Scheduler
     from pyemo.engine.sequence import Sequence
     from pyemo.engine.steering import HalfLife, Ramp, Steering, SteeringTerm
+    from pyemo.engine.tickets import Request, Ticket
     from pyemo.engine.tokens import Token
     from pyemo.errors import PyemoError
     from pyemo.measures.perplexity import Score
@@ -38,11 +41,15 @@ __all__ = [
     "PyemoError",
     "Ramp",
     "Reply",
+    "ReplyLimits",
+    "Request",
     "SamplerParams",
+    "Scheduler",
     "Score",
     "Sequence",
     "Steering",
     "SteeringTerm",
+    "Ticket",
     "Token",
 ]
 
@@ -58,11 +65,15 @@ _HOMES = {
     "PyemoError": "pyemo.errors",
     "Ramp": "pyemo.engine.steering",
     "Reply": "pyemo.engine.replies",
+    "ReplyLimits": "pyemo.engine.rows",
+    "Request": "pyemo.engine.tickets",
     "SamplerParams": "pyemo.engine.sampling",
+    "Scheduler": "pyemo.engine.scheduler",
     "Score": "pyemo.measures.perplexity",
     "Sequence": "pyemo.engine.sequence",
     "Steering": "pyemo.engine.steering",
     "SteeringTerm": "pyemo.engine.steering",
+    "Ticket": "pyemo.engine.tickets",
     "Token": "pyemo.engine.tokens",
 }
 

@@ -18,6 +18,7 @@ PyemoError
 │  ├─ ContextFullError           no room left for these tokens
 │  ├─ SequenceLimitError         no room left for another sequence
 │  └─ DecodeAbortedError         interrupted, or the engine could not compute
+├─ QueueFullError                send the request again later
 ├─ SchedulerError                start the scheduler, then the same study again
 └─ MissingExtraError(ImportError)  an optional dependency is not installed
 
@@ -104,6 +105,10 @@ class SequenceLimitError(DecodeError):
 
 class DecodeAbortedError(DecodeError):
     """The decode was interrupted, or the engine could not compute it."""
+
+
+class QueueFullError(PyemoError):
+    """As many requests wait as may wait."""
 
 
 class SchedulerError(PyemoError):

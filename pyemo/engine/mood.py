@@ -14,6 +14,7 @@ from pyemo import _core
 from pyemo.engine.model import Model
 from pyemo.engine.scopes import Kind, Rows, Segments, changes, holds, rows_of
 from pyemo.engine.steering import Steering
+from pyemo.errors import InputError
 from pyemo.vectors.control_vector import ControlVector
 
 NativeSpans: TypeAlias = "list[tuple[int, list[_core.Term]]]"
@@ -29,6 +30,18 @@ class NativeMoods:
         self._uploaded: weakref.WeakKeyDictionary[ControlVector, _core.Directions] = (
             weakref.WeakKeyDictionary()
         )
+
+    def check(self, steering: Steering) -> None:
+        """Raise unless the mood fits the model.
+
+        Raises:
+            InputError: no mood.
+            VectorError: a vector of another shape.
+        """
+        if not isinstance(steering, Steering):
+            raise InputError(f"not a Steering: {steering!r}; write Steering({{vector: 0.02}})")
+        for term in steering.terms:
+            self._upload(term.vector)
 
     def spans(
         self,

@@ -64,6 +64,11 @@ class Row:
         self._max_tokens = limits.max_tokens
         self._stop = tuple(text.encode("utf-8", "surrogatepass") for text in limits.stop)
 
+    @property
+    def n_left(self) -> int:
+        """Tokens that may still be drawn."""
+        return self._max_tokens - len(self.drawn)
+
     def take(self, result: _core.StepResult) -> None:
         """Add a token that was drawn, and see whether it is the last."""
         self.drawn.append(result)

@@ -171,7 +171,11 @@ class Guard:
         self, sequence: TokenSequence, *, max_tokens: int = 128, stop: Sequence[str] = ()
     ) -> GuardedReply:
         """Return the model's guarded next words; the sequence stays open and keeps its mood."""
-        return GuardedReply(self, sequence, ReplyLimits(max_tokens, stop), closes_sequence=False)
+        return self.begin(sequence, ReplyLimits(max_tokens, stop))
+
+    def begin(self, sequence: TokenSequence, limits: ReplyLimits) -> GuardedReply:
+        """Return the same, for a :class:`pyemo.engine.tickets.Request`'s ``make_reply``."""
+        return GuardedReply(self, sequence, limits, closes_sequence=False)
 
 
 class GuardedReply(Reply):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pages import PAGES, ROOT, anchors, blocks, read, without_blocks
 
-EXAMPLES = ("README.md", "docs/python.md", "docs/errors.md")
+EXAMPLES = ("README.md", "docs/python.md", "docs/errors.md", "docs/scheduling.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
