@@ -13,6 +13,7 @@ PyemoError
 │  └─ VectorModelMismatchError   made for other weights
 ├─ InputError(ValueError)        fix the call: tokens, strengths, layers, sampler values
 │  ├─ ClosedError                the engine, model or sequence was closed
+│  ├─ NotBuiltError              what is asked for is not built in pyemo
 │  └─ ForkedError                the process was forked after a model was loaded
 ├─ DecodeError                   shrink or reset the context
 │  ├─ ContextFullError           no room left for these tokens
@@ -85,6 +86,10 @@ class InputError(PyemoError, ValueError):
 
 class ClosedError(InputError):
     """The engine, model or sequence was closed before this call."""
+
+
+class NotBuiltError(InputError):
+    """An argument asks for what pyemo does not have; a reply without it would be another one."""
 
 
 class ForkedError(InputError):
