@@ -197,7 +197,7 @@ class _GGUFWords:
         return self._model.detokenize(tokens).decode("utf-8", "replace")
 
     def is_end(self, token: int) -> bool:
-        return self._model.native.is_end_of_generation(token)
+        return self._model.is_end(token)
 
 
 def source_of(model: Model) -> ModelIdentity:

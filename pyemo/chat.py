@@ -313,7 +313,7 @@ class Chat:
         if layout is None or tail is None:
             return _Layout(text, ((self._tokens(text, is_first=True), False),))
         drawn, prompt = turns[-1].tokens, self._tokens(tail, is_first=False)
-        if self._model.native.is_end_of_generation(drawn[-1]):
+        if self._model.is_end(drawn[-1]):
             if prompt[:1] == drawn[-1:]:
                 prompt = prompt[1:]  # the template ends a reply as the model did
             else:

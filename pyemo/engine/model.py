@@ -213,6 +213,14 @@ class Model:
             return encoded(self.native, text, add_special=add_special, parse_special=parse_special)
         return self.native.tokenize(text, add_special=add_special, parse_special=parse_special)
 
+    def is_end(self, token: int) -> bool:
+        """Return whether a model ends its reply with this token id."""
+        return self.native.is_end_of_generation(token)
+
+    def piece(self, token: int) -> bytes:
+        """Return the text of one token id; empty for control tokens."""
+        return self.native.piece(token, special=False)
+
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         """Return the bytes of ``tokens``; control tokens are left out unless ``special``.
 

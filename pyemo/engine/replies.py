@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceABC
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pyemo import _core
-from pyemo.engine.rows import ReplyLimits, Row, StopReason, groups, run, turn
-from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.sequence import Sequence, make_token
-from pyemo.engine.steering import Steering
-from pyemo.engine.tokens import TextStream, Token, text_of
+from pyemo.engine.base_sequence import BaseSequence
+from pyemo.engine.gauges import GaugeReading
+from pyemo.engine.rows import ReplyLimits, Row, StopReason, run, turn
+from pyemo.engine.scopes import Kind
+from pyemo.engine.tokens import TextStream, Token, TokenLogprob, text_of
 from pyemo.errors import ContextFullError
-
-if TYPE_CHECKING:
-    from pyemo.engine.engine import Engine
 
 
 class Reply:
@@ -36,7 +31,7 @@ class Reply:
 
     def __init__(
         self,
-        sequence: Sequence,
+        sequence: BaseSequence,
         limits: ReplyLimits,
         *,
         closes_sequence: bool,
@@ -144,30 +139,6 @@ class Reply:
         return f"<{type(self).__name__} {len(self.tokens)} tokens, {state}: {self.text[:60]!r}>"
 
 
-def generate_many(
-    engine: Engine,
-    prompts: SequenceABC[list[int]],
-    *,
-    steering: SequenceABC[Steering],
-    samplers: SequenceABC[SamplerParams],
-    max_tokens: int,
-    stop: SequenceABC[str],
-    fixed_shape: bool,
-    on_reply: Callable[[int, Reply], None] | None,
-) -> list[Reply]:
-    """Return the finished replies; see :meth:`pyemo.Engine.generate_many`."""
-    limits = ReplyLimits(max_tokens, stop)
-    replies: list[Reply] = []
-    for group in groups(engine, [len(tokens) + limits.max_tokens for tokens in prompts]):
-        with ExitStack() as stack:
-            for i in group:
-                sequence = Sequence(engine, prompts[i], steering[i], samplers[i], ())
-                stack.callback(sequence.close)
-                replies.append(Reply(sequence, limits, closes_sequence=False))
-            finish(replies, group, fixed_shape=fixed_shape, on_reply=on_reply)
-    return replies
-
-
 def finish(
     replies: SequenceABC[Reply],
     group: range,
@@ -187,3 +158,30 @@ def finish(
             on_reply(index_of[row], reply)
 
     run(index_of, keeps_ended=fixed_shape, on_token=take)
+
+
+def make_token(
+    sequence: BaseSequence, result: _core.StepResult, text: str, kind: Kind = "answer"
+) -> Token:
+    """Return the public token of a native step result."""
+    if not sequence.gauges and not result.top:
+        return Token(
+            text, result.token, result.logprob, result.entropy, bytes=result.piece, kind=kind
+        )
+    readings = {
+        gauge.name or "": GaugeReading(*reading)
+        for gauge, reading in zip(sequence.gauges, result.gauges, strict=False)
+    }
+    piece = sequence.engine.model.native.piece
+    top = tuple(TokenLogprob(token, logprob, piece(token)) for token, logprob in result.top)
+    return Token(
+        text,
+        result.token,
+        result.logprob,
+        result.entropy,
+        top,
+        readings,
+        result.dose,
+        result.piece,
+        kind,
+    )

@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pyemo import _core
-from pyemo.engine.sequence import Sequence, forward_many, step_many
+from pyemo.engine.base_engine import BaseEngine
+from pyemo.engine.base_sequence import BaseSequence
 from pyemo.engine.tokens import stop_strings, whole
-from pyemo.errors import ContextFullError
-
-if TYPE_CHECKING:
-    from pyemo.engine.engine import Engine
+from pyemo.errors import ContextFullError, InputError
 
 StopReason: TypeAlias = Literal["end", "stop", "length", "context"]
 """Why a reply ended: the model ended it, a stop string came, max_tokens, or the context is full."""
@@ -56,7 +54,7 @@ class Row:
         stop_reason: why no more are drawn; None while it goes on.
     """
 
-    def __init__(self, sequence: Sequence, limits: ReplyLimits) -> None:
+    def __init__(self, sequence: BaseSequence, limits: ReplyLimits) -> None:
         self.sequence = sequence
         self.begin = sequence.n_tokens
         self.drawn: list[_core.StepResult] = []
@@ -121,7 +119,7 @@ def run(
     rows: Iterable[Row],
     *,
     keeps_ended: bool = False,
-    idle: Iterable[Sequence] = (),
+    idle: Iterable[BaseSequence] = (),
     before_draw: OnRow | None = None,
     on_token: OnRow | None = None,
     admit: Callable[[list[Row]], Iterable[Row]] | None = None,
@@ -152,7 +150,7 @@ def run(
 def turn(
     rows: SequenceABC[Row],
     *,
-    idle: SequenceABC[Sequence] = (),
+    idle: SequenceABC[BaseSequence] = (),
     before_draw: OnRow | None = None,
     on_token: OnRow | None = None,
     n_top: int = 0,
@@ -186,7 +184,7 @@ def running(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.stop_reason is None]
 
 
-def groups(engine: Engine, lengths: SequenceABC[int]) -> Iterator[range]:
+def groups(engine: BaseEngine, lengths: SequenceABC[int]) -> Iterator[range]:
     """Yield which rows fit into the engine together, each group once the one before is closed.
 
     Args:
@@ -212,3 +210,50 @@ def groups(engine: Engine, lengths: SequenceABC[int]) -> Iterator[range]:
                 "with a larger n_ctx or n_seq_max"
             )
         yield range(begin, done)
+
+
+def step_many(sequences: SequenceABC[BaseSequence], *, n_top: int = 0) -> list[_core.StepResult]:
+    """Decode what is pending in all sequences together, and draw one token for each.
+
+    Raises:
+        InputError: no sequences, or not all of one engine.
+    """
+    engine = _engine_of(sequences)
+    n_top = whole("n_top", n_top)
+    with engine.turns:
+        for sequence in sequences:
+            sequence.update_schedule()
+        if engine.threads.is_live:
+            engine.follow_load(within_reply=True)
+        lengths = [sequence.n_tokens for sequence in sequences]
+        try:
+            results = engine.native.step([sequence.id for sequence in sequences], n_top)
+            for sequence, result in zip(sequences, results, strict=True):
+                sequence.note_drawn(result.token)
+            return results
+        except BaseException:
+            for sequence, n in zip(sequences, lengths, strict=True):
+                sequence.cut_to(n)
+            raise
+
+
+def forward_many(sequences: SequenceABC[BaseSequence]) -> None:
+    """Decode what is pending in all sequences together; ``logits`` then costs nothing.
+
+    Raises:
+        InputError: no sequences, or not all of one engine.
+    """
+    engine = _engine_of(sequences)
+    with engine.turns:
+        for sequence in sequences:
+            sequence.update_schedule()
+        engine.native.forward([sequence.id for sequence in sequences])
+
+
+def _engine_of(sequences: SequenceABC[BaseSequence]) -> BaseEngine:
+    if not sequences:
+        raise InputError("no sequences to step; pass at least one")
+    engine = sequences[0].engine
+    if any(sequence.engine is not engine for sequence in sequences):
+        raise InputError("the sequences belong to several engines; step those of one at a time")
+    return engine

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from pyemo.choices import GUARD_WINDOW
+from pyemo.engine.base_engine import BaseEngine
+from pyemo.engine.base_sequence import BaseSequence
 from pyemo.engine.engine import Engine, Prompt
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.mood import OFF
@@ -354,7 +356,7 @@ class GuardedReply(Reply):
 class _Unsteered:
     """The unsteered model beside the steered one: a second context that follows the reply."""
 
-    def __init__(self, sequence: TokenSequence, n_given: int, engine: Engine | None) -> None:
+    def __init__(self, sequence: BaseSequence, n_given: int, engine: Engine | None) -> None:
         self._owns = engine is None
         self._engine = engine or _unsteered_engine(sequence.engine, 1)
         try:
@@ -383,7 +385,7 @@ class _Unsteered:
             self._engine.close()
 
 
-def _unsteered_engine(engine: Engine, n_sequences: int) -> Engine:
+def _unsteered_engine(engine: BaseEngine, n_sequences: int) -> Engine:
     return Engine(
         engine.model,
         n_ctx=engine.n_ctx,

@@ -84,7 +84,7 @@ def scripts_of(text: str) -> frozenset[str]:
 @functools.lru_cache(maxsize=2)
 def script_table(model: Model) -> npt.NDArray[np.uint8]:
     """Return each token's index into :data:`SCRIPTS`, uint8 (n_vocab,)."""
-    pieces = (model.native.piece(token, special=False) for token in range(model.n_vocab))
+    pieces = (model.piece(token) for token in range(model.n_vocab))
     return np.fromiter((_INDEX[script_of(piece)] for piece in pieces), np.uint8, model.n_vocab)
 
 
