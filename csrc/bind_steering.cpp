@@ -1,4 +1,5 @@
 #include <cmath>
+#include <map>
 
 #include "bindings.h"
 #include "errors.h"
@@ -26,13 +27,17 @@ void register_steering(py::module_ & m) {
         .finalize();
 
     py::class_<Directions, std::shared_ptr<Directions>>(m, "Directions", "A control vector in the core. Immutable.")
-        .def(py::init([](int n_layer, int n_embd, const std::vector<std::pair<int, FloatArray>> & directions) {
+        .def(py::init([](int n_layer, int n_embd, const std::vector<std::pair<int, FloatArray>> & directions,
+                         const std::map<int, std::pair<float, float>> & projections) {
                  auto out = std::make_shared<Directions>(n_layer, n_embd);
                  for (const auto & [il, row] : directions) {
-                     out->set(il, row_of(row, n_embd, "a direction"));
+                     const auto found = projections.find(il);
+                     const auto [neutral, own] = found == projections.end() ? std::pair(0.0f, 0.0f) : found->second;
+                     out->set(il, row_of(row, n_embd, "a direction"), neutral, own);
                  }
                  return out;
-             }), py::arg("n_layer"), py::arg("n_embd"), py::arg("directions"));
+             }), py::arg("n_layer"), py::arg("n_embd"), py::arg("directions"),
+             py::arg("projections") = std::map<int, std::pair<float, float>>());
 
     py::class_<Term>(m, "Term", "One control vector at one strength, with an operator, on layers [il_begin, il_end).")
         .def(py::init([](std::shared_ptr<Directions> vector, float strength, const std::string & op, int il_begin, int il_end) {

@@ -15,7 +15,7 @@ Directions::Directions(int n_layer, int n_embd) : n_embd_(n_embd) {
     rows_.resize(n_layer);
 }
 
-void Directions::set(int il, const float * values) {
+void Directions::set(int il, const float * values, float neutral, float own) {
     if (il < 0 || il >= n_layer()) {
         throw Error(ErrorKind::vector_shape, "direction for layer " + std::to_string(il) +
                     ", but the model has layers 0 to " + std::to_string(n_layer() - 1));
@@ -27,6 +27,11 @@ void Directions::set(int il, const float * values) {
             throw Error(ErrorKind::vector_shape, "direction of layer " + std::to_string(il) + " holds NaN or infinity");
         }
     }
+    if (!std::isfinite(neutral) || !std::isfinite(own)) {
+        throw Error(ErrorKind::vector_shape, "a projection of layer " + std::to_string(il) + " is NaN or infinity");
+    }
+    row.neutral = neutral;
+    row.own = own;
     row.length = norm(values, n_embd_);
     if (!std::isfinite(row.length)) {
         throw Error(ErrorKind::vector_shape, "direction of layer " + std::to_string(il) +

@@ -14,17 +14,21 @@ public:
     Directions(int n_layer, int n_embd);
 
     // values: (n_embd,) float32, copied. Throws vector_shape on a bad layer, NaN, infinity or zero length.
-    void set(int il, const float * values);
+    // neutral, own: see Direction.
+    void set(int il, const float * values, float neutral = 0.0f, float own = 0.0f);
 
     int n_layer() const { return int(rows_.size()); }
     int n_embd() const { return n_embd_; }
     bool has(int il) const { return !rows_[il].values.empty(); }
-    Direction at(int il) const { return {rows_[il].values.data(), rows_[il].unit.data(), rows_[il].length}; }
+    Direction at(int il) const {
+        const Row & row = rows_[il];
+        return {row.values.data(), row.unit.data(), row.length, row.neutral, row.own};
+    }
 
 private:
     struct Row {
         std::vector<float> values, unit;  // (n_embd,); see Direction
-        float length = 0.0f;
+        float length = 0.0f, neutral = 0.0f, own = 0.0f;
     };
     int n_embd_;
     std::vector<Row> rows_;  // by layer; empty where the vector holds no direction

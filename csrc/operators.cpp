@@ -10,9 +10,22 @@ namespace {
 const Operator operators[] = {
     {"add", true, nullptr},
     {"project_out", true, [](float * h, const Direction & v, float s, size_t n) { project_out(h, v.unit, s, n); }},
-    {"clamp", false, [](float * h, const Direction & v, float s, size_t n) { clamp(h, v.unit, s * v.length, n); }},
+    {"clamp", false, [](float * h, const Direction & v, float s, size_t n) { clamp(h, v.unit, v.neutral + s * v.length, n); }},
     {"add_keep_norm", true, [](float * h, const Direction & v, float s, size_t n) { add_keep_norm(h, v.values, s, n); }},
+    {"raise", false, [](float * h, const Direction & v, float s, size_t n) {
+        if (v.has_way()) raise(h, v.unit, v.of_text(s), n);
+    }},
+    {"cap", false, [](float * h, const Direction & v, float s, size_t n) {
+        if (v.has_way()) cap(h, v.unit, v.of_text(s), n);
+    }},
 };
+
+// h + k u
+void move(float * h, const float * u, float k, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        h[i] += k * u[i];
+    }
+}
 
 }  // namespace
 
@@ -70,9 +83,20 @@ void project_out(float * h, const float * u, float s, size_t n) {
 }
 
 void clamp(float * h, const float * u, float target, size_t n) {
+    move(h, u, target - dot(h, u, n), n);
+}
+
+void raise(float * h, const float * u, float target, size_t n) {
     const float k = target - dot(h, u, n);
-    for (size_t i = 0; i < n; ++i) {
-        h[i] += k * u[i];
+    if (k > 0.0f) {
+        move(h, u, k, n);
+    }
+}
+
+void cap(float * h, const float * u, float target, size_t n) {
+    const float k = target - dot(h, u, n);
+    if (k < 0.0f) {
+        move(h, u, k, n);
     }
 }
 

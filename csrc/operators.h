@@ -14,6 +14,13 @@ struct Direction {
     const float * values;  // (n,) as given
     const float * unit;    // (n,) values / length
     float length;          // the model's residual norm at this layer, for a vector in residual units
+    float neutral = 0.0f;  // mean h.u of neutral texts; 0 where it is not known
+    float own = 0.0f;      // mean h.u of the vector's own texts
+
+    // Whether its own texts lie further along it than neutral ones, so that there is a way between them.
+    bool has_way() const { return own > neutral; }
+    // The coordinate of real text that is z times as far from neutral text as the vector's own texts are.
+    float of_text(float z) const { return neutral + z * (own - neutral); }
 };
 
 // A row of the table of operators.
@@ -39,6 +46,10 @@ void project_out(float * h, const float * u, float s, size_t n);
 
 // h + (target - h.u) u
 void clamp(float * h, const float * u, float target, size_t n);
+
+// The same, where h.u is below the target (raise) or above it (cap); other rows keep their bits.
+void raise(float * h, const float * u, float target, size_t n);
+void cap(float * h, const float * u, float target, size_t n);
 
 // (h + s v) |h| / |h + s v|; h itself where the sum vanishes
 void add_keep_norm(float * h, const float * v, float s, size_t n);

@@ -150,7 +150,9 @@ def extract(
             "unused_stories": texts.faults.get(name, {}),
         }
         text = recipe.to_toml(provenance)
-        vectors[name] = _vector(backend.source, recipe, name, units[name], neutral, text)
+        # of pairs only differences were read, which lie nowhere
+        own = None if recipe.source == "pairs" else states[name]
+        vectors[name] = _vector(backend.source, recipe, name, units[name], neutral, own, text)
     return VectorSet(
         recipe,
         vectors,
@@ -214,6 +216,21 @@ def read_neutral(backend: Backend, layers: Sequence[int], tell: Progress) -> Neu
     )
 
 
+def projections(
+    means: Mapping[int, npt.NDArray[np.float64]] | npt.NDArray[np.float64],
+    units: Mapping[int, npt.NDArray[np.float64]],
+    n_layer: int | None = None,
+) -> tuple[float, ...]:
+    """Return mean . unit for each layer of the model, 0 at layers without a unit direction.
+
+    Args:
+        means: mean hidden states by layer; those of ``units`` at least.
+        n_layer: of the model; None where ``means`` has a row for each.
+    """
+    n = len(means) if n_layer is None else n_layer
+    return tuple(float(means[il] @ units[il]) if il in units else 0.0 for il in range(n))
+
+
 def _sources(emotions: Emotions) -> dict[str, EmotionSource]:
     """Return the sources by their emotions' canonical names."""
     if isinstance(emotions, str):
@@ -259,18 +276,19 @@ def _vector(
     emotion: str,
     units: npt.NDArray[np.float64],
     neutral: Neutral,
+    own: dirs.States | None,
     recipe_text: str,
 ) -> ControlVector:
     steered = recipe.layer_range(source.n_layer)
-    projections = np.zeros(source.n_layer)
-    for layer in steered:
-        projections[layer] = neutral.mean[layer] @ units[layer]
+    rows = {layer: units[layer] for layer in steered}
+    mean = None if own is None else own.mean(axis=0, dtype=np.float64)
     metadata = VectorMetadata(
         unit="residual",
         emotion=emotion,
         recipe=recipe_text,
         residual_norms=tuple(neutral.norms),
-        neutral_projections=tuple(projections),
+        neutral_projections=projections(neutral.mean, rows),
+        own_projections=() if mean is None else projections(mean, rows, source.n_layer),
     ).with_source(source)
-    directions = {layer: units[layer] * neutral.norms[layer] for layer in steered}
+    directions = {layer: row * neutral.norms[layer] for layer, row in rows.items()}
     return ControlVector(directions, name=emotion, metadata=metadata)

@@ -21,7 +21,7 @@ from pyemo.emotions import EMOTIONS, near_neighbours, resolve
 from pyemo.engine.sampling import SamplerParams
 from pyemo.errors import InputError, VectorError
 from pyemo.extract.backend import Written
-from pyemo.extract.extraction import Neutral, read_neutral
+from pyemo.extract.extraction import Neutral, projections, read_neutral
 from pyemo.extract.steered_tail import ReplyTokens, SteeredTail
 from pyemo.extract.training import (
     StepProgress,
@@ -169,15 +169,21 @@ class VoiceTrainer:
             InputError: replies that do not differ from the plain ones.
         """
         norms = self._neutral.norms[self._layers.start : self._layers.stop]
+        texts = [self._tokens(reply) for reply in replies]
         trained = train(
             self._tail,
             norms,
-            [self._tokens(reply) for reply in replies],
+            texts,
             [self._tokens(reply) for reply in watch],
             training or self.recipe.training,
             progress,
         )
-        return Voice(self._vector(name, trained, len(replies), len(watch)), trained)
+        own = np.mean(
+            [text.means for text in self._tail.freeze([text.own for text in texts])],
+            axis=0,
+            dtype=np.float64,
+        )
+        return Voice(self._vector(name, trained, own, len(replies), len(watch)), trained)
 
     def plain_replies(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
         """Return the model's own unsteered greedy reply to each prompt."""
@@ -239,14 +245,17 @@ class VoiceTrainer:
             plain = ReplyTokens((*other, *words.reply_tokens(reply.plain)), len(other))
         return VoiceTokens(after(reply.own), plain, tuple(map(after, reply.contrasts)))
 
-    def _vector(self, name: str, trained: Trained, n_replies: int, n_watch: int) -> ControlVector:
+    def _vector(
+        self,
+        name: str,
+        trained: Trained,
+        own: npt.NDArray[np.float64],
+        n_replies: int,
+        n_watch: int,
+    ) -> ControlVector:
         source, neutral = self._loaded.source, self._neutral
-        projections = np.zeros(source.n_layer)
-        directions = {}
-        for row, layer in enumerate(self._layers):
-            unit = trained.directions[row]
-            projections[layer] = neutral.mean[layer] @ unit
-            directions[layer] = unit * neutral.norms[layer]
+        units = dict(zip(self._layers, trained.directions, strict=True))
+        directions = {layer: unit * neutral.norms[layer] for layer, unit in units.items()}
         strength = round(trained.dose * self.recipe.training.recommended, 4)
         facts: dict[str, Any] = {
             "strength": strength,
@@ -264,7 +273,10 @@ class VoiceTrainer:
             emotion=name,
             recipe=self.recipe.to_toml(facts),
             residual_norms=tuple(neutral.norms),
-            neutral_projections=tuple(projections),
+            neutral_projections=projections(neutral.mean, units),
+            own_projections=projections(
+                dict(zip(self._layers, own, strict=True)), units, source.n_layer
+            ),
             strength=strength,
         ).with_source(source)
         return ControlVector(directions, name=name, metadata=metadata)

@@ -1,7 +1,7 @@
 """The native core of pyemo; csrc/bind_*.cpp defines it, tests/project/test_stub.py compares."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy
@@ -55,7 +55,11 @@ class Pooling(enum.Enum):
 
 class Directions:
     def __init__(
-        self, n_layer: int, n_embd: int, directions: Sequence[tuple[int, Float32Array]]
+        self,
+        n_layer: int,
+        n_embd: int,
+        directions: Sequence[tuple[int, Float32Array]],
+        projections: Mapping[int, tuple[float, float]] = ...,
     ) -> None: ...
 
 class Term:

@@ -9,15 +9,20 @@ from typing import Literal, TypeAlias
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
-Operator: TypeAlias = Literal["add", "project_out", "clamp", "add_keep_norm"]
+Operator: TypeAlias = Literal["add", "project_out", "clamp", "add_keep_norm", "raise", "cap"]
 """How a direction changes a row h of the residual stream; u is the unit direction, v the direction,
-s the strength.
+s the strength, m the mean of h.u over neutral texts (0 where the vector does not say it) and o that
+over the vector's own texts.
 
 - ``add``: h + s v
 - ``project_out``: h - s (h.u) u; s = 1 removes the direction
-- ``clamp``: sets h.u to s |v|, and |v| is the residual norm for a vector in residual units. The one
-  operator for which strength 0 is not off: it removes the direction
+- ``clamp``: sets h.u to m + s |v|, and |v| is the residual norm for a vector in residual units
 - ``add_keep_norm``: add, then scale the row back to its length
+- ``raise``: lifts h.u to m + s (o - m) where it is below; s = 1 is as emotional as real text
+- ``cap``: lowers h.u to m + s (o - m) where it is above
+
+Strength 0 is off, but for ``clamp``, ``raise`` and ``cap``, for which it is neutral text's level.
+``raise`` and ``cap`` leave layers alone at which o is not above m.
 """
 
 OPERATORS: dict[Operator, float] = {
@@ -25,8 +30,17 @@ OPERATORS: dict[Operator, float] = {
     "project_out": 1.0,
     "clamp": 0.02,
     "add_keep_norm": 0.02,
+    "raise": 1.0,
+    "cap": 1.0,
 }
-"""Operator -> strength where none is given: a share of the residual norm, or of the projection."""
+"""Operator -> strength where none is given: a share of the residual norm, of the projection, or of
+the way from neutral text to the vector's own."""
+
+OF_OWN_TEXTS: tuple[Operator, ...] = ("raise", "cap")
+"""Operators that need to know where the vector's own texts lie."""
+
+OF_UNIT_DIRECTION: tuple[Operator, ...] = ("project_out", *OF_OWN_TEXTS)
+"""Operators whose strength does not depend on a direction's length."""
 
 Scope: TypeAlias = str
 """Which rows are steered. A row reads one token and decides the next; a word or a word with N:

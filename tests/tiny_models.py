@@ -23,6 +23,9 @@ from tiny_layouts import N_EMBD, Tensor, configuration, tensors_of, write_hyperp
 from tiny_vocabulary import CHATML, Vocabulary, bpe_vocabulary, spm_vocabulary
 
 Array = NDArray[np.float32]
+RowFunction = Callable[[Array], Array]
+"""What becomes of a block's output, float32 (n_tokens, n_embd), at every token."""
+
 ARCHITECTURES = ("gpt2", "llama", "gemma2", "gemma3", "qwen2")
 QUANTIZATIONS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
@@ -60,7 +63,7 @@ class TinyModel:
     def reference_logits(
         self,
         tokens: Sequence[int],
-        steer: Mapping[int, Array] | None = None,
+        steer: Mapping[int, Array | RowFunction] | None = None,
         *,
         f16_gelu: bool = False,
     ) -> Array:
@@ -69,7 +72,7 @@ class TinyModel:
         Args:
             tokens: ids; the first is at position 0.
             steer: layer, from 0, to a float32 (n_embd,) array: added to that block's output at
-                every token.
+                every token; or to a function that returns what becomes of it.
             f16_gelu: round GELU to half precision before and after, as ggml's table on the CPU
                 does. It is the one difference between transformers and llama.cpp in gpt2, gemma2
                 and gemma3 that is larger than float32's rounding; llama and qwen2 have no GELU.
@@ -79,7 +82,7 @@ class TinyModel:
     def reference_hidden(
         self,
         tokens: Sequence[int],
-        steer: Mapping[int, Array] | None = None,
+        steer: Mapping[int, Array | RowFunction] | None = None,
         *,
         f16_gelu: bool = False,
     ) -> Array:
@@ -91,7 +94,10 @@ class TinyModel:
         return self._forward(tokens, steer, f16_gelu)[1]
 
     def _forward(
-        self, tokens: Sequence[int], steer: Mapping[int, Array] | None, f16_gelu: bool
+        self,
+        tokens: Sequence[int],
+        steer: Mapping[int, Array | RowFunction] | None,
+        f16_gelu: bool,
     ) -> tuple[Array, Array]:
         import torch
 
@@ -102,8 +108,11 @@ class TinyModel:
 
         def steer_and_record(layer: int) -> Callable[..., Any]:
             def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-                if layer in steer:
-                    output = output + torch.from_numpy(np.asarray(steer[layer], np.float32))
+                act = steer.get(layer)
+                if callable(act):
+                    output = torch.from_numpy(act(output[0].numpy()).astype(np.float32))[None]
+                elif act is not None:
+                    output = output + torch.from_numpy(np.asarray(act, np.float32))
                 hidden.append(output[0].numpy().copy())
                 return output
 

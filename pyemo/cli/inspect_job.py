@@ -136,6 +136,7 @@ def _described(vector: ControlVector) -> dict[str, Any]:
         "lengths": _lengths(vector),
         "residual_norms": list(meta.residual_norms),
         "neutral_projections": list(meta.neutral_projections),
+        "own_projections": list(meta.own_projections),
         "doses": [{"strength": s, "dose": dose} for s, dose in _doses(vector).items()],
     }
 
@@ -246,17 +247,20 @@ def _calibrated(entry: Calibration) -> str:
 def _chart(vector: ControlVector) -> list[str]:
     """Return a bar for each layer: its direction's length, beside the residual norm if known."""
     norms, projections = vector.residual_norms, vector.neutral_projections
+    own = vector.own_projections
     lengths = dict(zip(vector.layers, _lengths(vector), strict=True))
     longest = max(lengths.values())
     lines = [
         f"{'layer':<12} {'length of the direction':<{_BAR_WIDTH + 9}} "
         + ("residual norm  neutral projection" if norms else "")
+        + ("  its own texts'" if own else "")
     ]
     for layer, length in lengths.items():
         filled = output.bar(length / longest if longest else 0.0, _BAR_WIDTH)
         norm = f"{output.short(norms[layer]):>13}" if norms else ""
         neutral = f"{output.short(projections[layer]):>20}" if projections else ""
-        lines.append(f"{layer:>5}        {filled} {output.short(length):>8} {norm}{neutral}")
+        texts = f"{output.short(own[layer]):>16}" if own else ""
+        lines.append(f"{layer:>5}        {filled} {output.short(length):>8} {norm}{neutral}{texts}")
     return [line.rstrip() for line in lines]
 
 

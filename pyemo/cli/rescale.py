@@ -47,6 +47,13 @@ if TYPE_CHECKING:
 )
 @click.option("--fix-sign", is_flag=True, help="With --check-sign: turn round the layers that do.")
 @click.option(
+    "--own-texts",
+    metavar="TEXTS",
+    help="Note how far these texts point along the vector, which the operators raise and cap need: "
+    "an emotion's name, or a file of a text a line. A vector in residual units is otherwise left "
+    "as it is.",
+)
+@click.option(
     "--layers", metavar="A:B", help="Keep these layers only, B not included; after the shift."
 )
 @click.option(
@@ -66,6 +73,7 @@ def rescale(
     per_layer: bool,
     check_sign: str | None,
     fix_sign: bool,
+    own_texts: str | None,
     layers: str | None,
     allow_other_weights: bool,
     threads: Threads,
@@ -87,6 +95,7 @@ def rescale(
       pyemo rescale repeng.gguf -m smollm2-135m-instruct -o happy.gguf
       pyemo rescale cvector.gguf -m smollm2-135m-instruct --layer-shift -1 --layers 1: -o happy.gguf
       pyemo rescale cvector.gguf --check-sign happy --fix-sign -o happy.gguf
+      pyemo rescale angry.gguf --own-texts angry -o angry.gguf
     """
     from pyemo.engine.model import Model
     from pyemo.vectors.file import check_target
@@ -95,22 +104,29 @@ def rescale(
         raise click.UsageError("--fix-sign turns what --check-sign finds: give both")
     check_target(target, force=force)
     poles = None if check_sign is None else _poles(check_sign)
-    vector = _prepare(file, layer_shift, layers)
+    own = None if own_texts is None else _own_texts(own_texts)
+    vector = _prepare(file, layer_shift, layers, may_be_residual=own is not None)
     loaded = Model.load(model)
     vector.check(loaded, allow_other_weights=allow_other_weights)
     vector, signs = _signed(loaded, vector, threads, poles, fix_sign)
-    statistics = _measure(loaded, vector, threads)
-    rescaled = vector.rescaled(
-        statistics.residual_norms,
-        statistics.neutral_projections,
-        source=loaded,
-        keep_profile=not per_layer,
-    )
+    statistics, along = _measure(loaded, vector, threads, own)
+    if vector.unit == "residual":
+        rescaled = vector.with_own_projections(statistics.neutral_projections, along)
+    else:
+        rescaled = vector.rescaled(
+            statistics.residual_norms,
+            statistics.neutral_projections,
+            own_projections=along,
+            source=loaded,
+            keep_profile=not per_layer,
+        )
     rescaled.save(target, force=force)
     _report(rescaled, statistics, signs, fix_sign, target, as_json)
 
 
-def _prepare(file: str, layer_shift: int, layers: str | None) -> ControlVector:
+def _prepare(
+    file: str, layer_shift: int, layers: str | None, *, may_be_residual: bool
+) -> ControlVector:
     """Return the file's vector with the layers it is to have."""
     from pyemo.engine.steering import parse_layers
     from pyemo.errors import InputError
@@ -120,7 +136,7 @@ def _prepare(file: str, layer_shift: int, layers: str | None) -> ControlVector:
     for note in found.notes:
         output.note(note)
     vector = found.vector
-    if vector.unit != "raw":
+    if vector.unit != "raw" and not may_be_residual:
         raise InputError(f"{file} is in residual units already; use it as it is")
     if layer_shift:
         vector = vector.shifted(layer_shift)
@@ -153,6 +169,18 @@ def _poles(text: str) -> tuple[list[str], list[str]]:
         raise InputError(f"{text!r} is not an emotion, nor two files joined by a comma")
     first, second = (_texts(name) for name in names)
     return first, second
+
+
+def _own_texts(text: str) -> list[str]:
+    """Return the texts of an emotion, or those of a file."""
+    from pyemo.emotions import resolve
+    from pyemo.errors import InputError
+    from pyemo.texts.sources import vignettes
+
+    try:
+        return [scene.text for scene in vignettes(resolve(text))]
+    except InputError:
+        return _texts(text)
 
 
 def _texts(name: str) -> list[str]:
@@ -202,8 +230,14 @@ def _sign_lines(signs: SignCheck, fixed: bool) -> list[str]:
     return lines
 
 
-def _measure(model: Model, vector: ControlVector, threads: Threads) -> NeutralStatistics:
-    """Read the neutral texts, with a progress bar on stderr."""
+def _measure(
+    model: Model, vector: ControlVector, threads: Threads, own: list[str] | None
+) -> tuple[NeutralStatistics, tuple[float, ...]]:
+    """Read neutral texts and the vector's own, with a progress bar on stderr.
+
+    Returns:
+        the statistics, and the mean projections of the own texts; () where there are none.
+    """
     from pyemo.engine.engine import Engine
     from pyemo.extract.neutral import neutral_statistics
     from pyemo.texts.sources import neutral_texts
@@ -212,9 +246,13 @@ def _measure(model: Model, vector: ControlVector, threads: Threads) -> NeutralSt
     n_ctx = min(512, model.n_ctx_train)
     with (
         Engine(model, n_ctx=n_ctx, n_batch=n_ctx, n_threads=threads) as engine,
-        output.progress(len(texts), "reading neutral texts") as advance,
+        output.progress(len(texts) + len(own or ()), "reading texts") as advance,
     ):
-        return neutral_statistics(engine, texts, vector, on_progress=advance)
+        neutral = neutral_statistics(engine, texts, vector, on_progress=advance)
+        if own is None:
+            return neutral, ()
+        found = neutral_statistics(engine, own, vector, on_progress=advance)
+        return neutral, found.neutral_projections
 
 
 def _report(
@@ -232,6 +270,7 @@ def _report(
                 "layers": list(vector.layers),
                 "residual_norms": list(statistics.residual_norms),
                 "neutral_projections": list(statistics.neutral_projections),
+                "own_projections": list(vector.metadata.own_projections),
                 "n_tokens": statistics.n_tokens,
                 "source_model": vector.metadata.source_model,
                 "sign": None if signs is None else {str(k): v for k, v in signs.order.items()},

@@ -91,8 +91,12 @@ class NativeMoods:
         if directions is None:
             # That it fits is checked here; whose weights it was made on, where it is loaded.
             vector.check(self._model, allow_other_weights=True)
+            neutral, own = vector.neutral_projections, vector.own_projections
             directions = _core.Directions(
-                self._model.n_layer, self._model.n_embd, list(vector.directions.items())
+                self._model.n_layer,
+                self._model.n_embd,
+                list(vector.directions.items()),
+                {layer: (at, own.get(layer, at)) for layer, at in neutral.items()},
             )
             self._uploaded[vector] = directions
         return directions

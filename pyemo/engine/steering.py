@@ -12,7 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, SCHEDULES, Operator, Scope
+from pyemo.choices import (
+    CONSTANT,
+    OF_OWN_TEXTS,
+    OPERATORS,
+    SCHEDULE_FORMS,
+    SCHEDULES,
+    Operator,
+    Scope,
+)
 from pyemo.engine.scopes import check_scope
 from pyemo.errors import InputError, VectorError, all_calls_named, names_bad_calls
 from pyemo.vectors.control_vector import ControlVector
@@ -107,6 +115,26 @@ class SteeringTerm:
                     f"{self.layers.stop}; it has {self.vector.layers[0]} to "
                     f"{self.vector.layers[-1]}"
                 )
+        if self.operator in OF_OWN_TEXTS:
+            self._check_own_texts()
+
+    def _check_own_texts(self) -> None:
+        """Refuse a vector that does not say where its own texts lie, or whose are no way off."""
+        vector, own = self.vector, self.vector.own_projections
+        if not own:
+            raise VectorError(
+                f"{vector.name!r} does not say how far its own texts point along it, which the "
+                f"operator {self.operator} needs; measure it: pyemo rescale FILE --own-texts "
+                "EMOTION_OR_FILE -o NEW.gguf"
+            )
+        neutral = vector.neutral_projections
+        steered = [il for il in vector.layers if self.layers is None or il in self.layers]
+        if all(own[layer] <= neutral[layer] for layer in steered):
+            raise VectorError(
+                f"the own texts of {vector.name!r} point no further along it than neutral ones at "
+                f"any layer steered, so the operator {self.operator} has no target; measure other "
+                "texts: pyemo rescale FILE --own-texts EMOTION_OR_FILE -o NEW.gguf"
+            )
 
     def strength_at(self, t: int) -> float:
         """Return the strength at the reply's token ``t``.
@@ -139,7 +167,8 @@ class Steering:
     Args:
         strengths: vector -> strength. For a vector in residual units the strength is a fraction of
             the residual norm at each steered layer; for a raw one a factor of the direction as it
-            is. The sign turns it round; 0 is off (but see ``clamp`` in :data:`Operator`).
+            is. The sign turns it round; 0 is off. Some operators count otherwise, see
+            :data:`Operator`.
         operator: how the direction changes a row, see :data:`Operator`. All ``add`` terms of a mix
             are summed into one; the others follow in the order given.
         layers: half-open range of layers to steer, of those the vector has; None for all of them.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from pyemo.choices import CONSTANT, OPERATORS, VectorUse
+from pyemo.choices import CONSTANT, OF_UNIT_DIRECTION, OPERATORS, VectorUse
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
 from pyemo.engine.steering import (
@@ -176,7 +176,7 @@ class MoodBuilder:
             if operator != "add":
                 raise InputError(f"--strength auto is for the operator add, not {operator}")
             return 1.0, AUTO, ""
-        if vector.unit == "raw" and operator != "project_out":  # which uses the direction alone
+        if vector.unit == "raw" and operator not in OF_UNIT_DIRECTION:
             raise InputError(
                 f"the control vector {vector.name!r} does not say its unit (raw), so it has no "
                 f"default strength; write {spec.source}=1, let one be found (pyemo run "

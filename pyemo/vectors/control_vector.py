@@ -66,6 +66,7 @@ class ControlVector:
         "_metadata",
         "_name",
         "_neutral_projections",
+        "_own_projections",
         "_residual_norms",
     )
     __array_ufunc__ = None  # numpy.float64(2) * vector is left to __rmul__
@@ -93,12 +94,13 @@ class ControlVector:
                     f"the control vector {name!r} has a direction for layer {self.layers[-1]}, but "
                     f"norms or projections for {len(row)} layers only"
                 )
-        norms = enumerate(metadata.residual_norms)
-        projections = enumerate(metadata.neutral_projections)
-        self._residual_norms = MappingProxyType(dict(norms))
-        self._neutral_projections = MappingProxyType(
-            {layer: value for layer, value in projections if layer in self._directions}
-        )
+        self._residual_norms = MappingProxyType(dict(enumerate(metadata.residual_norms)))
+        self._neutral_projections = self._at_layers(metadata.neutral_projections)
+        self._own_projections = self._at_layers(metadata.own_projections)
+
+    def _at_layers(self, row: tuple[float, ...]) -> Mapping[int, float]:
+        """Return what a row over all layers says at those that have a direction."""
+        return MappingProxyType({il: at for il, at in enumerate(row) if il in self._directions})
 
     # --- what it holds ---
 
@@ -141,6 +143,11 @@ class ControlVector:
     def neutral_projections(self) -> Mapping[int, float]:
         """Layer -> mean projection of neutral texts on the unit direction; empty if unknown."""
         return self._neutral_projections
+
+    @property
+    def own_projections(self) -> Mapping[int, float]:
+        """Layer -> mean projection of its own texts on the unit direction; empty if unknown."""
+        return self._own_projections
 
     def __repr__(self) -> str:
         emotion = f", emotion={self._metadata.emotion!r}" if self._metadata.emotion else ""
@@ -320,10 +327,16 @@ class ControlVector:
             )
         if len(kept) == len(self._directions):
             return self
-        row = self._metadata.neutral_projections
-        projections = tuple(value if layer in kept else 0.0 for layer, value in enumerate(row))
+        neutral, own = (
+            tuple(value if layer in kept else 0.0 for layer, value in enumerate(row))
+            for row in (self._metadata.neutral_projections, self._metadata.own_projections)
+        )
         metadata = replace(
-            self._metadata, neutral_projections=projections, calibrations=(), strength=None
+            self._metadata,
+            neutral_projections=neutral,
+            own_projections=own,
+            calibrations=(),
+            strength=None,
         )
         return ControlVector(kept, name=self._name, metadata=metadata)
 
@@ -348,7 +361,13 @@ class ControlVector:
                 f"layer {self.layers[0]}; leave layers out with only_layers first"
             )
         moved = {layer + by: row for layer, row in self._directions.items()}
-        metadata = replace(self._metadata, neutral_projections=(), calibrations=(), strength=None)
+        metadata = replace(
+            self._metadata,
+            neutral_projections=(),
+            own_projections=(),
+            calibrations=(),
+            strength=None,
+        )
         return ControlVector(moved, name=self._name, metadata=metadata)
 
     def rescaled(
@@ -356,6 +375,7 @@ class ControlVector:
         residual_norms: Sequence[float],
         neutral_projections: Sequence[float] = (),
         *,
+        own_projections: Sequence[float] = (),
         source: Identified | None = None,
         keep_profile: bool = False,
     ) -> ControlVector:
@@ -369,6 +389,7 @@ class ControlVector:
         Args:
             residual_norms: for all layers of the model, layer 0 first; above 0.
             neutral_projections: for all layers, or nothing where they were not measured.
+            own_projections: likewise, of the vector's own texts.
             source: the model they were measured on; recorded as the vector's source.
             keep_profile: take the lengths as part of the method, as where a tool's own scale is
                 one number for all layers.
@@ -381,6 +402,7 @@ class ControlVector:
             unit="residual",
             residual_norms=tuple(residual_norms),
             neutral_projections=tuple(neutral_projections),
+            own_projections=tuple(own_projections),
             calibrations=(),
             strength=None,
         )
@@ -405,6 +427,23 @@ class ControlVector:
             layer: row.astype(np.float64) / shares[layer] for layer, row in self._directions.items()
         }
         return ControlVector(scaled, name=self._name, metadata=metadata)
+
+    def with_own_projections(
+        self, neutral_projections: Sequence[float], own_projections: Sequence[float]
+    ) -> ControlVector:
+        """Return the same directions with where neutral texts and their own lie along them.
+
+        Args:
+            neutral_projections, own_projections: for all layers of the model, layer 0 first.
+        Raises:
+            InputError: a number is not finite, or the rows differ in length.
+        """
+        metadata = replace(
+            self._metadata,
+            neutral_projections=tuple(neutral_projections),
+            own_projections=tuple(own_projections),
+        )
+        return self.with_metadata(metadata)
 
     # --- readings ---
 
@@ -460,13 +499,16 @@ class ControlVector:
                 layer: row.astype(np.float64) * factor for layer, row in self._directions.items()
             }
         # the unit direction stays for a factor above 0, turns round below, and is none at 0
-        row = self._metadata.neutral_projections if factor else ()
-        projections = tuple(math.copysign(1.0, factor) * value for value in row)
+        neutral, own = (
+            tuple(math.copysign(1.0, factor) * value for value in row) if factor else ()
+            for row in (self._metadata.neutral_projections, self._metadata.own_projections)
+        )
         metadata = replace(
             self._metadata,
             emotion="",
             recipe="",
-            neutral_projections=projections,
+            neutral_projections=neutral,
+            own_projections=own,
             calibrations=(),
             strength=None,
         )

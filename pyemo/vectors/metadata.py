@@ -42,6 +42,7 @@ _TEXTS = {
 _ROWS = {
     "pyemo.residual_norms": "residual_norms",
     "pyemo.neutral_projections": "neutral_projections",
+    "pyemo.own_projections": "own_projections",
 }
 _CALIBRATIONS = "pyemo.calibrations"
 _STRENGTH = "pyemo.strength"
@@ -124,6 +125,8 @@ class VectorMetadata:
         residual_norms: median residual norm of neutral texts at each layer's output, above 0.
         neutral_projections: mean projection of neutral hidden states on each layer's unit
             direction; 0 at layers without a direction.
+        own_projections: the same mean over the texts that the vector was made of; only beside
+            ``neutral_projections``.
         calibrations: at most one for each model file and length of text.
         strength: the one that its training recommends, above 0; None where it was not trained.
         format_version: of the file it was read from; 0 for a file of another tool.
@@ -139,6 +142,7 @@ class VectorMetadata:
     chat_template_sha256: str = ""
     residual_norms: tuple[float, ...] = ()
     neutral_projections: tuple[float, ...] = ()
+    own_projections: tuple[float, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
     strength: float | None = None
     format_version: int = FORMAT_VERSION
@@ -152,7 +156,7 @@ class VectorMetadata:
             _refuse("recipe", self.recipe, "TOML text without control characters")
         for name in ("source_sha256", "weights_fingerprint", "chat_template_sha256"):
             _check_hash(name, getattr(self, name), may_be_empty=True)
-        for name in ("residual_norms", "neutral_projections"):
+        for name in _ROWS.values():
             object.__setattr__(self, name, _row(name, getattr(self, name)))
         self._check_rows()
         object.__setattr__(self, "calibrations", _calibrations(self.calibrations))
@@ -164,7 +168,9 @@ class VectorMetadata:
     def _check_rows(self) -> None:
         if any(norm <= 0 for norm in self.residual_norms):
             _refuse("residual_norms", min(self.residual_norms), "above 0 at every layer")
-        lengths = {len(row) for row in (self.residual_norms, self.neutral_projections) if row}
+        if self.own_projections and not self.neutral_projections:
+            _refuse("own_projections", self.own_projections, "beside neutral_projections")
+        lengths = {len(row) for row in (getattr(self, name) for name in _ROWS.values()) if row}
         if len(lengths) > 1:
             _refuse("the rows' lengths", sorted(lengths), "one value for each layer of the model")
 

@@ -11,7 +11,7 @@ from commands import pyemo
 
 from pyemo import ControlVector, Engine
 from pyemo.extract.neutral import neutral_statistics
-from pyemo.texts.sources import neutral_texts
+from pyemo.texts.sources import neutral_texts, vignettes
 from pyemo.vectors.metadata import VectorMetadata
 
 
@@ -139,3 +139,41 @@ def test_poles_that_cannot_be_read_are_refused_before_the_work(
     result = pyemo("rescale", profile, "-o", tmp_path / "x.gguf", "--check-sign", poles)
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ")
+
+
+@pytest.mark.parametrize("texts", ["angry", "FILE"])
+def test_own_texts_are_measured_and_nothing_else_changes(
+    model: Path, vectors: Path, tmp_path: Path, texts: str
+) -> None:
+    source, target = vectors / "calibrated.gguf", tmp_path / "measured.gguf"
+    own = [scene.text for scene in vignettes("angry")]
+    if texts == "FILE":
+        (tmp_path / "texts.txt").write_text("\n".join(own), encoding="utf-8")
+        texts = str(tmp_path / "texts.txt")
+    options = ("--own-texts", texts, "--threads", 1)
+    result = pyemo("rescale", source, "-m", model, "-o", target, *options)
+    assert result.exit_code == 0, result.stderr
+    before, after = ControlVector.load(source), ControlVector.load(target)
+    with Engine(model, n_ctx=512, n_threads=1) as engine:
+        expected = neutral_statistics(engine, own, before).neutral_projections
+    np.testing.assert_allclose(after.metadata.own_projections, expected, atol=1e-4)
+    np.testing.assert_array_equal(after.directions[2], before.directions[2])
+    assert after.metadata.calibrations == before.metadata.calibrations
+
+
+def test_measured_vector_can_be_raised(model: Path, vectors: Path, tmp_path: Path) -> None:
+    target = tmp_path / "measured.gguf"
+    options = ("--own-texts", "angry", "--threads", 1)
+    assert (
+        pyemo("rescale", vectors / "raw.gguf", "-m", model, "-o", target, *options).exit_code == 0
+    )
+    steered = ("--threads", 1, "-n", 2, "-m", model, "--operator", "raise", "-c", target)
+    assert pyemo("run", *steered, "hello").exit_code == 0
+
+
+def test_vector_that_is_not_measured_is_refused_with_the_command(
+    model: Path, vectors: Path
+) -> None:
+    result = pyemo("run", "-m", model, "--operator", "raise", "-c", vectors / "warm.gguf", "hello")
+    assert result.exit_code == 1
+    assert "pyemo rescale FILE --own-texts" in result.stderr

@@ -1,4 +1,4 @@
-"""The four operators on one row of the residual stream, against NumPy in float64."""
+"""The operators on one row of the residual stream, against NumPy in float64."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def project_out(h: Row, v: Row, s: float) -> Row:
 def clamp(h: Row, v: Row, s: float) -> Row:
     length = np.linalg.norm(v)
     u = v / length
-    return h + (s * length - h @ u) * u
+    return h + (NEUTRAL + s * length - h @ u) * u
 
 
 def add_keep_norm(h: Row, v: Row, s: float) -> Row:
@@ -45,11 +45,26 @@ def add_keep_norm(h: Row, v: Row, s: float) -> Row:
     return moved * np.linalg.norm(h) / np.linalg.norm(moved)
 
 
+NEUTRAL, OWN = -1.25, 2.5  # where neutral texts and the vector's own lie along it
+
+
+def raise_(h: Row, v: Row, s: float) -> Row:
+    u = v / np.linalg.norm(v)
+    return h + max(0.0, NEUTRAL + s * (OWN - NEUTRAL) - h @ u) * u
+
+
+def cap(h: Row, v: Row, s: float) -> Row:
+    u = v / np.linalg.norm(v)
+    return h + min(0.0, NEUTRAL + s * (OWN - NEUTRAL) - h @ u) * u
+
+
 NUMPY: dict[str, Callable[[Row, Row, float], Row]] = {
     "add": add,
     "project_out": project_out,
     "clamp": clamp,
     "add_keep_norm": add_keep_norm,
+    "raise": raise_,
+    "cap": cap,
 }
 
 
@@ -64,8 +79,9 @@ def term(
     *,
     il_begin: int = 0,
     il_end: int = N_LAYER,
+    projections: tuple[float, float] = (NEUTRAL, OWN),
 ) -> _core.Term:
-    directions = _core.Directions(N_LAYER, len(v), [(IL, v)])
+    directions = _core.Directions(N_LAYER, len(v), [(IL, v)], {IL: projections})
     return _core.Term(directions, strength, operator, il_begin, il_end)
 
 
@@ -75,7 +91,7 @@ def apply(h: Row, *terms: _core.Term, il: int = IL) -> Row:
 
 def assert_close(found: Row, expected: Row) -> None:
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6 * scale)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale)
 
 
 @every_operator
@@ -148,13 +164,52 @@ def test_projection_leaves_other_directions_alone() -> None:
 def test_clamp_sets_the_projection_to_strength_times_length() -> None:
     h, v = random_row(576, 1), random_row(576, 2)
     length = np.linalg.norm(v)
-    clamped = apply(h, term(v, -0.3, "clamp"))
+    clamped = apply(h, term(v, -0.3, "clamp", projections=(0.0, 0.0)))
     assert clamped @ (v / length) == pytest.approx(-0.3 * length, rel=1e-5)
 
 
-def test_clamp_to_zero_removes_the_direction() -> None:
+def test_clamp_counts_from_neutral_text() -> None:
+    h, v = random_row(576, 1), random_row(576, 2)
+    length = np.linalg.norm(v)
+    clamped = apply(h, term(v, 0.3, "clamp"))
+    assert clamped @ (v / length) == pytest.approx(NEUTRAL + 0.3 * length, rel=1e-5)
+
+
+def test_clamp_to_zero_without_a_neutral_mean_removes_the_direction() -> None:
     h, v = random_row(64, 1), random_row(64, 2)
-    assert_close(apply(h, term(v, 0.0, "clamp")), project_out(h.astype(float), v.astype(float), 1))
+    clamped = apply(h, term(v, 0.0, "clamp", projections=(0.0, 0.0)))
+    assert_close(clamped, project_out(h.astype(float), v.astype(float), 1))
+
+
+@pytest.mark.parametrize(("operator", "sign"), [("raise", -1), ("cap", 1)])
+def test_one_sided_operator_moves_a_row_beyond_its_target_to_it(operator: str, sign: int) -> None:
+    h, v = random_row(576, 1), random_row(576, 2)
+    u = v / np.linalg.norm(v)
+    h += (NEUTRAL + 0.5 * (OWN - NEUTRAL) + sign * 3 - h @ u) * u
+    moved = apply(h, term(v, 0.5, operator))
+    assert moved @ u == pytest.approx(NEUTRAL + 0.5 * (OWN - NEUTRAL), abs=1e-4)
+
+
+@pytest.mark.parametrize(("operator", "sign"), [("raise", 1), ("cap", -1)])
+def test_one_sided_operator_leaves_other_rows_bits(operator: str, sign: int) -> None:
+    h, v = random_row(576, 1), random_row(576, 2)
+    u = v / np.linalg.norm(v)
+    h += (NEUTRAL + 0.5 * (OWN - NEUTRAL) + sign * 3 - h @ u) * u
+    np.testing.assert_array_equal(apply(h, term(v, 0.5, operator)), h)
+
+
+@pytest.mark.parametrize("operator", ["raise", "cap"])
+@pytest.mark.parametrize("own", [NEUTRAL, NEUTRAL - 1])
+def test_one_sided_operator_leaves_a_layer_without_a_way_alone(operator: str, own: float) -> None:
+    h, v = random_row(64, 1), random_row(64, 2)
+    there = term(v, 0.5, operator, projections=(NEUTRAL, own))
+    np.testing.assert_array_equal(apply(h, there), h)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_projection_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(VectorShapeError, match="projection of layer 1 is NaN or infinity"):
+        term(random_row(64, 2), 1.0, "raise", projections=(0.0, value))
 
 
 @every_strength

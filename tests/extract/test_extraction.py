@@ -109,6 +109,24 @@ def test_neutral_projections_are_those_of_the_neutral_texts_mean(
         )
 
 
+def test_own_projections_are_those_of_the_emotions_texts_mean(
+    backend: PlantedBackend, tmp_path: Path
+) -> None:
+    found = extracted(backend, tmp_path, FEW, "default")
+    vector = found.vectors["angry"]
+    mean = found.states["angry"].mean(axis=0, dtype=np.float64)
+    for layer, direction in vector.directions.items():
+        unit = direction / np.linalg.norm(direction)
+        assert vector.own_projections[layer] == pytest.approx(mean[layer] @ unit, rel=1e-4)
+        assert vector.own_projections[layer] > vector.neutral_projections[layer]
+
+
+def test_pairs_are_differences_and_so_say_no_own_projections(
+    backend: PlantedBackend, tmp_path: Path
+) -> None:
+    assert not extracted(backend, tmp_path, FEW, "contrast").vectors["angry"].own_projections
+
+
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_an_emotion_alone_is_the_same_vector_as_in_a_set(
     backend: PlantedBackend, tmp_path: Path, name: str

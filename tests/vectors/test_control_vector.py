@@ -47,6 +47,7 @@ METADATA = VectorMetadata(
     chat_template_sha256="c" * 64,
     residual_norms=(1.0, 2.0, 3.0, 4.0),
     neutral_projections=(0.0, 0.5, -0.25, 0.0),
+    own_projections=(0.0, 1.5, 0.75, 0.0),
     calibrations=(CALIBRATION,),
 )
 
@@ -224,7 +225,14 @@ def test_other_things_cannot_be_combined_with_it(angry, other):
 
 
 def test_a_sum_keeps_what_both_agree_on_and_is_no_emotions(angry, sad):
-    expected = replace(METADATA, emotion="", recipe="", calibrations=(), neutral_projections=())
+    expected = replace(
+        METADATA,
+        emotion="",
+        recipe="",
+        calibrations=(),
+        neutral_projections=(),
+        own_projections=(),
+    )
     assert (angry + sad).metadata == expected
 
 
@@ -244,6 +252,17 @@ def test_a_positive_factor_keeps_neutral_projections(angry):
 def test_a_negative_factor_turns_neutral_projections_round(angry):
     assert dict((-angry).neutral_projections) == {1: -0.5, 2: 0.25}
     assert dict((angry * -3).neutral_projections) == {1: -0.5, 2: 0.25}
+
+
+def test_own_projections_follow_the_sign_of_a_factor(angry):
+    assert dict((angry * 3).own_projections) == {1: 1.5, 2: 0.75}
+    assert dict((angry * -3).own_projections) == {1: -1.5, 2: -0.75}
+
+
+def test_own_projections_are_kept_in_the_file(angry, tmp_path):
+    angry.save(tmp_path / "angry.gguf")
+    loaded = ControlVector.load(tmp_path / "angry.gguf")
+    assert dict(loaded.own_projections) == {1: 1.5, 2: 0.75}
 
 
 def test_the_factor_zero_leaves_no_neutral_projections(angry):
@@ -280,7 +299,12 @@ def test_only_layers_takes_any_layers(angry, sad):
 
 def test_only_layers_drops_calibrations_and_keeps_the_rest(angry):
     metadata = angry.only_layers([2]).metadata
-    assert metadata == replace(METADATA, neutral_projections=(0, 0, -0.25, 0), calibrations=())
+    assert metadata == replace(
+        METADATA,
+        neutral_projections=(0, 0, -0.25, 0),
+        own_projections=(0, 0, 0.75, 0),
+        calibrations=(),
+    )
 
 
 def test_only_layers_with_all_layers_is_the_same_vector(angry):

@@ -22,6 +22,7 @@ FULL = VectorMetadata(
     chat_template_sha256=SHA,
     residual_norms=(0.1, 0.2),
     neutral_projections=(0.0, -0.3),
+    own_projections=(0.0, 0.4),
     calibrations=(CALIBRATION, replace(CALIBRATION, model_sha256="f" * 64, evidence="[1, 2.5]")),
     strength=0.0237,
 )
@@ -84,6 +85,8 @@ def test_it_is_a_value():
         ({"residual_norms": "text"}, "residual_norms"),
         ({"neutral_projections": ((1.0,),)}, "one finite number"),
         ({"residual_norms": (1,), "neutral_projections": (1, 2)}, "one value for each layer"),
+        ({"own_projections": (1, 2), "neutral_projections": (1,)}, "one value for each layer"),
+        ({"own_projections": (1, 2)}, "beside neutral_projections"),
         ({"calibrations": (CALIBRATION, CALIBRATION)}, "at most one for each model file"),
         ({"calibrations": ("x",)}, "a tuple of Calibration"),
     ],
