@@ -336,7 +336,7 @@ def _sources(name: str, model: Model) -> list[Path]:
 
 def choices(vector: ControlVector, layers: str | None) -> list[tuple[str, ControlVector]]:
     """Return the vectors to calibrate for ``--layers``: label and vector."""
-    from pyemo.engine.steering import parse_layers
+    from pyemo.moods.grammar import parse_layers
 
     if layers is None:
         return [("", vector)]

@@ -22,7 +22,6 @@ from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
 from pyemo.engine.mood import OFF
 from pyemo.engine.sampling import SamplerParams
-from pyemo.engine.steering import parse_vector_spec
 from pyemo.errors import InputError, PyemoError
 from pyemo.guard import Guard
 from pyemo.moods.builder import (
@@ -34,6 +33,7 @@ from pyemo.moods.builder import (
     steering_of,
     title_of,
 )
+from pyemo.moods.grammar import parse_vector_spec
 from pyemo.moods.options import MoodOptions
 
 N_CTX = 2048

@@ -97,8 +97,8 @@ def _loaded(model: str | None) -> Model | None:
 
 def _writable(found: ForeignVector, layers: str | None) -> tuple[ControlVector, tuple[str, ...]]:
     """Return the vector with the blocks that are kept, and what to say of one that cannot be."""
-    from pyemo.engine.steering import parse_layers
     from pyemo.errors import InputError
+    from pyemo.moods.grammar import parse_layers
 
     vector = found.vector if layers is None else found.vector.only_layers(parse_layers(layers))
     if vector.layers[0] > 0:

@@ -128,8 +128,8 @@ def _prepare(
     file: str, layer_shift: int, layers: str | None, *, may_be_residual: bool
 ) -> ControlVector:
     """Return the file's vector with the layers it is to have."""
-    from pyemo.engine.steering import parse_layers
     from pyemo.errors import InputError
+    from pyemo.moods.grammar import parse_layers
     from pyemo.vectors.foreign import read_foreign
 
     found = read_foreign(file)

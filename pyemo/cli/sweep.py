@@ -127,8 +127,8 @@ def sweep(
     from pyemo.engine.engine import Engine
     from pyemo.engine.model import Model
     from pyemo.engine.sampling import GREEDY, SamplerParams
-    from pyemo.engine.steering import parse_layers
     from pyemo.files.local import check_folder_writable
+    from pyemo.moods.grammar import parse_layers
     from pyemo.strengths.sweeps import check_sweep, n_texts_of_sweep, parse_strengths
     from pyemo.strengths.sweeps import sweep as run_sweep
     from pyemo.vectors.control_vector import ControlVector

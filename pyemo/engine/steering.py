@@ -7,22 +7,13 @@ from __future__ import annotations
 
 import math
 import numbers
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from pyemo.choices import (
-    CONSTANT,
-    OF_OWN_TEXTS,
-    OPERATORS,
-    SCHEDULE_FORMS,
-    SCHEDULES,
-    Operator,
-    Scope,
-)
+from pyemo.choices import OF_OWN_TEXTS, OPERATORS, Operator, Scope
 from pyemo.engine.scopes import check_scope
-from pyemo.errors import InputError, VectorError, all_calls_named, names_bad_calls
+from pyemo.errors import InputError, VectorError, all_calls_named
 from pyemo.vectors.control_vector import ControlVector
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -57,25 +48,11 @@ class HalfLife:
         return float(2.0 ** (-t / self.n_tokens))
 
 
-@names_bad_calls
-def parse_schedule(text: str) -> Schedule | None:
-    """Return the schedule that ``ramp:N`` or ``half-life:N`` names; None for ``constant``.
-
-    Raises:
-        InputError: another word, or N is not a number of at least 1.
-    """
-    kind, _, count = text.partition(":")
-    if text == CONSTANT:
-        return None
-    ramp, half_life = SCHEDULES
-    try:
-        if kind == ramp:
-            return Ramp(int(count))
-        if kind == half_life:
-            return HalfLife(float(count))
-    except ValueError:
-        pass
-    raise InputError(f"schedule {text!r} is unknown; use {SCHEDULE_FORMS} with N >= 1 tokens")
+SCHEDULE_TYPES: dict[str, tuple[Callable[[Any], Schedule], Callable[[str], float]]] = {
+    "ramp": (Ramp, int),
+    "half-life": (HalfLife, float),
+}
+"""What each of ``choices.SCHEDULES`` makes, and of what number."""
 
 
 @all_calls_named
@@ -108,7 +85,7 @@ class SteeringTerm:
         if self.schedule is not None and not callable(self.schedule):
             raise InputError("schedule must be None or a function of the token's index")
         if self.layers is not None:
-            _check_layers(self.layers)
+            check_layers(self.layers)
             if not any(layer in self.layers for layer in self.vector.layers):
                 raise InputError(
                     f"{self.vector.name!r} has no direction in layers {self.layers.start}:"
@@ -276,71 +253,14 @@ class Steering:
         return f"<Steering {', '.join(parts) or 'off'}>"
 
 
-@dataclass(frozen=True)
-class VectorSpec:
-    """One ``NAME_OR_FILE[=STRENGTH][@LAYERS]`` of the command line."""
-
-    source: str
-    strength: float | None
-    layers: range | None
+MOST_LAYERS = 1 << 20
+"""More than any model has; what is past it overflows in the core."""
 
 
-@names_bad_calls
-def parse_vector_spec(text: str) -> VectorSpec:
-    """Return what ``anger``, ``anger=0.02``, ``anger=0.02@8:20`` or ``./my.gguf@14`` say.
-
-    A file that exists under the whole text wins; layers are ``A:B`` (half-open), ``:B``, ``A:`` or
-    one layer.
-
-    Raises:
-        InputError: no name, a strength that is not a number, layers that are not a range.
-    """
-    if os.path.isfile(text):
-        return VectorSpec(text, None, None)
-    rest, at, layers_text = text.rpartition("@")
-    if not at or os.sep in layers_text:
-        rest, layers_text = text, ""
-    source, equals, strength_text = rest.rpartition("=")
-    if not equals:
-        source, strength_text = rest, ""
-    if not source:
-        raise InputError(f"{text!r} names no vector; write NAME_OR_FILE[=STRENGTH][@LAYERS]")
-    strength = None
-    if strength_text or equals:
-        try:
-            strength = float(strength_text)
-        except ValueError:
-            raise InputError(
-                f"strength {strength_text!r} in {text!r} is not a number; write {source}=0.02"
-            ) from None
-    return VectorSpec(source, strength, parse_layers(layers_text) if at and layers_text else None)
-
-
-_MOST_LAYERS = 1 << 20  # more than any model has; what is past it overflows in the core
-
-
-@names_bad_calls
-def parse_layers(text: str) -> range:
-    """Return the half-open range that ``8:20``, ``8:``, ``:20`` or ``14`` names.
-
-    Raises:
-        InputError: anything else.
-    """
-    begin, colon, end = text.partition(":")
-    try:
-        first = int(begin) if begin else 0
-        stop = (int(end) if end else _MOST_LAYERS) if colon else first + 1
-        return _check_layers(range(first, stop))
-    except ValueError:
-        raise InputError(
-            f"layers {text!r} are not a range; write 8:20 (8 to 19), 8:, :20 or 14"
-        ) from None
-
-
-def _check_layers(layers: range) -> range:
+def check_layers(layers: range) -> range:
     # bool(range), not its length: a length past 2**63 overflows
     is_range = isinstance(layers, range) and layers.step == 1 and layers.start >= 0 and bool(layers)
-    if not is_range or layers.stop > _MOST_LAYERS:
+    if not is_range or layers.stop > MOST_LAYERS:
         raise InputError(f"layers {layers!r} are not a range; pass range(8, 20), from 0, not empty")
     return layers
 

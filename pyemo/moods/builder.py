@@ -12,15 +12,9 @@ from typing import Any, TypeAlias
 from pyemo.choices import CONSTANT, OF_UNIT_DIRECTION, OPERATORS, VectorUse
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
-from pyemo.engine.steering import (
-    Steering,
-    SteeringTerm,
-    VectorSpec,
-    parse_layers,
-    parse_schedule,
-    parse_vector_spec,
-)
+from pyemo.engine.steering import Steering, SteeringTerm
 from pyemo.errors import InputError, VectorError
+from pyemo.moods.grammar import VectorSpec, parse_layers, parse_schedule, parse_vector_spec
 from pyemo.moods.options import AUTO, MoodOptions
 from pyemo.vectors.control_vector import Calibration, ControlVector, Recommended
 from pyemo.vectors.fit import Fit, FitKind

@@ -25,9 +25,10 @@ from pyemo import (
     Steering,
 )
 from pyemo.engine.batches import Job, continue_many
-from pyemo.engine.steering import SteeringTerm, parse_layers, parse_schedule
+from pyemo.engine.steering import SteeringTerm
 from pyemo.errors import InputError
 from pyemo.guard import Guard
+from pyemo.moods.grammar import parse_layers, parse_schedule
 
 PROMPT = [5, 6, 7]
 HUGE = 10**400

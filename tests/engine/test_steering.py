@@ -21,7 +21,6 @@ from engines import (
 from tiny_models import ARCHITECTURES, TinyModel
 
 from pyemo import ControlVector, Engine, Steering, SteeringTerm
-from pyemo.engine.steering import parse_layers
 from pyemo.errors import InputError
 
 TOKENS = [30, 41, 52, 63, 74, 85, 96, 107, 118, 129, 140, 151]
@@ -479,9 +478,3 @@ def test_every_tiny_architecture_can_be_steered(
     new_engine: Callable[..., Engine], architecture: str
 ) -> None:
     assert new_engine(architecture).steering_unsupported == ""
-
-
-@pytest.mark.parametrize("text", ["0:99999999999999999999", "99999999999999999999", "1048576:"])
-def test_layers_past_any_model_are_refused_by_name(text: str) -> None:
-    with pytest.raises(InputError, match="not a range"):
-        parse_layers(text)
