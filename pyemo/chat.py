@@ -32,7 +32,8 @@ class Turn:
 
     Attributes:
         user: the user's words.
-        reply: the model's words, as far as they came.
+        reply: the model's words, as far as they came; of a reply that went in circles, what stands
+            before it repeats itself.
         tokens: the model's own tokens, an end-of-generation token included; they are kept as drawn.
         n_prompt_tokens: tokens that the turn's prompt took when it was said.
     """
@@ -87,6 +88,8 @@ class Chat:
         gauges: what to read at every token; may be assigned between any two tokens.
         max_tokens: of a reply; this much of the context is kept free for one, half of it at most.
         stop: strings that end a reply; they are not part of it.
+        stop_repetition: end a reply that goes in circles. What it repeats does not stay in the
+            conversation, where it would lead the next reply into the same circles.
         guard: keeps every reply out of collapse and explosion; None for none.
         chat_template_kwargs: variables of the chat template; see :meth:`Model.think_kwargs`.
     Raises:
@@ -106,6 +109,7 @@ class Chat:
         stop: SequenceABC[str] = (),
         guard: Guard | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        stop_repetition: bool = True,
     ) -> None:
         self._model = engine.model
         self._has_template = self._model.chat_template is not None
@@ -124,6 +128,7 @@ class Chat:
         self._template_kwargs = chat_template_kwargs
         self._max_tokens = max_tokens
         self._stop = stop
+        self._stop_repetition = stop_repetition
         self._guard = guard
         self._turns: list[Turn] = []
         self._layout: _Layout | None = None  # of all turns, without the last one's reply
@@ -221,9 +226,14 @@ class Chat:
 
     def _begin_reply(self) -> Reply:
         """Begin the reply to what the sequence holds: the one place where replies are made."""
+        limits: dict[str, Any] = {
+            "max_tokens": self._max_tokens,
+            "stop": self._stop,
+            "stop_repetition": self._stop_repetition,
+        }
         if self._guard is not None:
-            return self._guard.reply(self._sequence, max_tokens=self._max_tokens, stop=self._stop)
-        return self._sequence.generate(max_tokens=self._max_tokens, stop=self._stop)
+            return self._guard.reply(self._sequence, **limits)
+        return self._sequence.generate(**limits)
 
     def _settle(self) -> None:
         """Make a turn of the reply that was begun, however it ended."""
@@ -240,9 +250,10 @@ class Chat:
         if self._running is None:
             return None
         user, layout, reply = self._running
-        n_shown = layout.n_tokens + len(reply.tokens)  # a guard holds back what comes after
-        tokens = tuple(self._sequence.tokens[layout.n_tokens : n_shown])
-        return Turn(user, reply.text, tokens, len(layout.pieces[-1][0])) if tokens else None
+        n_kept = reply.n_sound  # a guard holds back what comes after
+        tokens = tuple(self._sequence.tokens[layout.n_tokens : layout.n_tokens + n_kept])
+        text = "".join(token.text for token in reply.tokens[:n_kept])
+        return Turn(user, text, tokens, len(layout.pieces[-1][0])) if tokens else None
 
     @property
     def _room(self) -> int:

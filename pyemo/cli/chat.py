@@ -10,6 +10,7 @@ from pyemo.cli.options import (
     engine_options,
     guard_options,
     mood_options,
+    repetition_option,
     sampler_options,
     stop_option,
 )
@@ -38,6 +39,7 @@ from pyemo.moods.options import MoodOptions
     help="Stop a reply after N.",
 )
 @stop_option
+@repetition_option
 @template_options
 @guard_options
 @sampler_options
@@ -57,6 +59,7 @@ def chat(
     engine: EngineOptions,
     guard: str | None,
     template: TemplateOptions,
+    stop_repetition: bool,
 ) -> None:
     """Talk with a model; each line is a turn. The mood can be changed between any two turns.
 
@@ -79,7 +82,9 @@ def chat(
     """
     from pyemo.cli.chat_job import Request
 
-    request = Request(system, max_tokens, stop, gauges, sampler, engine, mood, guard, template)
+    request = Request(
+        system, max_tokens, stop, gauges, sampler, engine, mood, guard, template, stop_repetition
+    )
     with request.open(as_json) as session:
         session.run()
     if session.n_errors:

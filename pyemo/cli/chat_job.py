@@ -16,7 +16,7 @@ from pyemo.cli import output
 from pyemo.cli.guard_text import guard_lines
 from pyemo.cli.meters import gauge_lines, gauge_means
 from pyemo.cli.options import EngineOptions
-from pyemo.cli.run_job import Answer, stream
+from pyemo.cli.run_job import IN_CIRCLES, Answer, stream
 from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
@@ -63,6 +63,7 @@ class Request:
     mood: MoodOptions
     guard: str | None = None
     template: TemplateOptions = field(default_factory=TemplateOptions)
+    stop_repetition: bool = True
 
     @contextlib.contextmanager
     def open(self, as_json: bool) -> Iterator[ChatSession]:
@@ -81,6 +82,7 @@ class Request:
                 sampler=self.sampler,
                 max_tokens=self.max_tokens,
                 stop=self.stop,
+                stop_repetition=self.stop_repetition,
                 guard=Guard(mode=self.guard) if self.guard else None,  # type: ignore[arg-type]
                 chat_template_kwargs=self.template.kwargs(model),
             ) as chat,
@@ -198,6 +200,8 @@ class ChatSession:
             output.say()
             kept = "what came so far stays" if reply.tokens else "your line is taken back"
             output.note(f"stopped; {kept}")
+        elif reply.stop_reason == "repetition":
+            output.note(f"{IN_CIRCLES}; what repeats is not kept")
         elif reply.stop_reason == "context":
             output.note("stopped: the context is full; the next turn leaves out the oldest ones")
         elif reply.stop_reason == "length":

@@ -212,6 +212,18 @@ def stop_option(command: Command) -> Command:
     )(command)
 
 
+def repetition_option(command: Command) -> Command:
+    """Add ``--repetition-stop/--no-repetition-stop``, handed over as ``stop_repetition``."""
+    return click.option(
+        "--repetition-stop/--no-repetition-stop",
+        "stop_repetition",
+        default=True,
+        show_default=True,
+        help="Stop a reply that goes in circles: the same tokens four times and more, or hardly "
+        "any different ones.",
+    )(command)
+
+
 def _unescaped(text: str) -> str:
     return re.sub(r"\\([nrt\\])", lambda found: _ESCAPES[found[1]], text)
 

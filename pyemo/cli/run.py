@@ -11,6 +11,7 @@ from pyemo.cli.options import (
     guard_options,
     json_option,
     mood_options,
+    repetition_option,
     sampler_options,
     stop_option,
 )
@@ -42,6 +43,7 @@ from pyemo.moods.options import MoodOptions
     help="Stop after N.",
 )
 @stop_option
+@repetition_option
 @template_options
 @guard_options
 @sampler_options
@@ -62,6 +64,7 @@ def run(
     engine: EngineOptions,
     guard: str | None,
     template: TemplateOptions,
+    stop_repetition: bool,
 ) -> None:
     """Answer PROMPT, steered with control vectors, and stream the reply.
 
@@ -79,7 +82,18 @@ def run(
     from pyemo.cli.run_job import Request, print_comparison, print_reply
 
     request = Request(
-        prompt, system, raw, max_tokens, stop, gauges, sampler, engine, mood, guard, template
+        prompt,
+        system,
+        raw,
+        max_tokens,
+        stop,
+        gauges,
+        sampler,
+        engine,
+        mood,
+        guard,
+        template,
+        stop_repetition,
     )
     with request.open() as job:
         show = print_comparison if compare else print_reply

@@ -39,6 +39,10 @@ from pyemo.moods.builder import (
 )
 from pyemo.moods.options import AUTO, MoodOptions
 
+IN_CIRCLES = (
+    "stopped: the reply went in circles; less strength or --guard may keep it out of them, "
+    "--no-repetition-stop lets it"
+)
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 
@@ -57,6 +61,7 @@ class Request:
     mood: MoodOptions
     guard: str | None = None
     template: TemplateOptions = field(default_factory=TemplateOptions)
+    stop_repetition: bool = True
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Job]:
@@ -119,6 +124,7 @@ class Job:
             "max_tokens": request.max_tokens,
             "sampler": request.sampler,
             "stop": request.stop,
+            "stop_repetition": request.stop_repetition,
             "gauges": self.gauges,
         }
         if request.guard is None:
@@ -326,6 +332,8 @@ def _print_end(job: Job, answer: Answer, title: str = "") -> None:
             output.note(title + line)
     for line in guard_lines(answer.reply):
         output.note(title + line)
+    if answer.reply.stop_reason == "repetition":
+        output.note(title + IN_CIRCLES)
     if answer.reply.stop_reason == "context":
         output.note(
             f"{title}stopped: the context of {job.engine.n_ctx} tokens is full; "

@@ -118,6 +118,7 @@ class Engine(BaseEngine):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         gauges: Iterable[Gauge] = (),
         n_top: int = 0,
+        stop_repetition: bool = False,
     ) -> Reply:
         """Return the reply to ``prompt`` as an iterator of tokens, each decoded when asked for.
 
@@ -129,10 +130,11 @@ class Engine(BaseEngine):
             seed: shorthand for the seed of ``sampler``.
             stop: strings that end the reply; they are not part of it.
             n_top: alternatives to report with each token.
+            stop_repetition: end a reply that goes in circles.
         Raises:
             as :meth:`sequence`.
         """
-        limits = ReplyLimits(max_tokens, stop, n_top)
+        limits = ReplyLimits(max_tokens, stop, n_top, stop_repetition)
         sequence = self.sequence(
             prompt,
             steering=steering,

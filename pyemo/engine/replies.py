@@ -67,6 +67,15 @@ class Reply:
         """Log-probabilities of the tokens, the last one's included; float32 (n_tokens,)."""
         return np.array([token.logprob for token in self.tokens], dtype=np.float32)
 
+    @property
+    def n_sound(self) -> int:
+        """Tokens before those that only repeat them, in a reply that went in circles; else all."""
+        n_shown = len(self.tokens)
+        if self.stop_reason != "repetition":
+            return n_shown
+        found = self._row.circles_from()
+        return n_shown if found is None else min(found, n_shown)
+
     def __iter__(self) -> Iterator[Token]:
         return self
 

@@ -17,9 +17,11 @@ from pyemo.engine.base_engine import BaseEngine
 from pyemo.engine.base_sequence import BaseSequence
 from pyemo.engine.tokens import stop_strings, whole
 from pyemo.errors import ContextFullError, InputError
+from pyemo.measures import circles
 
-StopReason: TypeAlias = Literal["end", "stop", "length", "context"]
-"""Why a reply ended: the model ended it, a stop string came, max_tokens, or the context is full."""
+StopReason: TypeAlias = Literal["end", "stop", "length", "context", "repetition"]
+"""Why a reply ended: the model ended it, a stop string came, max_tokens, the context is full, or it
+went in circles and that was to stop it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class ReplyLimits:
         max_tokens: 1 or more.
         stop: strings that end it; they are not part of it.
         n_top: alternatives to report with each token.
+        stop_repetition: a reply that goes in circles (:mod:`pyemo.measures.circles`) ends.
     Raises:
         InputError: a value outside its range.
     """
@@ -37,11 +40,16 @@ class ReplyLimits:
     max_tokens: int
     stop: SequenceABC[str] = ()
     n_top: int = 0
+    stop_repetition: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_tokens", whole("max_tokens", self.max_tokens, 1))
         object.__setattr__(self, "stop", stop_strings(self.stop))
         object.__setattr__(self, "n_top", whole("n_top", self.n_top, 0))
+        if not isinstance(self.stop_repetition, bool):
+            raise InputError(
+                f"stop_repetition = {self.stop_repetition!r}; it must be True or False"
+            )
 
 
 class Row:
@@ -60,6 +68,7 @@ class Row:
         self.drawn: list[_core.StepResult] = []
         self.stop_reason: StopReason | None = None
         self._max_tokens = limits.max_tokens
+        self._stop_repetition = limits.stop_repetition
         self._stop = tuple(text.encode("utf-8", "surrogatepass") for text in limits.stop)
 
     @property
@@ -74,10 +83,22 @@ class Row:
             self.stop_reason = "stop"
         elif result.is_end:
             self.stop_reason = "end"
+        elif self._is_due_for_a_look and self.circles_from() is not None:
+            self.stop_reason = "repetition"
         elif len(self.drawn) >= self._max_tokens:
             self.stop_reason = "length"
         elif self.sequence.is_full:
             self.stop_reason = "context"
+
+    @property
+    def _is_due_for_a_look(self) -> bool:
+        return self._stop_repetition and len(self.drawn) % circles.STRIDE == 0
+
+    def circles_from(self) -> int | None:
+        """Return how many drawn tokens stand before the rest only repeats them; None if none."""
+        begin = max(0, len(self.drawn) - circles.LOOK_BACK)
+        found = circles.circles_from([result.token for result in self.drawn[begin:]])
+        return None if found is None else begin + found
 
     def take_back(self, n_tokens: int) -> None:
         """Take the last tokens off, so that others are drawn in their place."""

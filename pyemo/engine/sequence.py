@@ -39,7 +39,13 @@ class Sequence(BaseSequence):
             raise
 
     def generate(
-        self, *, max_tokens: int = 128, stop: SequenceABC[str] = (), n_top: int = 0
+        self,
+        *,
+        max_tokens: int = 128,
+        stop: SequenceABC[str] = (),
+        n_top: int = 0,
+        stop_repetition: bool = False,
     ) -> Reply:
         """Return the model's next words as an iterator of tokens. The sequence stays open."""
-        return Reply(self, ReplyLimits(max_tokens, stop, n_top), closes_sequence=False)
+        limits = ReplyLimits(max_tokens, stop, n_top, stop_repetition)
+        return Reply(self, limits, closes_sequence=False)

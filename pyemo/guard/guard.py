@@ -115,12 +115,13 @@ class Guard:
         raw: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         gauges: Sequence[Gauge] = (),
+        stop_repetition: bool = False,
     ) -> GuardedReply:
         """Return the guarded reply to ``prompt``; arguments as :meth:`pyemo.Engine.generate`'s.
 
         The sequence is closed with the reply's end.
         """
-        limits = ReplyLimits(max_tokens, stop)
+        limits = ReplyLimits(max_tokens, stop, stop_repetition=stop_repetition)
         sequence = engine.sequence(
             prompt,
             steering=steering,
@@ -170,10 +171,16 @@ class Guard:
         return replies
 
     def reply(
-        self, sequence: TokenSequence, *, max_tokens: int = 128, stop: Sequence[str] = ()
+        self,
+        sequence: TokenSequence,
+        *,
+        max_tokens: int = 128,
+        stop: Sequence[str] = (),
+        stop_repetition: bool = False,
     ) -> GuardedReply:
         """Return the model's guarded next words; the sequence stays open and keeps its mood."""
-        return self.begin(sequence, ReplyLimits(max_tokens, stop))
+        limits = ReplyLimits(max_tokens, stop, stop_repetition=stop_repetition)
+        return self.begin(sequence, limits)
 
     def begin(self, sequence: TokenSequence, limits: ReplyLimits) -> GuardedReply:
         """Return the same, for a :class:`pyemo.engine.tickets.Request`'s ``make_reply``."""

@@ -20,6 +20,7 @@ from pyemo.cli.run_job import Answer
 from pyemo.engine.sampling import STANDARD
 
 SMALL = ("--threads", 1, "--max-tokens", 8, "--seed", 3)
+CIRCLING = ("--temperature", 0, "--dry-multiplier", 0)
 
 
 def turns(*arguments: object, lines: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -197,3 +198,15 @@ def test_ctrl_c_stops_the_reply_and_the_chat_goes_on(gemma: Path) -> None:
     assert "stopped; what came so far stays" in messages
     assert "mood: unsteered" in messages
     assert process.returncode == 0
+
+
+def test_reply_in_circles_is_stopped_and_not_kept(model: Path, vectors: Path) -> None:
+    mood = ("-m", model, "--cvec", f"{vectors}/warm.gguf=60", "-n", 90, *CIRCLING)
+    first, second = turns(*mood, lines=("the story", "and you"))
+    assert first["stop_reason"] == "repetition"
+    [free, _] = turns(*mood, "--no-repetition-stop", lines=("the story", "and you"))
+    assert free["stop_reason"] == "length"
+    assert second["n_context_tokens"] < 2 * free["n_context_tokens"]
+    result = pyemo("chat", *SMALL, *mood, stdin="the story\n")
+    assert "went in circles" in result.stderr
+    assert "not kept" in result.stderr

@@ -18,6 +18,7 @@ from pyemo.errors import VectorNotFoundError
 from pyemo.files.catalog import list_vectors
 
 SMALL = ("--threads", 1, "--max-tokens", 8, "--seed", 3)
+CIRCLING = ("--temperature", 0, "--dry-multiplier", 0)
 
 
 def run_json(*arguments: object, stdin: str | None = None) -> dict[str, Any]:
@@ -383,3 +384,13 @@ def test_defaults_are_the_library_s(model: Path) -> None:
         pyemo("run", "--json", "-m", model, "-n", 1, "--threads", 1, "the story").stdout
     )
     assert SamplerParams(**described["sampler"]) == STANDARD
+
+
+def test_reply_in_circles_is_stopped_and_that_is_said(model: Path, vectors: Path) -> None:
+    asked = ("run", "-m", model, "--cvec", f"{vectors}/warm.gguf=60", "-n", 90, *CIRCLING)
+    stopped, free = pyemo(*asked, "the"), pyemo(*asked, "--no-repetition-stop", "the")
+    assert stopped.exit_code == free.exit_code == 0
+    assert "went in circles" in stopped.stderr
+    assert "circles" not in free.stderr
+    assert free.stdout.startswith(stopped.stdout.rstrip("\n"))
+    assert len(stopped.stdout) < len(free.stdout)
