@@ -18,8 +18,8 @@ from harness import HEADER, Ratio, paired, random_rows, write
 from raw_decode import RawLoop
 
 from pyemo import ControlVector, Engine, Model, Sequence, Steering
-from pyemo.engine.rows import step_many
 from pyemo.engine.sampling import GREEDY
+from pyemo.engine.steps import step_many
 from pyemo.files.catalog import resolve_model
 
 N_CTX, N_UBATCH = 1024, 512

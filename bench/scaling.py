@@ -18,8 +18,8 @@ import numpy as np
 from harness import HEADER, Ratio, beside, paired, random_rows, stored, write
 
 from pyemo import ControlVector, Engine, Gauge, Model, Sequence, Steering
-from pyemo.engine.rows import step_many
 from pyemo.engine.sampling import GREEDY
+from pyemo.engine.steps import step_many
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 N_PROMPT = 32

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pyemo.engine.rows import ReplyLimits
     from pyemo.engine.sampling import SamplerParams
     from pyemo.engine.scheduler import Scheduler
+    from pyemo.engine.schedules import HalfLife, Ramp
     from pyemo.engine.sequence import Sequence
-    from pyemo.engine.steering import HalfLife, Ramp, Steering, SteeringTerm
+    from pyemo.engine.steering import Steering, SteeringTerm
     from pyemo.engine.tickets import Request, Ticket
     from pyemo.engine.tokens import Token
     from pyemo.errors import PyemoError
@@ -60,10 +61,10 @@ _HOMES = {
     "Engine": "pyemo.engine.engine",
     "Gauge": "pyemo.engine.gauges",
     "GaugeReading": "pyemo.engine.gauges",
-    "HalfLife": "pyemo.engine.steering",
+    "HalfLife": "pyemo.engine.schedules",
     "Model": "pyemo.engine.model",
     "PyemoError": "pyemo.errors",
-    "Ramp": "pyemo.engine.steering",
+    "Ramp": "pyemo.engine.schedules",
     "Reply": "pyemo.engine.replies",
     "ReplyLimits": "pyemo.engine.rows",
     "Request": "pyemo.engine.tickets",

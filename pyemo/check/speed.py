@@ -15,10 +15,10 @@ from pyemo.check.subject import PROMPT, Subject
 from pyemo.engine.engine import Engine
 from pyemo.engine.memory import resident_bytes
 from pyemo.engine.mood import OFF
-from pyemo.engine.rows import step_many
 from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.steering import Steering
+from pyemo.engine.steps import step_many
 from pyemo.texts.sources import neutral_texts
 
 N_DECODE, N_ROUNDS, N_SEQUENCES = 32, 3, 8

@@ -6,7 +6,8 @@ from collections.abc import Sequence as SequenceABC
 
 from pyemo.engine.base_sequence import BaseSequence
 from pyemo.engine.replies import Reply, make_token
-from pyemo.engine.rows import ReplyLimits, step_many
+from pyemo.engine.rows import ReplyLimits
+from pyemo.engine.steps import step_many
 from pyemo.engine.tokens import Token
 from pyemo.errors import all_calls_named
 

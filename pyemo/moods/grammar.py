@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 
 from pyemo.choices import CONSTANT, SCHEDULE_FORMS
-from pyemo.engine.steering import MOST_LAYERS, SCHEDULE_TYPES, Schedule, check_layers
+from pyemo.engine.schedules import SCHEDULE_TYPES, Schedule
+from pyemo.engine.steering import MOST_LAYERS, check_layers
 from pyemo.errors import InputError, names_bad_calls
 
 

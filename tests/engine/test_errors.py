@@ -25,7 +25,7 @@ from tiny_models import TinyModel
 
 import pyemo
 from pyemo import Engine, Gauge, Model, SamplerParams, Steering
-from pyemo.engine.rows import step_many
+from pyemo.engine.steps import step_many
 from pyemo.errors import (
     ClosedError,
     ContextFullError,

@@ -10,7 +10,7 @@ import pytest
 from engines import Array, forced, logits_after, logits_after_each, random_vector
 
 from pyemo import ControlVector, Engine, HalfLife, Ramp, Steering
-from pyemo.engine.steering import Schedule
+from pyemo.engine.schedules import Schedule
 from pyemo.errors import InputError
 
 PROMPT = [30, 41, 52, 63]

@@ -14,7 +14,7 @@ from engines import error, forced, logits_after, random_vector, steering_of, tol
 from tiny_models import ARCHITECTURES, TinyModel
 
 from pyemo import Engine, SamplerParams, Steering
-from pyemo.engine.rows import step_many
+from pyemo.engine.steps import step_many
 from pyemo.errors import ContextFullError
 
 LENGTHS = (5, 17, 1, 9)

@@ -6,7 +6,7 @@ import pytest
 
 from pyemo import HalfLife, Ramp
 from pyemo.choices import CONSTANT, SCHEDULES
-from pyemo.engine.steering import SCHEDULE_TYPES
+from pyemo.engine.schedules import SCHEDULE_TYPES
 from pyemo.errors import InputError
 from pyemo.moods.grammar import parse_layers, parse_schedule
 
