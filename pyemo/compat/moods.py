@@ -1,4 +1,4 @@
-"""A mood as a caller writes it becomes a ``Steering``."""
+"""A mood as a caller writes it becomes vectors with strengths."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from pyemo.choices import CONSTANT, Scope
 from pyemo.engine.model import Model
 from pyemo.engine.mood import OFF
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
-from pyemo.moods.builder import MoodBuilder, steering_of
+from pyemo.moods.builder import MoodBuilder, MoodTerm, steering_of
 from pyemo.moods.options import MoodOptions
 
 Written: TypeAlias = "Steering | str | Mapping[str, float | None] | None"
@@ -34,16 +35,41 @@ def mood_of(model: Model, written: Written, n_tokens: int = N_TOKENS) -> Steerin
     if not written:
         return OFF
     if isinstance(written, str):
-        texts = re.split(r"\s+\+\s+|\s*,\s*", written.strip())
-    elif isinstance(written, Mapping):
-        texts = [
-            os.fspath(name) if strength is None else f"{os.fspath(name)}={strength!r}"
-            for name, strength in written.items()
-        ]
-    else:
+        return steering_of(terms_of(model, written, n_tokens))
+    if not isinstance(written, Mapping):
         raise InputError(
             f"steering = {written!r}; write 'anger=0.02 + calm=-0.01', {{'anger': 0.02}} or a "
             "pyemo.Steering"
         )
-    builder = MoodBuilder(MoodOptions(tuple(texts)), n_tokens)
-    return steering_of(builder.terms(model, builder.specs))
+    texts = [
+        os.fspath(name) if strength is None else f"{os.fspath(name)}={strength!r}"
+        for name, strength in written.items()
+    ]
+    return steering_of(_terms(model, MoodOptions(tuple(texts)), n_tokens))
+
+
+def terms_of(
+    model: Model,
+    text: str,
+    n_tokens: int = N_TOKENS,
+    *,
+    scope: Scope = "both",
+    schedule: str = CONSTANT,
+) -> list[MoodTerm]:
+    """Return the terms of a mood that is written as a text, with what is to be said of them.
+
+    Args:
+        text: such as ``anger=0.02@8:20 + calm``; empty for none.
+        n_tokens: of the reply to come.
+        scope, schedule: of all terms; see :class:`pyemo.Steering`.
+    Raises:
+        as :func:`mood_of`.
+    """
+    words = [text] if os.path.isfile(text) else re.split(r"\s*,\s*|\s+(?:\+\s+)?", text.strip())
+    options = MoodOptions(tuple(filter(None, words)), scope=scope, schedule=schedule)
+    return _terms(model, options, n_tokens)
+
+
+def _terms(model: Model, options: MoodOptions, n_tokens: int) -> list[MoodTerm]:
+    builder = MoodBuilder(options, n_tokens)
+    return builder.terms(model, builder.specs)
