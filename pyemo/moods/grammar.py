@@ -39,16 +39,18 @@ class VectorSpec:
 
 
 @names_bad_calls
-def parse_vector_spec(text: str) -> VectorSpec:
+def parse_vector_spec(text: str, *, may_be_file: bool = True) -> VectorSpec:
     """Return what ``anger``, ``anger=0.02``, ``anger=0.02@8:20`` or ``./my.gguf@14`` say.
 
     A file that exists under the whole text wins; layers are ``A:B`` (half-open), ``:B``, ``A:`` or
     one layer.
 
+    Args:
+        may_be_file: look whether there is such a file; off where strangers write the text.
     Raises:
         InputError: no name, a strength that is not a number, layers that are not a range.
     """
-    if os.path.isfile(text):
+    if may_be_file and os.path.isfile(text):
         return VectorSpec(text, None, None)
     rest, at, layers_text = text.rpartition("@")
     if not at or os.sep in layers_text:

@@ -1,0 +1,1 @@
+"""The server: OpenAI's routes over one scheduler, with a mood of its own in every request."""

@@ -1,0 +1,216 @@
+"""The shapes of OpenAI's answers: whole ones, and the parts of a stream."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyemo.engine.tickets import EndReason
+from pyemo.engine.tokens import Token, TokenLogprob
+
+DONE = b"data: [DONE]\n\n"
+WAITING = b": the request waits\n\n"
+
+_REASONS = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
+
+
+def finish_reason(reason: EndReason | None) -> str:
+    """Return OpenAI's word for why a reply ended; "error" for what OpenAI has no word for."""
+    return _REASONS.get(reason or "", "error")
+
+
+def event(value: Mapping[str, Any]) -> bytes:
+    """Return one event of a stream."""
+    return (
+        b"data: "
+        + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        + b"\n\n"
+    )
+
+
+def usage(n_prompt: int, n_cached: int, tokens: Sequence[Token]) -> dict[str, Any]:
+    """Return how many tokens were read and written; the one that ends a reply counts."""
+    n_thoughts = sum(token.kind == "thinking" for token in tokens)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": len(tokens),
+        "total_tokens": n_prompt + len(tokens),
+        "prompt_tokens_details": {"cached_tokens": n_cached},
+        "completion_tokens_details": {"reasoning_tokens": n_thoughts},
+    }
+
+
+@dataclass(frozen=True)
+class Head:
+    """What every part of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+
+
+class Shape(ABC):
+    """How one route writes an answer."""
+
+    prefix: str
+    """Of the ids of its answers."""
+    part_object: str
+    whole_object: str
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+
+    def part(
+        self,
+        content: str = "",
+        thoughts: str = "",
+        *,
+        tokens: Sequence[Token] = (),
+        has_logprobs: bool = False,
+        reason: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        is_first: bool = False,
+    ) -> dict[str, Any]:
+        """Return one part of a stream.
+
+        Args:
+            tokens: it stands for, for their log-probabilities.
+            extra: what the choice says under ``pyemo``.
+            is_first: whether it begins the message.
+        """
+        choice = {
+            "index": 0,
+            **self._delta(content, thoughts, is_first),
+            "logprobs": self._logprobs(tokens) if has_logprobs else None,
+            "finish_reason": reason,
+        }
+        if extra is not None:
+            choice["pyemo"] = dict(extra)
+        return {**self._begin(self.part_object), "choices": [choice]}
+
+    def usage_part(self, used: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part behind the last one, which says what was used."""
+        return {**self._begin(self.part_object), "choices": [], "usage": dict(used)}
+
+    def whole(
+        self,
+        content: str,
+        thoughts: str,
+        *,
+        tokens: Sequence[Token],
+        has_logprobs: bool,
+        reason: str,
+        extra: Mapping[str, Any],
+        used: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return an answer that is not streamed."""
+        choice = {
+            "index": 0,
+            **self._message(content, thoughts),
+            "logprobs": self._logprobs(tokens) if has_logprobs else None,
+            "finish_reason": reason,
+            "pyemo": dict(extra),
+        }
+        return {**self._begin(self.whole_object), "choices": [choice], "usage": dict(used)}
+
+    def _begin(self, kind: str) -> dict[str, Any]:
+        head = self.head
+        return {
+            "id": head.id,
+            "object": kind,
+            "created": head.created,
+            "model": head.model,
+            "system_fingerprint": head.fingerprint,
+        }
+
+    @abstractmethod
+    def _delta(self, content: str, thoughts: str, is_first: bool) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _message(self, content: str, thoughts: str) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]: ...
+
+
+class ChatShape(Shape):
+    """``/v1/chat/completions``."""
+
+    prefix = "chatcmpl-"
+    part_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+
+    def _delta(self, content: str, thoughts: str, is_first: bool) -> dict[str, Any]:
+        delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
+        if content or (is_first and not thoughts):
+            delta["content"] = content
+        if thoughts:
+            delta["reasoning_content"] = thoughts
+        return {"delta": delta}
+
+    def _message(self, content: str, thoughts: str) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if thoughts:
+            message["reasoning_content"] = thoughts
+        return {"message": message}
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        content = [
+            {
+                **_logprob(token.bytes, token.logprob),
+                "top_logprobs": [_logprob(top.bytes, top.logprob) for top in token.top],
+            }
+            for token in tokens
+            if token.bytes and token.kind == "answer"
+        ]
+        return {"content": content, "refusal": None}
+
+
+class TextShape(Shape):
+    """``/v1/completions``."""
+
+    prefix = "cmpl-"
+    part_object = "text_completion"
+    whole_object = "text_completion"
+
+    def __init__(self, head: Head) -> None:
+        super().__init__(head)
+        self._offset = 0
+
+    def _delta(self, content: str, thoughts: str, is_first: bool) -> dict[str, Any]:
+        return {"text": content}
+
+    def _message(self, content: str, thoughts: str) -> dict[str, Any]:
+        return {"text": content}
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        offsets = []
+        shown = [token for token in tokens if token.bytes]  # the one that ends a reply has none
+        for token in shown:
+            offsets.append(self._offset)
+            self._offset += len(token.text)
+        return {
+            "tokens": [_word(token.bytes) for token in shown],
+            "token_logprobs": [token.logprob for token in shown],
+            "top_logprobs": [_alternatives(token.top) for token in shown],
+            "text_offset": offsets,
+        }
+
+
+def _word(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _logprob(data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _word(data), "logprob": logprob, "bytes": list(data)}
+
+
+def _alternatives(top: Sequence[TokenLogprob]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for one in top:
+        found.setdefault(_word(one.bytes), one.logprob)
+    return found

@@ -1,0 +1,33 @@
+"""Requests to a server, and what comes back, in few words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
+
+def chat(words: str = "the happy story", **fields: Any) -> dict[str, Any]:
+    """Return a body for :data:`CHAT`: greedy, 8 tokens, but for ``fields``."""
+    messages = [{"role": "user", "content": words}]
+    return {"messages": messages, "max_tokens": 8, "temperature": 0, **fields}
+
+
+def events(text: str) -> list[Any]:
+    """Return the events of a stream, the last one's text as it is."""
+    lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
+    assert all(line.startswith("data: ") for line in lines), lines
+    datas = [line.removeprefix("data: ") for line in lines]
+    assert datas[-1] == "[DONE]"
+    return [json.loads(data) for data in datas[:-1]]
+
+
+def streamed_text(parts: list[Any]) -> str:
+    """Return the text that the parts of a stream make."""
+    texts = []
+    for part in parts:
+        for choice in part.get("choices", ()):
+            texts.append(choice.get("text") or choice.get("delta", {}).get("content") or "")
+    return "".join(texts)
