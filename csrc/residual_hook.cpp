@@ -32,12 +32,14 @@ std::vector<int32_t> read_i32(const ggml_tensor * tensor) {
 }  // namespace
 
 ResidualHook::ResidualHook(int n_layer, int n_embd, bool through_copies)
-    : n_layer_(n_layer), n_embd_(n_embd), through_copies_(through_copies), wanted_(n_layer, 0), seen_(n_layer, 0) {}
+    : n_layer_(n_layer), n_embd_(n_embd), through_copies_(through_copies), wanted_(n_layer, 0), seen_(n_layer, 0),
+      scale_(n_layer, 1.0f) {}
 
 void ResidualHook::begin(std::vector<RowPlan> rows, bool skip_head) {
     rows_ = std::move(rows);
     std::fill(wanted_.begin(), wanted_.end(), 0);
     displacement_.resize(rows_.size());
+    displaced_at_.assign(rows_.size(), -1);
     for (size_t r = 0; r < rows_.size(); ++r) {
         const RowPlan & row = rows_[r];
         const bool gauged = row.output && row.gauges != nullptr && !row.gauges->empty();
@@ -63,6 +65,7 @@ void ResidualHook::begin(std::vector<RowPlan> rows, bool skip_head) {
     }
     active_ = last_wanted_ >= 0;
     skip_head_ = skip_head && active_;
+    is_probe_ = false;
     std::fill(seen_.begin(), seen_.end(), 0);
     rows_checked_ = outputs_only_ = overflowed_ = out_of_memory_ = false;
     why_.clear();
@@ -72,7 +75,7 @@ void ResidualHook::begin_probe(std::vector<RowPlan> rows) {
     begin(std::move(rows), false);
     std::fill(wanted_.begin(), wanted_.end(), 1);
     last_wanted_ = n_layer_ - 1;
-    active_ = true;
+    active_ = is_probe_ = true;
 }
 
 bool ResidualHook::end() {
@@ -117,7 +120,35 @@ bool ResidualHook::on_ask(ggml_tensor * tensor) {
         }
     }
     const int il = block_output_layer(tensor->name);
-    return il >= 0 && il < n_layer_ && wanted_[il];
+    if (il < 0 || il >= n_layer_) {
+        return false;
+    }
+    if (is_probe_) {
+        learn_scale(tensor, il);
+    }
+    return wanted_[il];
+}
+
+// Gemma 4 multiplies the whole stream by a number of its own at each block's end, and with it what was added before.
+// The product is the block's output itself.
+void ResidualHook::learn_scale(const ggml_tensor * tensor, int il) {
+    const ggml_tensor * factor = tensor->op == GGML_OP_MUL ? tensor->src[1] : nullptr;
+    const bool is_one_number = factor != nullptr && factor->type == GGML_TYPE_F32 && ggml_nelements(factor) == 1;
+    if (is_one_number && std::strstr(factor->name, ".layer_output_scale.") != nullptr) {
+        ggml_backend_tensor_get(factor, &scale_[il], 0, sizeof(float));
+    }
+}
+
+// The displacement of a row as it is at the output of block il, before that block is steered.
+void ResidualHook::carry_displacement(size_t r, int il) {
+    float factor = 1.0f;
+    for (int block = displaced_at_[r] + 1; block <= il; ++block) {
+        factor *= scale_[block];
+    }
+    displaced_at_[r] = il;
+    if (factor != 1.0f) {
+        for (float & x : displacement_[r]) x *= factor;
+    }
 }
 
 // The order of rows is llama.cpp's choice (split_simple keeps ours, split_equal does not), so it is
@@ -184,6 +215,9 @@ bool ResidualHook::on_block_output(ggml_tensor * tensor, int il) {
 void ResidualHook::on_row(int il, size_t r, float * h) {
     RowPlan & row = rows_[r];
     std::vector<float> & displacement = displacement_[r];
+    if (!displacement.empty()) {
+        carry_displacement(r, il);
+    }
     if (row.mix != nullptr && row.mix->acts_on(il)) {
         if (displacement.empty()) {
             row.mix->apply(il, h);

@@ -64,6 +64,8 @@ private:
     bool on_ask(ggml_tensor * tensor);
     bool on_block_output(ggml_tensor * tensor, int il);
     void on_row(int il, size_t row, float * h);
+    void learn_scale(const ggml_tensor * tensor, int il);
+    void carry_displacement(size_t row, int il);
     bool fail(const std::string & why);
     void check_rows(const ggml_tensor * inp_tokens);
 
@@ -71,6 +73,7 @@ private:
     bool through_copies_;  // by ggml_backend_tensor_get/set, as off the CPU
     bool active_ = false;
     bool skip_head_ = false;
+    bool is_probe_ = false;
     std::vector<RowPlan> rows_;
     std::vector<char> wanted_;  // by layer
     int last_wanted_ = -1;
@@ -80,7 +83,9 @@ private:
     bool outputs_only_ = false;         // the last block has dropped rows without output
     std::vector<int32_t> output_rows_;  // the rows left then
     std::vector<float> copy_;
-    std::vector<std::vector<float>> displacement_;  // by row: what steering has added directly, (n_embd,) or empty
+    std::vector<float> scale_;                      // by layer: what the block multiplies the whole stream by, mostly 1
+    std::vector<std::vector<float>> displacement_;  // by row: what is left of what steering added, (n_embd,) or empty
+    std::vector<int> displaced_at_;                 // by row: the block at whose output that is, or -1
     std::vector<float> before_;
     std::string why_;
     bool overflowed_ = false;

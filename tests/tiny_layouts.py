@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import gguf
+import numpy as np
+from numpy.typing import NDArray
 from tiny_vocabulary import Vocabulary
+
+Array = NDArray[np.float32]
 
 N_CTX = 512
 N_EMBD = 64
@@ -37,21 +41,31 @@ Form = Literal["plain", "rotary", "conv1d", "plus_one"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor: both its names, its shape as (out, in), and how its values are drawn."""
+    """One tensor: both its names, its shape as transformers has it, and how its values are drawn.
+
+    A tensor without ``hf_name`` is in the file alone. Several of one ``hf_name`` are its rows, one
+    after the other. ``stored`` makes of transformers' values what the file holds, after ``form``.
+    """
 
     gguf_name: str
     hf_name: str
     shape: tuple[int, ...]
     std: float
-    mean: float = 0.0
+    mean: float | tuple[float, ...] = 0.0
     form: Form = "plain"
     n_head: int = 1
+    stored: Callable[[Array], Array] | None = None
+
+
+def vocabulary_ids(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What the configuration says of the vocabulary, in transformers' names."""
+    ids = {f"{name}_token_id": vocabulary.special.get(name) for name in ("bos", "eos", "pad")}
+    return {"vocab_size": len(vocabulary), **ids}
 
 
 def configuration(architecture: str, n_layer: int, vocabulary: Vocabulary) -> dict[str, Any]:
     """The configuration in transformers' names; ``write_hyperparameters`` says the same again."""
-    ids = {f"{name}_token_id": vocabulary.special.get(name) for name in ("bos", "eos", "pad")}
-    common: dict[str, Any] = {"vocab_size": len(vocabulary), "tie_word_embeddings": True, **ids}
+    common: dict[str, Any] = {"tie_word_embeddings": True, **vocabulary_ids(vocabulary)}
     if architecture == "gpt2":
         shape = {"n_embd": N_EMBD, "n_layer": n_layer, "n_head": 2, "n_positions": N_CTX}
         return {"model_type": "gpt2", **common, **shape, "n_inner": 4 * N_EMBD}

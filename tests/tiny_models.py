@@ -19,7 +19,16 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from tiny_layouts import N_EMBD, Tensor, configuration, tensors_of, write_hyperparameters
+from tiny_families import ATTENTION_FAMILIES
+from tiny_hybrids import HYBRID_FAMILIES
+from tiny_layouts import (
+    N_EMBD,
+    Tensor,
+    configuration,
+    tensors_of,
+    vocabulary_ids,
+    write_hyperparameters,
+)
 from tiny_vocabulary import CHATML, Vocabulary, bpe_vocabulary, spm_vocabulary
 
 Array = NDArray[np.float32]
@@ -27,6 +36,8 @@ RowFunction = Callable[[Array], Array]
 """What becomes of a block's output, float32 (n_tokens, n_embd), at every token."""
 
 ARCHITECTURES = ("gpt2", "llama", "gemma2", "gemma3", "qwen2")
+FAMILIES = {**ATTENTION_FAMILIES, **HYBRID_FAMILIES}
+ALL_ARCHITECTURES = (*ARCHITECTURES, *FAMILIES)
 QUANTIZATIONS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 
@@ -126,11 +137,18 @@ class TinyModel:
             for layer, block in enumerate(model.base_model.h if is_gpt2 else model.model.layers):
                 handle = block.register_forward_hook(steer_and_record(layer))
                 hooks.callback(handle.remove)
-                if f16_gelu and self.architecture not in ("llama", "qwen2"):
-                    activation = block.mlp.act if is_gpt2 else block.mlp.act_fn
+                for activation in self._gelus(block) if f16_gelu else ():
                     hooks.callback(activation.register_forward_hook(_f16_gelu).remove)
             logits = model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
         return logits, np.stack(hidden)
+
+    def _gelus(self, block: Any) -> list[Any]:
+        """The block's GELU modules."""
+        if self.architecture == "gpt2":
+            return [block.mlp.act]
+        if self.architecture == "gemma4":
+            return [block.mlp.act_fn, block.act_fn]
+        return [block.mlp.act_fn] if self.architecture in ("gemma2", "gemma3") else []
 
     @functools.cached_property
     def _transformers_model(self) -> Any:
@@ -171,46 +189,62 @@ def build_tiny(
     """Write a tiny random model of ``architecture`` to ``path`` and return it.
 
     Args:
-        architecture: one of ``ARCHITECTURES``.
+        architecture: one of ``ALL_ARCHITECTURES``.
         path: the GGUF file to write; replaced if it exists.
         seed: same seed, same file, byte for byte.
-        n_layer: blocks; 4 where not given, 6 for gemma3 (local, local, global, twice).
-        chat_template: Jinja text, or None; "default" is ChatML for llama and qwen2, else None.
-        quant: one of ``QUANTIZATIONS`` for the matrices; None is F32.
+        n_layer: blocks; 4 where not given, 6 for gemma3 (local, local, global, twice) and gemma4.
+        chat_template: Jinja text, or None; "default" is ChatML, but None for gpt2 and the gemmas.
+        quant: one of ``QUANTIZATIONS`` for the matrices of ``ARCHITECTURES``; None is F32.
         vocabulary: another than the architecture's own.
         name: what the file says it is; None for "tiny" and the architecture.
     Raises:
         ValueError: an architecture or quantization not in those lists.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"no tiny model of {architecture!r}; there are {ARCHITECTURES}")
+    family = FAMILIES.get(architecture)
+    if family is None and architecture not in ARCHITECTURES:
+        raise ValueError(f"no tiny model of {architecture!r}; there are {ALL_ARCHITECTURES}")
     if quant is not None and quant not in QUANTIZATIONS:
         raise ValueError(f"quant is {quant!r}; allowed: None, {', '.join(QUANTIZATIONS)}")
+    if family is not None and quant is not None:
+        raise ValueError(f"{architecture} is made in F32 alone: some of its weights are scaled")
+    is_spm = family.is_spm if family else architecture in ("gemma2", "gemma3")
     if chat_template == "default":
-        chat_template = CHATML if architecture in ("llama", "qwen2") else None
+        has_chatml = family is not None or architecture in ("llama", "qwen2")
+        chat_template = CHATML if has_chatml and not is_spm else None
     if n_layer is None:
-        n_layer = 6 if architecture == "gemma3" else 4
+        n_layer = family.n_layer if family else 6 if architecture == "gemma3" else 4
     vocabulary = vocabulary or (
         spm_vocabulary()
-        if architecture in ("gemma2", "gemma3")
+        if is_spm
         else bpe_vocabulary("<|eos|>" if architecture == "gpt2" else "<|im_end|>")
     )
-    config = configuration(architecture, n_layer, vocabulary)
+    if family is None:
+        config = configuration(architecture, n_layer, vocabulary)
+    else:
+        config = {**vocabulary_ids(vocabulary), **family.config(n_layer, len(vocabulary))}
 
     partial = path.with_name(path.name + ".partial")
     writer = gguf.GGUFWriter(partial, architecture)
-    writer.add_name(name or f"tiny {architecture}")
-    write_hyperparameters(writer, architecture, config)
+    writer.add_name(name or (family and family.name) or f"tiny {architecture}")
+    if family is None:
+        write_hyperparameters(writer, architecture, config)
+        tensors = tensors_of(architecture, config, n_layer)
+    else:
+        family.write(writer, config)
+        tensors = list(family.tensors(config))
+    pre = {"gpt2": "gpt-2", "llama": "smollm", "qwen2": "qwen2"}.get(architecture, "default")
     vocabulary.write(
         writer,
-        pre={"gpt2": "gpt-2", "llama": "smollm", "qwen2": "qwen2"}.get(architecture, "default"),
-        add_bos=architecture in ("llama", "gemma2", "gemma3"),
+        pre=family.pre if family else pre,
+        add_bos=is_spm or architecture == "llama",
     )
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    weights = {}
-    for tensor in tensors_of(architecture, config, n_layer):
-        weights[tensor.hf_name] = _write_tensor(writer, tensor, seed, quant)
+    rows: dict[str, list[Array]] = {}
+    for tensor in tensors:
+        rows.setdefault(tensor.hf_name, []).append(_write_tensor(writer, tensor, seed, quant))
+    rows.pop("", None)
+    weights = {name: np.concatenate(parts) for name, parts in rows.items()}
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -223,7 +257,8 @@ def _write_tensor(writer: gguf.GGUFWriter, tensor: Tensor, seed: int, quant: str
     """Draw a tensor, add it to the file in llama.cpp's layout, return it in transformers'."""
     # Seeded by name, so that a tensor does not depend on which others the model has.
     rng = np.random.default_rng([seed, zlib.crc32(tensor.gguf_name.encode())])
-    values = (tensor.mean + tensor.std * rng.standard_normal(tensor.shape)).astype(np.float32)
+    noise = tensor.std * rng.standard_normal(tensor.shape)
+    values = (np.asarray(tensor.mean) + noise).astype(np.float32)
     # llama.cpp adds position embeddings to others and so wants them, like norms and biases, in F32.
     is_matrix = values.ndim == 2 and tensor.gguf_name != "position_embd.weight"
     kind = gguf.GGMLQuantizationType[quant if quant and is_matrix else "F32"]
@@ -235,6 +270,8 @@ def _write_tensor(writer: gguf.GGUFWriter, tensor: Tensor, seed: int, quant: str
         n_out, n_in = tensor.shape
         halves = values.reshape(tensor.n_head, 2, n_out // tensor.n_head // 2, n_in)
         stored = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(tensor.shape)
+    if tensor.stored is not None:
+        stored = np.ascontiguousarray(tensor.stored(stored), np.float32)
     writer.add_tensor(tensor.gguf_name, gguf.quantize(stored, kind), raw_dtype=kind)
 
     # Blocks of a quantized format lie within a row, so a different order of rows changes nothing.
