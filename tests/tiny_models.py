@@ -119,13 +119,14 @@ class TinyModel:
 
         def steer_and_record(layer: int) -> Callable[..., Any]:
             def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+                stream = output[0] if isinstance(output, tuple) else output
                 act = steer.get(layer)
                 if callable(act):
-                    output = torch.from_numpy(act(output[0].numpy()).astype(np.float32))[None]
+                    stream = torch.from_numpy(act(stream[0].numpy()).astype(np.float32))[None]
                 elif act is not None:
-                    output = output + torch.from_numpy(np.asarray(act, np.float32))
-                hidden.append(output[0].numpy().copy())
-                return output
+                    stream = stream + torch.from_numpy(np.asarray(act, np.float32))
+                hidden.append(stream[0].numpy().copy())
+                return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
             return hook
 
