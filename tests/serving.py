@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from starlette.testclient import TestClient
+
+from pyemo.server.app import make_app
+from pyemo.server.service import Service
+
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 
@@ -12,7 +17,12 @@ TEXT = "/v1/completions"
 def chat(words: str = "the happy story", **fields: Any) -> dict[str, Any]:
     """Return a body for :data:`CHAT`: greedy, 8 tokens, but for ``fields``."""
     messages = [{"role": "user", "content": words}]
-    return {"messages": messages, "max_tokens": 8, "temperature": 0, **fields}
+    return {"messages": messages, "max_tokens": 8, "temperature": 0} | fields
+
+
+def long_chat(**fields: Any) -> dict[str, Any]:
+    """Return a body that the tiny llama answers with more than 1,500 tokens, in about a second."""
+    return chat("hello world", max_tokens=1900, temperature=0.8, seed=0, **fields)
 
 
 def events(text: str) -> list[Any]:
@@ -31,3 +41,8 @@ def streamed_text(parts: list[Any]) -> str:
         for choice in part.get("choices", ()):
             texts.append(choice.get("text") or choice.get("delta", {}).get("content") or "")
     return "".join(texts)
+
+
+def client_of(service: Service) -> TestClient:
+    """Return a client of an open service, within this process."""
+    return TestClient(make_app(service), base_url="http://127.0.0.1")

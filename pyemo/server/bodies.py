@@ -104,11 +104,23 @@ class Asked:
     ignored: tuple[str, ...] = ()
 
 
-def read_json(data: bytes) -> dict[str, Any]:
+def read_object(data: bytes) -> dict[str, Any]:
     """Return the object that a body is.
 
     Raises:
-        Refusal: no UTF-8, no JSON, no object, or half a character in a text.
+        Refusal: no object; as :func:`read_json`.
+    """
+    value = read_json(data)
+    if not isinstance(value, dict):
+        raise Refusal("the body is JSON, but no object")
+    return value
+
+
+def read_json(data: bytes) -> Any:
+    """Return what a body is.
+
+    Raises:
+        Refusal: no UTF-8, no JSON, or half a character in a text.
     """
     try:
         value = json.loads(data.decode("utf-8"))
@@ -116,8 +128,6 @@ def read_json(data: bytes) -> dict[str, Any]:
         raise Refusal(f"the body is not UTF-8 at byte {error.start}") from None
     except (ValueError, RecursionError) as error:
         raise Refusal(f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise Refusal("the body is JSON, but no object")
     if b"\\u" in data and (place := _half_character(value)) is not None:
         raise Refusal(
             f"{place or 'the body'} has half of a surrogate pair, which is no character",
@@ -339,7 +349,8 @@ def _sampler(found: Body) -> SamplerParams:
         except InputError as error:
             is_other = name == "repeat_penalty" and found.repeat_penalty is None
             param = "repetition_penalty" if is_other else name
-            raise Refusal(str(error), code="invalid_value", param=param) from None
+            text = str(error).replace(name, param)
+            raise Refusal(text, code="invalid_value", param=param) from None
     defaults = {name: getattr(STANDARD, name) for name in SamplerParams.__dataclass_fields__}
     return SamplerParams(**{**defaults, **given})
 

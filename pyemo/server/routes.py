@@ -18,7 +18,7 @@ from pyemo.engine.tickets import Ticket
 from pyemo.engine.tokens import Token
 from pyemo.errors import PyemoError
 from pyemo.server.answers import ChatShape, Shape, TextShape
-from pyemo.server.bodies import Asked, chat_asked, read_json, text_asked
+from pyemo.server.bodies import Asked, chat_asked, read_json, read_object, text_asked
 from pyemo.server.metrics import Metrics
 from pyemo.server.refusals import Refusal, refusal_of
 from pyemo.server.replies import Answer, header_text, n_guard_steps
@@ -95,7 +95,7 @@ class Routes:
         header = request.headers.get(HEADER)
 
         def begin() -> Live:
-            asked = read(read_json(data))
+            asked = read(read_object(data))
             return self._service.begin(
                 asked,
                 header,
@@ -157,7 +157,7 @@ class Routes:
 
     async def _object(self, request: Request) -> dict[str, Any]:
         data = await self._body(request)
-        return read_json(data) if data.strip() else {}
+        return read_object(data) if data.strip() else {}
 
     # --- models and moods ---
 
@@ -302,7 +302,7 @@ def _terms_in(data: bytes) -> list[dict[str, Any]]:
 
     Layers are ik_llama.cpp's: ``layer_start`` and ``layer_end``, both of them steered.
     """
-    items = read_json(b'{"items": ' + data + b"}")["items"]
+    items = read_json(data)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise Refusal('send a list such as [{"id": "anger", "scale": 0.02}]; [] is unsteered')
     terms = []

@@ -15,7 +15,7 @@ from pathlib import Path
 from pyemo import emotions
 from pyemo.choices import VectorUse
 from pyemo.engine.model import Model
-from pyemo.errors import InputError, PyemoError, VectorNotFoundError
+from pyemo.errors import InputError, ModelError, PyemoError, VectorNotFoundError
 from pyemo.files import catalog
 from pyemo.files.local import FileStamp, file_stamp
 from pyemo.vectors.control_vector import ControlVector
@@ -146,7 +146,7 @@ class Shelf:
         key = (offer.name, offer.use)
         try:
             stamp = file_stamp(offer.path)
-        except OSError:
+        except ModelError:  # so it is called for any file
             raise VectorNotFoundError(
                 f"the file of the vector {offer.name!r} is gone; read the folder again"
             ) from None

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from engines import random_vector
+from serving import client_of
 from starlette.testclient import TestClient
 from tiny_models import TinyModel
 
 from pyemo import Model
-from pyemo.server.app import make_app
 from pyemo.server.config import ServerConfig
 from pyemo.server.service import Service
 from pyemo.vectors.metadata import Calibration, VectorMetadata
@@ -89,7 +89,3 @@ def service(settings: dict[str, Any]) -> Iterator[Service]:
 def client(service: Service) -> TestClient:
     """A client of the module's server."""
     return client_of(service)
-
-
-def client_of(service: Service) -> TestClient:
-    return TestClient(make_app(service), base_url="http://127.0.0.1")
