@@ -9,12 +9,12 @@ with runner() as run:
 ```
 """
 
+from pyemo.jobs.runner import runner
+from pyemo.jobs.store import Store
 from pyemo.study.finding import Finding, Table, Verdict
-from pyemo.study.grid import runner
 from pyemo.study.plan import Plan, built_in_emotions
 from pyemo.study.report import Report
 from pyemo.study.run import run_study
-from pyemo.study.store import Store
 
 __all__ = [
     "Finding",

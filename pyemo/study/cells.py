@@ -30,9 +30,9 @@ from pyemo.extract.recipe import Recipe
 from pyemo.extract.recipe_texts import RecipeTexts
 from pyemo.extract.stories import StoryStore, story_prompts
 from pyemo.files.scratch import scratch_folder
+from pyemo.jobs.store import Arrays, Result, digest
 from pyemo.judges import Embedder, ForcedChoiceJudge, MiniLMJudge
 from pyemo.study.states import NEUTRAL
-from pyemo.study.store import Arrays, Result, digest
 from pyemo.study.writing_systems import SCRIPTS, script_masses, script_table
 from pyemo.texts.sources import EmotionSource, Personas, Vignette, neutral_texts
 from pyemo.vectors.control_vector import ControlVector
@@ -87,6 +87,15 @@ class Cell:
         name = self.model.name if self.model else ""
         return f"{self.kind} {self.spec.get('label', '')} {name}".strip()
 
+    def compute(self) -> Result:
+        """Return the result, computed here and now.
+
+        Raises:
+            InputError: the model's file here is another one than the cell names.
+            PyemoError: what the computation raises.
+        """
+        return COMPUTERS[self.kind](self)
+
 
 @functools.cache
 def machine() -> dict[str, str]:
@@ -98,16 +107,6 @@ def machine() -> dict[str, str]:
         "machine": platform.machine(),
         "kernels": llama_cpp.llama_print_system_info().decode("utf-8", "replace"),
     }
-
-
-def compute(cell: Cell) -> Result:
-    """Return the cell's result, computed here and now.
-
-    Raises:
-        InputError: the model's file here is another one than the cell names.
-        PyemoError: what the computation raises.
-    """
-    return COMPUTERS[cell.kind](cell)
 
 
 # --- hidden states ---

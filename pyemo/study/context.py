@@ -8,10 +8,10 @@ from pyemo.emotions import EMOTIONS
 from pyemo.engine.model import Model
 from pyemo.files.catalog import resolve_model
 from pyemo.files.split_files import model_sha256
+from pyemo.jobs.runner import Runner, Tell, run_stored
+from pyemo.jobs.store import Result, Store
 from pyemo.study.cells import Cell, ModelFile, load_model
-from pyemo.study.grid import Runner, Tell, run_cells
 from pyemo.study.plan import Plan
-from pyemo.study.store import Result, Store
 from pyemo.texts.sources import EmotionSource
 
 
@@ -45,8 +45,8 @@ class Work:
         return load_model(file.name, file.sha256)
 
     def cells(self, cells: Sequence[Cell]) -> list[Result]:
-        """Return the cells' results; see :func:`pyemo.study.grid.run_cells`."""
-        return run_cells(cells, self._store, self._runner, self._tell)
+        """Return the cells' results; see :func:`pyemo.jobs.runner.run_stored`."""
+        return run_stored(cells, self._store, self._runner, self._tell)
 
     @property
     def own_emotions(self) -> dict[str, EmotionSource]:

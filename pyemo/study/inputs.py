@@ -13,10 +13,10 @@ from pyemo.engine.model import Model
 from pyemo.errors import InputError, VectorError
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.recipe_texts import MIN_TEXTS
+from pyemo.jobs.store import Result
 from pyemo.study.cells import Cell, ModelFile, class_cell, neutral_cell, vectors_cell
 from pyemo.study.context import Work
 from pyemo.study.states import METHODS, NEUTRAL, Method, States
-from pyemo.study.store import Result
 from pyemo.texts.sources import vignettes
 from pyemo.vectors.control_vector import ControlVector
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pyemo.files.local import cache_dir
+from pyemo.jobs.runner import Runner, Tell
+from pyemo.jobs.store import Result, Store
 from pyemo.study import (
     anisotropy,
     geometry,
@@ -26,12 +28,10 @@ from pyemo.study import (
 from pyemo.study.cells import ModelFile, machine
 from pyemo.study.context import Work
 from pyemo.study.finding import Finding
-from pyemo.study.grid import Runner, Tell
 from pyemo.study.inputs import Directions, directions_of, hidden_states
 from pyemo.study.plan import Plan
 from pyemo.study.report import ModelFacts, Report
 from pyemo.study.states import METHODS, Method, States
-from pyemo.study.store import Result, Store
 from pyemo.study.strengths import Grid
 
 
@@ -46,13 +46,13 @@ def run_study(
     """Compute or find all cells of a plan and return the report.
 
     Args:
-        run: where missing cells are computed, see :func:`pyemo.study.grid.runner`.
+        run: where missing cells are computed, see :func:`pyemo.jobs.runner.runner`.
         store: None for pyemo's cache.
         tell: told how far it is.
         command: what the report says made it.
     Raises:
         ModelError, InputError: a model or a plan that cannot be.
-        SchedulerError: see :class:`pyemo.study.grid.OnDask`; finished cells are kept.
+        SchedulerError: see :class:`pyemo.jobs.runner.OnDask`; finished cells are kept.
         MissingExtraError: an extra is not installed.
     """
     began = time.time()

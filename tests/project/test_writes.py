@@ -13,7 +13,7 @@ WRITES = re.compile(
 # What writes by itself, and why.
 KNOWN = {
     "extract/stories.py": "appends a line to its own store",
-    "pyemo/study/store.py": "moves a damaged result aside",
+    "pyemo/jobs/store.py": "moves a damaged result aside",
 }
 
 

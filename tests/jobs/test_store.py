@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pyemo.errors import InputError
-from pyemo.study.store import Result, Store, digest
+from pyemo.jobs.store import Result, Store, digest
 
 RESULT = Result({"text": "na\u00efve", "n": 3}, {"rows": np.arange(12, dtype=np.float32)})
 KEY = digest("a cell")

@@ -1,8 +1,6 @@
-"""Runs cells: here, in a pool of processes, or on a Dask scheduler.
+"""Runs independent jobs: here, in a pool of processes, or on a Dask scheduler.
 
-What is in the store is not run.
-
-Owns where a cell runs and that its result is kept the moment it is there.
+Owns where a job runs; what it computes is the job's own matter.
 """
 
 from __future__ import annotations
@@ -10,81 +8,104 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from pyemo.errors import InputError, MissingExtraError, SchedulerError
-from pyemo.study.cells import Cell, compute
-from pyemo.study.store import Result, Store
+from pyemo.jobs.store import Result, Store
 
 Tell: TypeAlias = Callable[[int, int, str], None]
-"""Called with cells done, cells there are, and what was done last."""
+"""Called with jobs done, jobs there are, and what was done last."""
 
 RETRIES = 2
 CONNECT_S = 5
-POLL_S = 2.0
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Job(Protocol[T_co]):
+    """A piece of work that depends on nothing but itself; it and its result can be pickled."""
+
+    @property
+    def key(self) -> str:
+        """The hash of all that the result depends on."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What progress shows of it."""
+        ...
+
+    def compute(self) -> T_co:
+        """Return the result, computed here and now."""
+        ...
 
 
 class Runner(Protocol):
-    """Computes cells in any order and yields each with its result."""
+    """Computes jobs in any order and yields each one's result."""
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
-        """Yield (cell, result) as they come."""
+    def run(self, jobs: Sequence[Job[T]]) -> Iterator[tuple[int, T]]:
+        """Yield (index of the job, result) as they come."""
         ...
 
 
 class Here:
     """One after the other in this process."""
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
-        """Yield (cell, result) in order."""
-        for cell in cells:
-            yield cell, compute(cell)
+    def run(self, jobs: Sequence[Job[T]]) -> Iterator[tuple[int, T]]:
+        """Yield (index, result) in order."""
+        for index, job in enumerate(jobs):
+            yield index, job.compute()
 
 
 class OnDask:
     """On the workers of a Dask client.
 
-    A worker that dies costs the cell it had: another takes it.
+    A worker that dies costs the job it had: another takes it.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Result]]:
-        """Yield (cell, result) as they come.
+    def run(self, jobs: Sequence[Job[T]]) -> Iterator[tuple[int, T]]:
+        """Yield (index, result) as they come.
 
         Raises:
-            SchedulerError: the scheduler is gone, or a cell's workers died again and again.
-            PyemoError: what a cell raises on its worker.
+            SchedulerError: the scheduler is gone, or a job's workers died again and again.
+            PyemoError: what a job raises on its worker.
         """
         from distributed import CancelledError, KilledWorker, as_completed
         from distributed.comm.core import CommClosedError
 
         futures = {
-            self._client.submit(compute, cell, key=f"pyemo-{cell.key}", retries=RETRIES): cell
-            for cell in cells
+            self._client.submit(_compute, job, key=f"pyemo-{job.key}", retries=RETRIES): index
+            for index, job in enumerate(jobs)
         }
         try:
             for future in as_completed(list(futures), loop=self._client.loop):  # type: ignore[no-untyped-call]
                 yield futures[future], future.result()
         except KilledWorker as error:
             raise SchedulerError(
-                f"every worker that took a cell died ({error}); look at the workers' logs and "
-                "memory, then start the same study again: finished cells are kept"
+                f"every worker that took a job died ({error}); look at the workers' logs and "
+                "memory, then start the same command again: what is finished is kept"
             ) from error
         except (CancelledError, CommClosedError, TimeoutError, OSError) as error:
             raise SchedulerError(
-                f"the scheduler was lost ({type(error).__name__}); start it and the same study "
-                "again: finished cells are kept"
+                f"the scheduler was lost ({type(error).__name__}); start it and the same command "
+                "again: what is finished is kept"
             ) from error
         finally:
             with contextlib.suppress(Exception):  # the scheduler may be gone: nothing to take back
                 self._client.cancel(list(futures))
 
 
+def _compute(job: Job[T]) -> T:
+    return job.compute()
+
+
 @contextlib.contextmanager
 def runner(scheduler: str | None = None, n_workers: int = 1) -> Iterator[Runner]:
-    """Open what runs the cells.
+    """Open what runs the jobs.
 
     Args:
         scheduler: address of a Dask scheduler, such as ``tcp://host:8786``; None for this machine.
@@ -110,6 +131,7 @@ def runner(scheduler: str | None = None, n_workers: int = 1) -> Iterator[Runner]
                 n_workers=n_workers,
                 threads_per_worker=1,
                 processes=True,
+                memory_limit=None,  # a job says what it needs before it begins
                 dashboard_address=None,
                 silence_logs=50,
             ) as cluster,
@@ -130,29 +152,30 @@ def runner(scheduler: str | None = None, n_workers: int = 1) -> Iterator[Runner]
         client.close(timeout=CONNECT_S)
 
 
-def run_cells(cells: Sequence[Cell], store: Store, run: Runner, tell: Tell) -> list[Result]:
-    """Return the cells' results, in their order; those the store lacks are computed and kept.
+def run_stored(jobs: Sequence[Job[Result]], store: Store, run: Runner, tell: Tell) -> list[Result]:
+    """Return the jobs' results, in their order; those the store lacks are computed and kept.
 
     Raises:
         PyemoError: see :class:`Runner` and :meth:`Store.put`; what was finished is kept.
     """
     found: dict[str, Result] = {}
-    missing: dict[str, Cell] = {}
-    for cell in cells:
-        if cell.key in found or cell.key in missing:
+    missing: dict[str, Job[Result]] = {}
+    for job in jobs:
+        if job.key in found or job.key in missing:
             continue
-        result = store.get(cell.key)
+        result = store.get(job.key)
         if result is None:
-            missing[cell.key] = cell
+            missing[job.key] = job
         else:
-            found[cell.key] = result
+            found[job.key] = result
     total = len(found) + len(missing)
     tell(len(found), total, "found in the store")
-    for cell, result in run.run(list(missing.values())):
-        store.put(cell.key, result)
-        found[cell.key] = result
-        tell(len(found), total, cell.label)
-    return [found[cell.key] for cell in cells]
+    to_do = list(missing.values())
+    for index, result in run.run(to_do):
+        store.put(to_do[index].key, result)
+        found[to_do[index].key] = result
+        tell(len(found), total, to_do[index].label)
+    return [found[job.key] for job in jobs]
 
 
 def _distributed() -> Any:
