@@ -22,7 +22,7 @@ def chat(words: str = "the happy story", **fields: Any) -> dict[str, Any]:
 
 def long_chat(**fields: Any) -> dict[str, Any]:
     """Return a body that the tiny llama answers with more than 1,500 tokens, in about a second."""
-    return chat("hello world", max_tokens=1900, temperature=0.8, seed=0, **fields)
+    return chat("hello world") | {"max_tokens": 1900, "temperature": 0.8, "seed": 0} | fields
 
 
 def events(text: str) -> list[Any]:

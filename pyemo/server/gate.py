@@ -14,6 +14,8 @@ from pyemo.server.refusals import Refusal
 OPEN = ("/", "/health")
 """Paths that need no key: they say nothing of anybody's texts."""
 
+MOST_HEADERS = 200
+
 
 class Gate:
     """Lets requests with one of the keys through, to ``app``.
@@ -37,6 +39,8 @@ class Gate:
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
+        if len(scope["headers"]) > MOST_HEADERS:
+            return Refusal(f"more than {MOST_HEADERS} headers", status=431, code="too_many_headers")
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is not None and not self._is_welcome(origin, headers.get("host", "")):

@@ -1,0 +1,276 @@
+"""The server as a process: streams, clients that leave or mean harm, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from commands import pyemo, start
+from serving import CHAT, chat, events, long_chat, streamed_text
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+
+
+class Process:
+    """``pyemo serve`` on a free port; ``with`` ends it."""
+
+    def __init__(self, *options: object, **more: Any) -> None:
+        words = ["serve", "--json", "--port", 0, "--threads", 1, *options]
+        self.popen = start(*words, **more)
+        assert self.popen.stdout is not None
+        line = self.popen.stdout.readline()
+        assert line, self.popen.communicate()[1].decode()
+        self.url = json.loads(line)["url"]
+        self.client = httpx2.Client(base_url=self.url, timeout=60)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.popen.kill()
+        self.popen.communicate()
+
+    def connect(self) -> socket.socket:
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=20)
+
+    def metric(self, name: str) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+    def is_idle_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while self.metric("pyemo_running") + self.metric("pyemo_queued") > 0:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def is_well(self) -> bool:
+        return self.client.post(CHAT, json=chat()).status_code == 200
+
+
+def posted(body: dict[str, Any], *, length: int | None = None) -> bytes:
+    """Return a request to :data:`CHAT` as bytes."""
+    data = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length or len(data)}"
+    return head.encode() + b"\r\n\r\n" + data
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Return what comes until the other side closes."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            data += part
+    return data
+
+
+@pytest.fixture(scope="module")
+def options(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    model = tmp_path_factory.mktemp("model") / "llama.gguf"
+    shutil.copy(tiny("llama").path, model)
+    return ["-m", model, "--n-ctx", 4096, "--n-seq-max", 4, "--kv-type", "f32", "--read-timeout", 1]
+
+
+@pytest.fixture(scope="module")
+def server(options: list[object], vectors: Path) -> Iterator[Process]:
+    with Process(*options, "--vectors", vectors) as process:
+        yield process
+
+
+def test_a_stream_comes_as_it_is_written(server: Process) -> None:
+    began = time.monotonic()
+    times = []
+    with server.client.stream("POST", CHAT, json=long_chat(stream=True, max_tokens=400)) as answer:
+        text = ""
+        for part in answer.iter_text():
+            times.append(time.monotonic() - began)
+            text += part
+    assert len(streamed_text(events(text))) > 600
+    assert len(times) > 10
+    assert times[0] < times[-1] / 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reply_ends_when_its_client_leaves(server: Process, stream: bool) -> None:
+    n_cancelled = server.metric("pyemo_cancelled_total")
+    with server.connect() as connection:
+        connection.sendall(posted(long_chat(stream=stream)))
+        if stream:
+            assert b"200 OK" in connection.recv(4096)
+        else:
+            while server.metric("pyemo_running") == 0:
+                pass
+    assert server.is_idle_within(1)
+    assert server.metric("pyemo_cancelled_total") == n_cancelled + 1
+
+
+def test_clients_that_leave_block_nobody(server: Process) -> None:
+    gone = [server.connect() for _ in range(12)]
+    for connection in gone:
+        connection.sendall(posted(long_chat(stream=True)))
+    for connection in gone:
+        connection.close()
+    assert server.is_well()
+    assert server.is_idle_within(2)
+    assert server.metric("pyemo_cells_used") == 0
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"POST ", b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "]
+)
+def test_a_client_that_never_sends_its_request_is_hung_up_on(server: Process, head: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(head)
+        began = time.monotonic()
+        read_all(connection)
+    assert 0.5 < time.monotonic() - began < 5
+    assert server.is_well()
+
+
+def test_a_client_that_drips_its_head_is_hung_up_on(server: Process) -> None:
+    began = time.monotonic()
+    with server.connect() as connection, contextlib.suppress(OSError):
+        connection.sendall(b"GET /health HTTP/1.1\r\n")
+        while time.monotonic() - began < 10:
+            connection.sendall(b"X-A: b\r\n")
+            time.sleep(0.1)
+    assert time.monotonic() - began < 5
+
+
+def test_a_body_that_never_comes_is_408(server: Process) -> None:
+    with server.connect() as connection:
+        connection.sendall(posted(chat(), length=5000))
+        assert b"408" in connection.recv(4096)
+    assert server.is_well()
+
+
+def test_ten_thousand_headers_are_refused(server: Process) -> None:
+    headers = b"".join(b"X-%d: y\r\n" % i for i in range(10_000))
+    with server.connect() as connection, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n" + headers + b"\r\n")
+        assert connection.recv(4096)[9:12] in (b"400", b"431")
+    assert server.is_well()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0\0\0\0\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(server: Process, data: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        read_all(connection)
+    assert server.is_well()
+
+
+def test_a_half_closed_connection_leaves_nothing_behind(server: Process) -> None:
+    with server.connect() as connection:
+        connection.sendall(posted(long_chat(stream=True)))
+        connection.shutdown(socket.SHUT_WR)
+        read_all(connection)
+    assert server.is_idle_within(1)
+    assert server.is_well()
+
+
+def test_a_body_of_ten_megabytes_is_413(server: Process) -> None:
+    assert server.client.post(CHAT, json=chat("x" * 10_000_000)).status_code == 413
+    assert server.is_well()
+
+
+def test_a_model_that_is_gone_from_disk_still_answers(
+    options: list[object], server: Process
+) -> None:
+    path = Path(str(options[1]))
+    kept = path.rename(path.with_suffix(".kept"))
+    try:
+        assert server.is_well()
+    finally:
+        kept.rename(path)
+
+
+def test_a_port_that_is_taken_is_said(options: list[object], server: Process) -> None:
+    port = server.url.rpartition(":")[2]
+    result = pyemo("serve", *options, "--port", port)
+    assert result.exit_code == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+def test_sighup_reads_the_folder_again(
+    options: list[object], vectors: Path, tmp_path: Path
+) -> None:
+    with Process(*options, "--vectors", tmp_path) as server:
+        assert server.client.post(CHAT, json=chat(steering="mine=0.1")).status_code == 400
+        shutil.copy(vectors / "warm.gguf", tmp_path / "mine.gguf")
+        server.popen.send_signal(signal.SIGHUP)
+        until = time.monotonic() + 5
+        while server.client.post(CHAT, json=chat(steering="mine=0.1")).status_code == 400:
+            assert time.monotonic() < until
+
+
+def stopped(server: Process, number: int, **fields: Any) -> str:
+    """Send a signal once a stream runs; return all of the stream."""
+    text = ""
+    with server.client.stream("POST", CHAT, json=long_chat(stream=True, **fields)) as answer:
+        for part in answer.iter_text():
+            if not text:
+                server.popen.send_signal(number)
+            text += part
+    return text
+
+
+def test_sigterm_lets_a_stream_finish(options: list[object]) -> None:
+    with Process(*options, "--drain", 30) as server:
+        parts = events(stopped(server, signal.SIGTERM, max_tokens=400))
+        assert parts[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+        assert server.popen.wait(10) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_stream_by_name_when_its_time_is_up(
+    options: list[object], number: int
+) -> None:
+    with Process(*options, "--drain", 0) as server:
+        parts = events(stopped(server, number))
+        assert parts[-2]["choices"][0]["finish_reason"] == "error"
+        assert parts[-1]["error"]["code"] == "shutting_down"
+        code = server.popen.wait(10)
+        assert code == (0 if number == signal.SIGTERM else 130)
+        assert b"Traceback" not in server.popen.communicate()[1]
+
+
+def test_two_servers_share_one_cache_folder(options: list[object], tmp_path: Path) -> None:
+    env = {**os.environ, "PYEMO_CACHE": str(tmp_path)}
+    words = [sys.executable, "-m", "pyemo", "serve", "--json", "--port", "0", "--threads", "1"]
+    words += [str(option) for option in options]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, env=env) for _ in range(2)]
+    try:
+        for one in both:
+            assert one.stdout is not None
+            url = json.loads(one.stdout.readline())["url"]
+            assert httpx2.post(url + CHAT, json=chat(), timeout=30).status_code == 200
+    finally:
+        for one in both:
+            one.kill()
+            one.communicate()
