@@ -105,8 +105,8 @@ void register_engine(py::module_ & m) {
         .def("set_spans", [](Engine & e, int seq, PySpans spans) { e.set_spans(seq, to_spans(std::move(spans))); },
              py::arg("seq"), py::arg("spans"), release_gil())
         .def("rollback", &Engine::rollback, py::arg("seq"), py::arg("n"), release_gil())
-        .def("refresh", [](Engine & e, int seq, PySpans spans) { e.refresh(seq, to_spans(std::move(spans))); },
-             py::arg("seq"), py::arg("spans"), release_gil())
+        .def("refresh", [](Engine & e, int seq, PySpans spans, int begin) { e.refresh(seq, to_spans(std::move(spans)), begin); },
+             py::arg("seq"), py::arg("spans"), py::arg("begin") = 0, release_gil())
         .def("set_gauges", &Engine::set_gauges, py::arg("seq"), py::arg("gauges"), release_gil())
         .def("start_reading", &Engine::start_reading, py::arg("seq"), py::arg("layers"), py::arg("pooling"),
              py::arg("pos_begin"), py::arg("pos_end"), release_gil())

@@ -40,9 +40,11 @@ void register_steering(py::module_ & m) {
              py::arg("projections") = std::map<int, std::pair<float, float>>());
 
     py::class_<Term>(m, "Term", "One control vector at one strength, with an operator, on layers [il_begin, il_end).")
-        .def(py::init([](std::shared_ptr<Directions> vector, float strength, const std::string & op, int il_begin, int il_end) {
-                 return Term{std::move(vector), strength, &operator_named(op), il_begin, il_end};
-             }), py::arg("vector").none(false), py::arg("strength"), py::arg("operator"), py::arg("il_begin"), py::arg("il_end"));
+        .def(py::init([](std::shared_ptr<Directions> vector, float strength, const std::string & op, int il_begin, int il_end,
+                         std::shared_ptr<Gate> gate) {
+                 return Term{std::move(vector), strength, &operator_named(op), il_begin, il_end, std::move(gate)};
+             }), py::arg("vector").none(false), py::arg("strength"), py::arg("operator"), py::arg("il_begin"), py::arg("il_end"),
+             py::arg("gate") = py::none());
 
     py::class_<Gauge>(m, "Gauge", "A unit direction at a layer; see pyemo.engine.gauges.")
         .def(py::init([](const FloatArray & unit, int il, float neutral, float residual_norm) {
@@ -60,13 +62,26 @@ void register_steering(py::module_ & m) {
                  return gauge;
              }), py::arg("unit").noconvert(), py::arg("il"), py::arg("neutral"), py::arg("residual_norm"));
 
+    py::class_<Probe>(m, "Probe", "A gauge with a threshold; see pyemo.engine.rules.")
+        .def(py::init([](Gauge gauge, float threshold, bool above, float softness) {
+                 return Probe{std::move(gauge), threshold, above, softness};
+             }), py::arg("gauge"), py::arg("threshold"), py::arg("above"), py::arg("softness"));
+
+    py::class_<Gate, std::shared_ptr<Gate>> gate(m, "Gate", "A rule over probes, in postfix. Immutable.");
+    gate.def(py::init<std::vector<Probe>, std::vector<int>>(), py::arg("probes"), py::arg("program"));
+    gate.attr("NOT") = Gate::op_not;
+    gate.attr("AND") = Gate::op_and;
+    gate.attr("OR") = Gate::op_or;
+
     // For tests against NumPy: what a mix makes of one row.
     m.def("apply_terms", [](const FloatArray & h, const std::vector<Term> & terms, int il, int n_layer) {
               if (h.ndim() != 1) {
                   throw Error(ErrorKind::vector_shape, "a row must have the shape (n_embd,)");
               }
               std::vector<float> row(h.data(), h.data() + h.size());
-              Mix(terms, n_layer, int(row.size())).apply(il, row.data());
+              const Mix mix(terms, n_layer, int(row.size()));
+              std::vector<float> held(mix.n_probes());
+              mix.apply(il, row.data(), held.data());
               return to_array(row);
           }, py::arg("h").noconvert(), py::arg("terms"), py::arg("il"), py::arg("n_layer"),
           "Return the row after the terms of layer il; float32 (n_embd,), a copy.");

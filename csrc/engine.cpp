@@ -274,6 +274,32 @@ void Engine::check_terms(const std::vector<Term> & terms) const {
             throw Error(ErrorKind::input, "layers " + std::to_string(term.il_begin) + ":" + std::to_string(term.il_end) +
                         " are outside 0:" + std::to_string(n_layer_));
         }
+        if (term.gate != nullptr) {
+            check_gate(term);
+        }
+    }
+}
+
+void Engine::check_gate(const Term & term) const {
+    for (const Probe & probe : term.gate->probes()) {
+        require_gauge(probe.gauge);
+    }
+    for (int il = term.il_begin; il < std::min(term.gate->il(), term.il_end); ++il) {
+        if (term.vector->has(il)) {
+            throw Error(ErrorKind::input, "a condition reads layer " + std::to_string(term.gate->il()) +
+                        ", but its term steers layer " + std::to_string(il) + " already; a row is read before it is steered");
+        }
+    }
+}
+
+void Engine::require_gauge(const Gauge & gauge) const {
+    require_range("gauge layer", gauge.il, 0, n_layer_ - 1);
+    if (int(gauge.unit.size()) != n_embd_) {
+        throw Error(ErrorKind::vector_shape, "gauge of width " + std::to_string(gauge.unit.size()) +
+                    ", the model has " + std::to_string(n_embd_));
+    }
+    if (!(gauge.residual_norm > 0.0f) || !std::isfinite(gauge.residual_norm) || !std::isfinite(gauge.neutral)) {
+        throw Error(ErrorKind::input, "a gauge needs a residual norm above 0 and a finite neutral projection");
     }
 }
 
@@ -342,14 +368,15 @@ void Engine::rollback(int seq, int n) {
     add_spans(s, {{n, std::move(newest)}}, n);
 }
 
-void Engine::refresh(int seq, const std::vector<Span> & spans) {
+void Engine::refresh(int seq, const std::vector<Span> & spans, int begin) {
     const Turn turn(*this);
     Sequence & s = at(seq);
+    require_range("first token to compute again", begin, 0, int(s.tokens.size()));
     for (const Span & span : spans) {
         check_terms(span.terms);
     }
-    rewind(slot_of(seq), 0);
-    add_spans(s, spans, 0);
+    rewind(slot_of(seq), begin);
+    add_spans(s, spans, begin);
 }
 
 void Engine::set_gauges(int seq, std::vector<Gauge> gauges) {
@@ -359,14 +386,7 @@ void Engine::set_gauges(int seq, std::vector<Gauge> gauges) {
         require_steering();
     }
     for (const Gauge & gauge : gauges) {
-        require_range("gauge layer", gauge.il, 0, n_layer_ - 1);
-        if (int(gauge.unit.size()) != n_embd_) {
-            throw Error(ErrorKind::vector_shape, "gauge of width " + std::to_string(gauge.unit.size()) +
-                        ", the model has " + std::to_string(n_embd_));
-        }
-        if (!(gauge.residual_norm > 0.0f) || !std::isfinite(gauge.residual_norm) || !std::isfinite(gauge.neutral)) {
-            throw Error(ErrorKind::input, "a gauge needs a residual norm above 0 and a finite neutral projection");
-        }
+        require_gauge(gauge);
     }
     s.gauges = std::move(gauges);
     s.readings.assign(s.gauges.size(), GaugeReading());

@@ -106,8 +106,8 @@ public:
 
     // Forgets the tokens from position n on. They come back as fresh computation would give them.
     void rollback(int seq, int n);
-    // Drops the KV cache of the sequence; its tokens are pending again, under the given spans.
-    void refresh(int seq, const std::vector<Span> & spans);
+    // Drops the KV cache of the sequence from position begin on; its tokens are pending again, under the given spans.
+    void refresh(int seq, const std::vector<Span> & spans, int begin = 0);
 
     void set_gauges(int seq, std::vector<Gauge> gauges);
     void start_reading(int seq, const std::vector<int> & layers, Pooling pooling, int pos_begin, int pos_end);
@@ -189,6 +189,8 @@ private:
     void append_to(Sequence & s, const std::vector<llama_token> & tokens);
     void add_spans(Sequence & s, const std::vector<Span> & spans, int first);
     void check_terms(const std::vector<Term> & terms) const;
+    void check_gate(const Term & term) const;
+    void require_gauge(const Gauge & gauge) const;
     void check_reading(const std::vector<int> & layers) const;
     void require_steering() const;
     const Mix * mix_at(Sequence & s, int pos);

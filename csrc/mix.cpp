@@ -48,19 +48,37 @@ void Directions::set(int il, const float * values, float neutral, float own) {
 
 Mix::Mix(const std::vector<Term> & terms, int n_layer, int n_embd)
     : n_embd_(n_embd), terms_(terms), layers_(n_layer) {
+    std::vector<size_t> first_probes;
+    std::vector<char> has_gated_add(n_layer, 0);
+    const auto acts = [&](const Term & term, int il) {
+        return term.vector->has(il) && !(term.strength == 0.0f && term.op->is_off_at_zero);
+    };
+    for (const Term & term : terms_) {
+        first_probes.push_back(n_probes_);
+        if (term.gate == nullptr) {
+            continue;
+        }
+        for (const Probe & probe : term.gate->probes()) {
+            layers_[probe.gauge.il].probes.push_back({&probe, n_probes_++});
+        }
+        for (int il = term.il_begin; il < term.il_end; ++il) {
+            has_gated_add[il] |= char(term.op->apply == nullptr && acts(term, il));
+        }
+    }
     // Count first: deltas_ must not move while it is filled, and most mixes leave some layers alone.
     int n_delta = 0;
-    for (const Term & term : terms_) {
+    for (size_t t = 0; t < terms_.size(); ++t) {
+        const Term & term = terms_[t];
         for (int il = term.il_begin; il < term.il_end; ++il) {
-            if (!term.vector->has(il)) {
+            if (!acts(term, il)) {
                 continue;
             }
             Layer & layer = layers_[il];
-            if (term.strength == 0.0f && term.op->is_off_at_zero) {
-                continue;
-            }
+            const Applied applied{term.vector.get(), term.strength, term.op, term.gate.get(), first_probes[t]};
             if (term.op->apply != nullptr) {
-                layer.others.push_back({term.vector.get(), term.strength, term.op});
+                layer.others.push_back(applied);
+            } else if (has_gated_add[il]) {
+                layer.gated_adds.push_back(applied);
             } else if (layer.delta_offset < 0) {
                 layer.delta_offset = n_delta++ * n_embd;
             }
@@ -68,11 +86,11 @@ Mix::Mix(const std::vector<Term> & terms, int n_layer, int n_embd)
     }
     deltas_.assign(size_t(n_delta) * n_embd, 0.0f);
     for (const Term & term : terms_) {
-        if (term.op->apply != nullptr || term.strength == 0.0f) {
+        if (term.op->apply != nullptr) {
             continue;
         }
         for (int il = term.il_begin; il < term.il_end; ++il) {
-            if (!term.vector->has(il)) {
+            if (!acts(term, il) || has_gated_add[il]) {
                 continue;
             }
             float * delta = deltas_.data() + layers_[il].delta_offset;
@@ -84,13 +102,55 @@ Mix::Mix(const std::vector<Term> & terms, int n_layer, int n_embd)
     }
 }
 
-void Mix::apply(int il, float * h) const {
+void Mix::apply(int il, float * h, float * held) const {
     const Layer & layer = layers_[il];
+    for (const Probed & probed : layer.probes) {
+        held[probed.index] = probed.probe->holds(h);
+    }
     if (layer.delta_offset >= 0) {
         add(h, deltas_.data() + layer.delta_offset, n_embd_);
     }
-    for (const Other & other : layer.others) {
-        other.op->apply(h, other.vector->at(il), other.strength, n_embd_);
+    if (!layer.gated_adds.empty()) {
+        apply_gated_adds(layer, il, h, held);
+    }
+    for (const Applied & other : layer.others) {
+        const float share = other.gate == nullptr ? 1.0f : other.gate->value(held + other.first_probe);
+        if (share == 1.0f) {
+            other.op->apply(h, other.vector->at(il), other.strength, n_embd_);
+        } else if (share > 0.0f) {
+            apply_by(share, other, il, h);
+        }
+    }
+}
+
+// Summed in the order of the terms, as the deltas are: open gates give the bits of no gates, closed ones those of no
+// terms.
+void Mix::apply_gated_adds(const Layer & layer, int il, float * h, const float * held) const {
+    scratch_.assign(n_embd_, 0.0f);
+    bool acts = false;
+    for (const Applied & term : layer.gated_adds) {
+        const float share = term.gate == nullptr ? 1.0f : term.gate->value(held + term.first_probe);
+        if (share == 0.0f) {
+            continue;
+        }
+        acts = true;
+        const float strength = share * term.strength;
+        const float * v = term.vector->at(il).values;
+        for (int i = 0; i < n_embd_; ++i) {
+            scratch_[i] += strength * v[i];
+        }
+    }
+    if (acts) {
+        add(h, scratch_.data(), n_embd_);
+    }
+}
+
+// h + share (what the operator makes of h - h)
+void Mix::apply_by(float share, const Applied & other, int il, float * h) const {
+    scratch_.assign(h, h + n_embd_);
+    other.op->apply(scratch_.data(), other.vector->at(il), other.strength, n_embd_);
+    for (int i = 0; i < n_embd_; ++i) {
+        h[i] += share * (scratch_[i] - h[i]);
     }
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "gate.h"
 #include "operators.h"
 
 namespace pyemo {
@@ -40,6 +41,7 @@ struct Term {
     const Operator * op = nullptr;
     int il_begin = 0;  // layers [il_begin, il_end)
     int il_end = 0;
+    std::shared_ptr<const Gate> gate;  // nullptr: always; reads no layer after one that the term acts at
 };
 
 // Terms compiled per layer: one summed delta, then the other operators in the order given.
@@ -47,25 +49,46 @@ class Mix {
 public:
     Mix(const std::vector<Term> & terms, int n_layer, int n_embd);
 
-    bool acts_on(int il) const { return layers_[il].delta_offset >= 0 || !layers_[il].others.empty(); }
+    // Whether the row after block il is read or changed.
+    bool acts_on(int il) const {
+        const Layer & layer = layers_[il];
+        return layer.delta_offset >= 0 || !layer.gated_adds.empty() || !layer.others.empty() || !layer.probes.empty();
+    }
 
-    // Changes one row, h: (n_embd,), after block il.
-    void apply(int il, float * h) const;
+    // Probes of all gates: floats to remember of a row from block to block.
+    size_t n_probes() const { return n_probes_; }
+
+    // Reads and then changes one row, h: (n_embd,), after block il. held: (n_probes,), what the probes say, filled
+    // as the row passes their layers.
+    void apply(int il, float * h, float * held) const;
 
 private:
-    struct Other {
+    struct Applied {
         const Directions * vector;
         float strength;
         const Operator * op;
+        const Gate * gate;  // nullptr: always
+        size_t first_probe;
+    };
+    struct Probed {
+        const Probe * probe;
+        size_t index;  // into held
     };
     struct Layer {
-        int delta_offset = -1;  // into deltas_, or -1
-        std::vector<Other> others;
+        int delta_offset = -1;            // into deltas_, or -1
+        std::vector<Applied> gated_adds;  // all adds of a layer where one has a gate; there is no delta then
+        std::vector<Applied> others;
+        std::vector<Probed> probes;
     };
+    void apply_gated_adds(const Layer & layer, int il, float * h, const float * held) const;
+    void apply_by(float share, const Applied & other, int il, float * h) const;
+
     int n_embd_;
-    std::vector<Term> terms_;  // keeps the directions alive
+    std::vector<Term> terms_;  // keeps the directions and the gates alive
     std::vector<Layer> layers_;
     std::vector<float> deltas_;
+    size_t n_probes_ = 0;
+    mutable std::vector<float> scratch_;  // (n_embd,); an engine applies one mix at a time
 };
 
 }  // namespace pyemo

@@ -40,9 +40,11 @@ void ResidualHook::begin(std::vector<RowPlan> rows, bool skip_head) {
     std::fill(wanted_.begin(), wanted_.end(), 0);
     displacement_.resize(rows_.size());
     displaced_at_.assign(rows_.size(), -1);
+    held_.resize(rows_.size());
     for (size_t r = 0; r < rows_.size(); ++r) {
         const RowPlan & row = rows_[r];
         const bool gauged = row.output && row.gauges != nullptr && !row.gauges->empty();
+        held_[r].assign(row.mix != nullptr ? row.mix->n_probes() : 0, 0.0f);
         if (row.mix != nullptr) {
             for (int il = 0; il < n_layer_; ++il) {
                 wanted_[il] |= char(row.mix->acts_on(il));
@@ -220,10 +222,10 @@ void ResidualHook::on_row(int il, size_t r, float * h) {
     }
     if (row.mix != nullptr && row.mix->acts_on(il)) {
         if (displacement.empty()) {
-            row.mix->apply(il, h);
+            row.mix->apply(il, h, held_[r].data());
         } else {
             before_.assign(h, h + n_embd_);
-            row.mix->apply(il, h);
+            row.mix->apply(il, h, held_[r].data());
             for (int i = 0; i < n_embd_; ++i) {
                 displacement[i] += h[i] - before_[i];
             }

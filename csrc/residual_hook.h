@@ -9,24 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "gauge.h"
 #include "llama.h"
 #include "mix.h"
 #include "reader.h"
 
 namespace pyemo {
-
-// One gauge: the projection of a block's output on a unit direction, in residual norms.
-struct Gauge {
-    std::vector<float> unit;  // (n_embd,)
-    int il = 0;
-    float neutral = 0.0f;        // mean projection of neutral texts
-    float residual_norm = 1.0f;  // > 0
-};
-
-struct GaugeReading {
-    float value = 0.0f;  // (h.u - neutral) / residual_norm, without the part the steering added directly
-    float dose = 0.0f;   // that part, in residual norms
-};
 
 // What the hook does to one row of the batch. Pointers live until the decode ends.
 struct RowPlan {
@@ -86,6 +74,7 @@ private:
     std::vector<float> scale_;                      // by layer: what the block multiplies the whole stream by, mostly 1
     std::vector<std::vector<float>> displacement_;  // by row: what is left of what steering added, (n_embd,) or empty
     std::vector<int> displaced_at_;                 // by row: the block at whose output that is, or -1
+    std::vector<std::vector<float>> held_;          // by row: what the probes of its mix say so far
     std::vector<float> before_;
     std::string why_;
     bool overflowed_ = false;

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyemo.engine.model import Model
     from pyemo.engine.replies import Reply
     from pyemo.engine.rows import ReplyLimits
+    from pyemo.engine.rules import Condition
     from pyemo.engine.sampling import SamplerParams
     from pyemo.engine.scheduler import Scheduler
     from pyemo.engine.schedules import HalfLife, Ramp
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chat",
+    "Condition",
     "ControlVector",
     "Engine",
     "Gauge",
@@ -57,6 +59,7 @@ __all__ = [
 # public name -> the module it comes from
 _HOMES = {
     "Chat": "pyemo.chat",
+    "Condition": "pyemo.engine.rules",
     "ControlVector": "pyemo.vectors.control_vector",
     "Engine": "pyemo.engine.engine",
     "Gauge": "pyemo.engine.gauges",

@@ -64,13 +64,28 @@ class Directions:
 
 class Term:
     def __init__(
-        self, vector: Directions, strength: float, operator: str, il_begin: int, il_end: int
+        self,
+        vector: Directions,
+        strength: float,
+        operator: str,
+        il_begin: int,
+        il_end: int,
+        gate: Gate | None = None,
     ) -> None: ...
 
 class Gauge:
     def __init__(
         self, unit: Float32Array, il: int, neutral: float, residual_norm: float
     ) -> None: ...
+
+class Probe:
+    def __init__(self, gauge: Gauge, threshold: float, above: bool, softness: float) -> None: ...
+
+class Gate:
+    NOT: int
+    AND: int
+    OR: int
+    def __init__(self, probes: Sequence[Probe], program: Sequence[int]) -> None: ...
 
 class SamplerParams:
     def __init__(
@@ -137,7 +152,7 @@ class Engine:
         pooling: Pooling,
     ) -> list[Float32Array]: ...
     def reading(self, seq: int) -> tuple[int, Float32Array]: ...
-    def refresh(self, seq: int, spans: Spans) -> None: ...
+    def refresh(self, seq: int, spans: Spans, begin: int = 0) -> None: ...
     def remove(self, seq: int) -> None: ...
     def rollback(self, seq: int, n: int) -> None: ...
     def score(self, jobs: Sequence[tuple[Sequence[int], int, Spans]]) -> list[Float32Array]: ...

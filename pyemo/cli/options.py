@@ -290,8 +290,9 @@ def mood_options(command: Command) -> Callable[..., Any]:
                 "-c",
                 multiple=True,
                 metavar="VECTOR",
-                help="Control vector NAME_OR_FILE[=STRENGTH][@LAYERS], such as anger, anger=0.02 "
-                "or my.gguf=-0.01@8:20. May be given several times.",
+                help="Control vector NAME_OR_FILE[=STRENGTH][@OPERATOR][@LAYERS][@when:RULE], such "
+                "as anger, my.gguf=-0.01@8:20 or calm@10:@when:anger>0.1. May be given several "
+                "times.",
             ),
             click.option(
                 "--strength",

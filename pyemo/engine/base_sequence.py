@@ -18,7 +18,7 @@ from pyemo import _core
 from pyemo.engine.base_engine import BaseEngine
 from pyemo.engine.forks import is_forked
 from pyemo.engine.gauges import Gauge
-from pyemo.engine.mood import OFF
+from pyemo.engine.mood import OFF, native_gauge
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.scopes import OF_REPLY_PARTS, Kind, Segments
 from pyemo.engine.steering import Steering
@@ -170,13 +170,7 @@ class BaseSequence:
         chosen = tuple(gauges)
         if wrong := [gauge for gauge in chosen if not isinstance(gauge, Gauge)]:
             raise InputError(f"not a Gauge: {wrong[0]!r}; write Gauge(vector)")
-        natives = []
-        for gauge in chosen:
-            assert gauge.layer is not None
-            norm = gauge.vector.residual_norms[gauge.layer]
-            neutral = gauge.vector.neutral_projections[gauge.layer]
-            natives.append(_core.Gauge(gauge.unit, gauge.layer, neutral, norm))
-        self._native.set_gauges(self.id, natives)
+        self._native.set_gauges(self.id, [native_gauge(gauge) for gauge in chosen])
         self._gauges = chosen
 
     # --- tokens in ---

@@ -8,10 +8,13 @@ terms that act from there on. The core sums the terms into what is added to a ro
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from pyemo import _core
+from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
+from pyemo.engine.rules import All, Both, Condition, Not, Rule
 from pyemo.engine.scopes import Kind, Rows, Segments, changes, holds, rows_of
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
@@ -30,6 +33,7 @@ class NativeMoods:
         self._uploaded: weakref.WeakKeyDictionary[ControlVector, _core.Directions] = (
             weakref.WeakKeyDictionary()
         )
+        self._gates: weakref.WeakKeyDictionary[Rule, _core.Gate] = weakref.WeakKeyDictionary()
 
     def check(self, steering: Steering) -> None:
         """Raise unless the mood fits the model.
@@ -42,6 +46,8 @@ class NativeMoods:
             raise InputError(f"not a Steering: {steering!r}; write Steering({{vector: 0.02}})")
         for term in steering.terms:
             self._upload(term.vector)
+            if term.when is not None:
+                self._gate(term.when)
 
     def spans(
         self,
@@ -81,10 +87,30 @@ class NativeMoods:
                 term.operator,
                 min(term.layers.start, n_layer) if term.layers else 0,
                 min(term.layers.stop, n_layer) if term.layers else n_layer,
+                None if term.when is None else self._gate(term.when),
             )
             for term in steering.terms
             if holds(term.scope, rows, row)
         ]
+
+    def _gate(self, rule: Rule) -> _core.Gate:
+        gate = self._gates.get(rule)
+        if gate is None:
+            probes: list[_core.Probe] = []
+            for condition in rule.conditions():
+                condition.vector.check(self._model, allow_other_weights=True)
+                assert condition.threshold is not None
+                probes.append(
+                    _core.Probe(
+                        native_gauge(condition.gauge()),
+                        condition.threshold,
+                        bool(condition.above),
+                        condition.softness,
+                    )
+                )
+            gate = _core.Gate(probes, _program(rule, iter(range(len(probes)))))
+            self._gates[rule] = gate
+        return gate
 
     def _upload(self, vector: ControlVector) -> _core.Directions:
         directions = self._uploaded.get(vector)
@@ -100,3 +126,22 @@ class NativeMoods:
             )
             self._uploaded[vector] = directions
         return directions
+
+
+def native_gauge(gauge: Gauge) -> _core.Gauge:
+    """Return the native value."""
+    assert gauge.layer is not None
+    norm = gauge.vector.residual_norms[gauge.layer]
+    neutral = gauge.vector.neutral_projections[gauge.layer]
+    return _core.Gauge(gauge.unit, gauge.layer, neutral, norm)
+
+
+def _program(rule: Rule, probes: Iterator[int]) -> list[int]:
+    """Return the rule in postfix; ``probes`` numbers its conditions from left to right."""
+    if isinstance(rule, Condition):
+        return [next(probes)]
+    if isinstance(rule, Not):
+        return [*_program(rule.rule, probes), _core.Gate.NOT]
+    assert isinstance(rule, Both)
+    left, right = _program(rule.left, probes), _program(rule.right, probes)
+    return [*left, *right, _core.Gate.AND if isinstance(rule, All) else _core.Gate.OR]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pyemo.choices import OF_OWN_TEXTS, OPERATORS, Operator, Scope
+from pyemo.engine.rules import Rule, at_layer, check_order
 from pyemo.engine.schedules import Schedule
 from pyemo.engine.scopes import check_scope
 from pyemo.errors import InputError, VectorError, all_calls_named
@@ -28,6 +29,7 @@ class SteeringTerm:
     layers: range | None = None
     scope: Scope = "both"
     schedule: Schedule | None = None
+    when: Rule | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.vector, ControlVector):
@@ -56,6 +58,16 @@ class SteeringTerm:
                 )
         if self.operator in OF_OWN_TEXTS:
             self._check_own_texts()
+        if self.when is not None:
+            first = self.steered_layers[0]
+            object.__setattr__(self, "when", at_layer(_rule(self.when), first))
+            check_order(self.when, first)
+
+    @property
+    def steered_layers(self) -> tuple[int, ...]:
+        """The layers it acts at, sorted."""
+        wanted = self.layers
+        return tuple(il for il in self.vector.layers if wanted is None or il in wanted)
 
     def _check_own_texts(self) -> None:
         """Refuse a vector that does not say where its own texts lie, or whose are no way off."""
@@ -67,8 +79,7 @@ class SteeringTerm:
                 "EMOTION_OR_FILE -o NEW.gguf"
             )
         neutral = vector.neutral_projections
-        steered = [il for il in vector.layers if self.layers is None or il in self.layers]
-        if all(own[layer] <= neutral[layer] for layer in steered):
+        if all(own[layer] <= neutral[layer] for layer in self.steered_layers):
             raise VectorError(
                 f"the own texts of {vector.name!r} point no further along it than neutral ones at "
                 f"any layer steered, so the operator {self.operator} has no target; measure other "
@@ -99,6 +110,7 @@ class Steering:
     Steering({angry: 0.02})                             # 2% of the residual norm at each layer
     Steering({angry: 0.02, calm: -0.01}, layers=range(8, 20))
     Steering({angry: 0.04}, schedule=HalfLife(40), scope="reply")
+    Steering({calm: 0.02}, when=Condition(angry, 0.1))   # on rows that read angry
     mood + Steering({sad: 1.0}, operator="project_out")  # terms of both
     mood * 0.5                                           # half of every strength
     ```
@@ -114,6 +126,9 @@ class Steering:
         scope: rows of the prompt, of the reply, or both (as llama.cpp and the paper do); see
             :data:`Scope`.
         schedule: strength over the reply's tokens, see :data:`Schedule`; None for constant.
+        when: rows that it acts on, of those in the scope: what the row itself reads in the same
+            pass, at a layer no later than the first steered one. A soft rule scales the
+            displacement. None for all of them.
     Raises:
         InputError: anything outside these ranges.
     """
@@ -128,9 +143,10 @@ class Steering:
         layers: range | None = None,
         scope: Scope = "both",
         schedule: Schedule | None = None,
+        when: Rule | None = None,
     ) -> None:
         self._terms = tuple(
-            SteeringTerm(vector, strength, operator, layers, scope, schedule)
+            SteeringTerm(vector, strength, operator, layers, scope, schedule, when)
             for vector, strength in (strengths or {}).items()
         )
 
@@ -211,6 +227,7 @@ class Steering:
         for term in self._terms:
             layers = "" if term.layers is None else f"@{term.layers.start}:{term.layers.stop}"
             extra = "" if term.operator == "add" else f" {term.operator}"
+            extra += "" if term.when is None else f" when {term.when}"
             parts.append(f"{term.vector.name}={term.strength:g}{layers}{extra}")
         return f"<Steering {', '.join(parts) or 'off'}>"
 
@@ -225,3 +242,9 @@ def check_layers(layers: range) -> range:
     if not is_range or layers.stop > MOST_LAYERS:
         raise InputError(f"layers {layers!r} are not a range; pass range(8, 20), from 0, not empty")
     return layers
+
+
+def _rule(rule: object) -> Rule:
+    if not isinstance(rule, Rule):
+        raise InputError(f"not a rule: {rule!r}; write Condition(vector, 0.1)")
+    return rule

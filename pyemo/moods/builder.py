@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from pyemo.choices import CONSTANT, OF_UNIT_DIRECTION, OPERATORS, VectorUse
+from pyemo.choices import CONSTANT, OF_UNIT_DIRECTION, OPERATORS, Operator, VectorUse
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
+from pyemo.engine.rules import Rule
 from pyemo.engine.steering import Steering, SteeringTerm
 from pyemo.errors import InputError, VectorError
 from pyemo.moods.grammar import VectorSpec, parse_layers, parse_schedule, parse_vector_spec
 from pyemo.moods.options import AUTO, MoodOptions
+from pyemo.moods.rule_text import parse_rule
 from pyemo.vectors.control_vector import Calibration, ControlVector, Recommended
 from pyemo.vectors.fit import Fit, FitKind
 
@@ -110,7 +112,7 @@ class MoodBuilder:
         gauges: dict[str, Gauge] = {}
         for text in texts:
             spec = parse_vector_spec(text, may_be_file=may_be_file)
-            if spec.strength is not None or (spec.layers is not None and len(spec.layers) != 1):
+            if spec != VectorSpec(spec.source, None, spec.layers) or len(spec.layers or "1") != 1:
                 raise InputError(f"gauge {text!r} is not NAME_OR_FILE[@LAYER], such as anger@14")
             vector = self._load(model, spec.source, "reading")
             layer = None if spec.layers is None else spec.layers.start
@@ -134,25 +136,30 @@ class MoodBuilder:
         options = self._options
         vector = self._load(model, spec.source)
         layers = self._layers if spec.layers is None else spec.layers
-        found = self._recommended(model, vector, layers)
+        operator = spec.operator or options.operator
+        found = self._recommended(model, vector, layers, operator)
         calibration = None if found is None else found.calibration
-        strength, source, remark = self._strength(model, vector, spec, found)
+        strength, source, remark = self._strength(model, vector, spec, found, operator)
         term = SteeringTerm(
             vector,
             strength,
-            operator=options.operator,
+            operator=operator,
             layers=layers,
             scope=options.scope,
             schedule=self._schedule,
+            when=self._rule(model, spec.when),
         )
         fit = vector.check(model, allow_other_weights=options.allow_other_weights)
         return MoodTerm(term, fit, source, remark, calibration, schedule=options.schedule)
 
+    def _rule(self, model: Model, text: str) -> Rule | None:
+        return parse_rule(text, lambda name: self._load(model, name, "reading")) if text else None
+
     def _recommended(
-        self, model: Model, vector: ControlVector, layers: range | None
+        self, model: Model, vector: ControlVector, layers: range | None, operator: Operator
     ) -> Recommended | None:
         """Return what the vector recommends for how it is to be used; None if it says nothing."""
-        is_covered = self._options.operator == "add" and self._options.scope == "both"
+        is_covered = operator == "add" and self._options.scope == "both"
         if not is_covered or layers is not None or not _recommends(model, vector):
             return None
         return vector.recommended(model, self._n_tokens)
@@ -163,13 +170,13 @@ class MoodBuilder:
         vector: ControlVector,
         spec: VectorSpec,
         found: Recommended | None,
+        operator: Operator,
     ) -> tuple[float, str, str]:
         """Return the strength, where it comes from, and a sentence on it."""
         calibration = None if found is None else found.calibration
         given = self._options.strength if spec.strength is None else spec.strength
         if given is not None:
             return given, "given", window_remark(vector.name, given, calibration)
-        operator = self._options.operator
         if self._options.auto:
             if operator != "add":
                 raise InputError(f"--strength auto is for the operator add, not {operator}")
@@ -257,6 +264,7 @@ def title_of(terms: Iterable[MoodTerm]) -> str:
     for term in (mood_term.term for mood_term in terms):
         layers = f"@{term.layers.start}:{term.layers.stop}" if term.layers else ""
         how = "" if term.operator == "add" else f" ({term.operator})"
+        how += "" if term.when is None else f" when {term.when}"
         parts.append(f"{term.vector.name}={term.strength:g}{layers}{how}")
     return ", ".join(parts) or "unsteered"
 
@@ -298,6 +306,7 @@ def _describe(mood_term: MoodTerm, n_layer: int) -> dict[str, Any]:
         "strength_source": mood_term.strength_source,
         "window": list(mood_term.calibration.window) if mood_term.calibration else None,
         "operator": term.operator,
+        "when": None if term.when is None else str(term.when),
         "layers": [steered[0], steered[-1] + 1],
         "scope": term.scope,
         "schedule": mood_term.schedule,

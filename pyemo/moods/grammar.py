@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from pyemo.choices import CONSTANT, SCHEDULE_FORMS
+from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, Operator
 from pyemo.engine.schedules import SCHEDULE_TYPES, Schedule
 from pyemo.engine.steering import MOST_LAYERS, check_layers
 from pyemo.errors import InputError, names_bad_calls
@@ -29,32 +29,46 @@ def parse_schedule(text: str) -> Schedule | None:
     raise InputError(f"schedule {text!r} is unknown; use {SCHEDULE_FORMS} with N >= 1 tokens")
 
 
+_WHEN = "@when:"
+
+
 @dataclass(frozen=True)
 class VectorSpec:
-    """One ``NAME_OR_FILE[=STRENGTH][@LAYERS]`` of the command line."""
+    """One ``NAME_OR_FILE[=STRENGTH][@OPERATOR][@LAYERS][@when:RULE]`` of the command line.
+
+    Attributes:
+        when: the rule's text; empty where there is none.
+    """
 
     source: str
     strength: float | None
     layers: range | None
+    operator: Operator | None = None
+    when: str = ""
 
 
 @names_bad_calls
 def parse_vector_spec(text: str, *, may_be_file: bool = True) -> VectorSpec:
-    """Return what ``anger``, ``anger=0.02``, ``anger=0.02@8:20`` or ``./my.gguf@14`` say.
+    """Return what ``anger``, ``anger=0.02@8:20``, ``./my.gguf@14`` or ``calm@when:anger>0.1`` say.
 
     A file that exists under the whole text wins; layers are ``A:B`` (half-open), ``:B``, ``A:`` or
-    one layer.
+    one layer. A rule comes last and reaches to the end.
 
     Args:
         may_be_file: look whether there is such a file; off where strangers write the text.
     Raises:
-        InputError: no name, a strength that is not a number, layers that are not a range.
+        InputError: no name, a strength that is not a number, layers that are not a range, two rules
+            or an empty one.
     """
     if may_be_file and os.path.isfile(text):
         return VectorSpec(text, None, None)
-    rest, at, layers_text = text.rpartition("@")
-    if not at or os.sep in layers_text:
-        rest, layers_text = text, ""
+    head, has_rule, when = text.partition(_WHEN)
+    if has_rule and (not when.strip() or _WHEN in when):
+        raise InputError(
+            f"{text!r} needs one rule after {_WHEN}, made of vectors and never of other rules, "
+            f"such as {_WHEN}anger>0.1 and not joy>0.1"
+        )
+    rest, layers, operator = _suffixes(head)
     source, equals, strength_text = rest.rpartition("=")
     if not equals:
         source, strength_text = rest, ""
@@ -68,7 +82,24 @@ def parse_vector_spec(text: str, *, may_be_file: bool = True) -> VectorSpec:
             raise InputError(
                 f"strength {strength_text!r} in {text!r} is not a number; write {source}=0.02"
             ) from None
-    return VectorSpec(source, strength, parse_layers(layers_text) if at and layers_text else None)
+    return VectorSpec(source, strength, layers, operator, when.strip())
+
+
+def _suffixes(text: str) -> tuple[str, range | None, Operator | None]:
+    """Return the text without its ``@LAYERS`` and ``@OPERATOR``, and what they say."""
+    layers: range | None = None
+    operator: Operator | None = None
+    while True:
+        rest, at, suffix = text.rpartition("@")
+        if not at or os.sep in suffix:
+            return text, layers, operator
+        if suffix in OPERATORS and operator is None:
+            operator = suffix  # type: ignore[assignment]
+        elif layers is None:
+            layers = parse_layers(suffix) if suffix else None
+        else:
+            return text, layers, operator
+        text = rest
 
 
 @names_bad_calls

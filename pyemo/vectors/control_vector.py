@@ -327,6 +327,7 @@ class ControlVector:
             )
         if len(kept) == len(self._directions):
             return self
+        found = self._metadata.condition
         neutral, own = (
             tuple(value if layer in kept else 0.0 for layer, value in enumerate(row))
             for row in (self._metadata.neutral_projections, self._metadata.own_projections)
@@ -337,6 +338,7 @@ class ControlVector:
             own_projections=own,
             calibrations=(),
             strength=None,
+            condition=found if found is not None and found.layer in kept else None,
         )
         return ControlVector(kept, name=self._name, metadata=metadata)
 
@@ -367,6 +369,7 @@ class ControlVector:
             own_projections=(),
             calibrations=(),
             strength=None,
+            condition=None,
         )
         return ControlVector(moved, name=self._name, metadata=metadata)
 
@@ -405,6 +408,7 @@ class ControlVector:
             own_projections=tuple(own_projections),
             calibrations=(),
             strength=None,
+            condition=None,
         )
         if self.layers[-1] >= len(metadata.residual_norms):
             raise VectorShapeError(
@@ -511,6 +515,7 @@ class ControlVector:
             own_projections=own,
             calibrations=(),
             strength=None,
+            condition=None,
         )
         return ControlVector(directions, name=_named(pattern, self._name), metadata=metadata)
 

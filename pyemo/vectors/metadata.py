@@ -10,7 +10,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
@@ -46,6 +46,12 @@ _ROWS = {
 }
 _CALIBRATIONS = "pyemo.calibrations"
 _STRENGTH = "pyemo.strength"
+_CONDITION = {
+    "pyemo.condition.layer": "layer",
+    "pyemo.condition.threshold": "threshold",
+    "pyemo.condition.side": "side",
+    "pyemo.condition.evidence": "evidence",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,39 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class FittedCondition:
+    """Where a vector tells two kinds of text apart: found on texts of both.
+
+    Attributes:
+        layer: where to read.
+        threshold: in residual norms above neutral text.
+        side: "above" or "below" the threshold, where texts of the first kind read.
+        evidence: what was measured, as JSON text of any shape; kept in canonical form.
+    """
+
+    layer: int
+    threshold: float
+    side: Literal["above", "below"] = "above"
+    evidence: str = "{}"
+
+    def __post_init__(self) -> None:
+        if type(self.layer) is not int or self.layer < 0:
+            _refuse("condition.layer", self.layer, "a whole number from 0")
+        if not _is_finite(self.threshold):
+            _refuse("condition.threshold", self.threshold, "a finite number")
+        object.__setattr__(self, "threshold", float(self.threshold))
+        if not isinstance(self.side, str) or self.side not in ("above", "below"):
+            _refuse("condition.side", self.side, "'above' or 'below'")
+        evidence = _dump(_parse("condition.evidence", self.evidence))
+        object.__setattr__(self, "evidence", evidence)
+
+    @property
+    def above(self) -> bool:
+        """Whether texts of the first kind read more than the threshold."""
+        return self.side == "above"
+
+
+@dataclass(frozen=True)
 class Recommended:
     """The strength to take where none is given, and where it comes from.
 
@@ -129,6 +168,7 @@ class VectorMetadata:
             ``neutral_projections``.
         calibrations: at most one for each model file and length of text.
         strength: the one that its training recommends, above 0; None where it was not trained.
+        condition: of a vector that was fitted to tell two kinds of text apart; else None.
         format_version: of the file it was read from; 0 for a file of another tool.
     """
 
@@ -145,6 +185,7 @@ class VectorMetadata:
     own_projections: tuple[float, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
     strength: float | None = None
+    condition: FittedCondition | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -164,6 +205,8 @@ class VectorMetadata:
             if not _is_finite(self.strength) or self.strength <= 0:
                 _refuse("strength", self.strength, "a finite number above 0")
             object.__setattr__(self, "strength", float(self.strength))
+        if not isinstance(self.condition, FittedCondition | None):
+            _refuse("condition", self.condition, "a FittedCondition")
 
     def _check_rows(self) -> None:
         if any(norm <= 0 for norm in self.residual_norms):
@@ -192,6 +235,7 @@ class VectorMetadata:
             values["calibrations"] = _from_json(fields.get(_CALIBRATIONS, "[]"))
             values["strength"] = fields.get(_STRENGTH)
             values["format_version"] = fields.get(VERSION_KEY, 0)
+            values["condition"] = _condition(fields)
             return cls(architecture=file.model_hint, **values)
         except InputError as error:
             raise VectorFileError(f"a field is wrong: {error}") from None
@@ -220,6 +264,9 @@ class VectorMetadata:
             fields[_CALIBRATIONS] = _dump([_to_json(entry) for entry in self.calibrations])
         if self.strength is not None:
             fields[_STRENGTH] = self.strength
+        if self.condition is not None:
+            for key, attribute in _CONDITION.items():
+                fields[key] = getattr(self.condition, attribute)
         return fields
 
 
@@ -251,6 +298,17 @@ def _calibration(entry: object) -> Calibration:
         _refuse("a calibration", entry, f"an object with {', '.join(missing)}")
     values = {name: entry[name] for name in names}
     return Calibration(**values, evidence=_dump(entry.get("evidence", {})))
+
+
+def _condition(fields: Mapping[str, FieldValue]) -> FittedCondition | None:
+    values: dict[str, Any] = {
+        name: fields[key] for key, name in _CONDITION.items() if key in fields
+    }
+    if not values:
+        return None
+    if missing := sorted({"layer", "threshold", "side"} - set(values)):
+        _refuse("a condition", sorted(values), f"one with {', '.join(missing)} too")
+    return FittedCondition(**values)
 
 
 def _calibrations(entries: object) -> tuple[Calibration, ...]:

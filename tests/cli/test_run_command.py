@@ -394,3 +394,21 @@ def test_reply_in_circles_is_stopped_and_that_is_said(model: Path, vectors: Path
     assert "circles" not in free.stderr
     assert free.stdout.startswith(stopped.stdout.rstrip("\n"))
     assert len(stopped.stdout) < len(free.stdout)
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_steered"), [("cold>-1e6", True), ("cold>1e6", False), ("not cold>1e6", True)]
+)
+def test_rule_says_whether_the_vector_acts(
+    model: Path, vectors: Path, rule: str, is_steered: bool
+) -> None:
+    def text(*options: object) -> str:
+        result = pyemo("run", "--threads", 1, "-n", 6, "-m", model, "--json", *options, "hello")
+        assert result.exit_code == 0, result.stderr
+        return str(json.loads(result.stdout)["text"])
+
+    rule = rule.replace("cold", f"{vectors}/cold.gguf")
+    mood = f"{vectors}/warm.gguf=0.6"
+    expected = text("-c", mood) if is_steered else text()
+    assert text("-c", f"{mood}@when:{rule}") == expected
+    assert text("-c", mood) != text()

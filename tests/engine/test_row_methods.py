@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from engines import (
     logits_after,
     logits_after_each,
     needs_torch,
-    random_vector,
     tolerance,
 )
+from measured_vectors import along, measured
 from tiny_models import ARCHITECTURES, RowFunction, TinyModel
 
 from pyemo import ControlVector, Engine, Steering
@@ -37,23 +37,6 @@ def model(tiny: Callable[[str], TinyModel], architecture: str) -> TinyModel:
 @pytest.fixture
 def tokens(model: TinyModel) -> list[int]:
     return model.random_tokens(32)
-
-
-def measured(model: TinyModel, tokens: Sequence[int], *, seed: int = 0) -> ControlVector:
-    """A random vector as long as the residual, its own texts half a norm from neutral ones."""
-    vector = random_vector(model, seed=seed)
-    hidden = model.reference_hidden(tokens).astype(np.float64)
-    norms = np.median(np.linalg.norm(hidden, axis=2), axis=1)
-    units = [vector.directions[il] / np.linalg.norm(vector.directions[il]) for il in vector.layers]
-    neutral = [float(rows.mean(axis=0) @ u) for rows, u in zip(hidden, units, strict=True)]
-    own = [at + 0.5 * norm for at, norm in zip(neutral, norms, strict=True)]
-    return vector.rescaled(norms.tolist(), neutral, own_projections=own)
-
-
-def along(vector: ControlVector, layer: int) -> Array:
-    """The unit direction."""
-    row = vector.directions[layer].astype(np.float64)
-    return row / np.linalg.norm(row)
 
 
 def target(vector: ControlVector, layer: int, operator: str, s: Any) -> Any:

@@ -8,7 +8,7 @@ from pyemo import HalfLife, Ramp
 from pyemo.choices import CONSTANT, SCHEDULES
 from pyemo.engine.schedules import SCHEDULE_TYPES
 from pyemo.errors import InputError
-from pyemo.moods.grammar import parse_layers, parse_schedule
+from pyemo.moods.grammar import VectorSpec, parse_layers, parse_schedule, parse_vector_spec
 
 
 def test_every_schedule_that_may_be_typed_is_made() -> None:
@@ -35,3 +35,34 @@ def test_a_word_that_is_no_schedule_is_refused_by_name(text: str) -> None:
 def test_layers_past_any_model_are_refused_by_name(text: str) -> None:
     with pytest.raises(InputError, match="not a range"):
         parse_layers(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("anger", VectorSpec("anger", None, None)),
+        ("anger=1@raise", VectorSpec("anger", 1.0, None, "raise")),
+        ("anger=1@cap@8:20", VectorSpec("anger", 1.0, range(8, 20), "cap")),
+        ("anger=1@8:20@cap", VectorSpec("anger", 1.0, range(8, 20), "cap")),
+        ("calm@when:anger@3>0.1", VectorSpec("calm", None, None, None, "anger@3>0.1")),
+        (
+            "calm=0.02@add@3:@when: a>0 and b",
+            VectorSpec("calm", 0.02, range(3, 1 << 20), "add", "a>0 and b"),
+        ),
+        ("./a@b/c.gguf@raise", VectorSpec("./a@b/c.gguf", None, None, "raise")),
+    ],
+)
+def test_a_vector_is_what_was_typed(text: str, spec: VectorSpec) -> None:
+    assert parse_vector_spec(text) == spec
+
+
+@pytest.mark.parametrize("text", ["calm@when:", "calm@when: ", "calm@when:a@when:b>0"])
+def test_a_rule_that_is_missing_or_names_another_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="never of other rules"):
+        parse_vector_spec(text)
+
+
+@pytest.mark.parametrize("text", ["calm@raises", "calm@add@raise"])
+def test_a_suffix_that_is_neither_operator_nor_layers_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="not a range"):
+        parse_vector_spec(text)

@@ -7,7 +7,7 @@ import pytest
 
 from pyemo.errors import InputError, VectorFileError
 from pyemo.vectors.file import VectorFile
-from pyemo.vectors.metadata import Calibration, VectorMetadata
+from pyemo.vectors.metadata import Calibration, FittedCondition, VectorMetadata
 
 SHA = "0123456789abcdef" * 4
 CALIBRATION = Calibration(SHA, "tiny", "greedy", 48, (0.01, 0.03), 0.02)
@@ -25,6 +25,7 @@ FULL = VectorMetadata(
     own_projections=(0.0, 0.4),
     calibrations=(CALIBRATION, replace(CALIBRATION, model_sha256="f" * 64, evidence="[1, 2.5]")),
     strength=0.0237,
+    condition=FittedCondition(1, -0.25, "below", '{"f1":1.0}'),
 )
 
 
@@ -87,6 +88,7 @@ def test_it_is_a_value():
         ({"residual_norms": (1,), "neutral_projections": (1, 2)}, "one value for each layer"),
         ({"own_projections": (1, 2), "neutral_projections": (1,)}, "one value for each layer"),
         ({"own_projections": (1, 2)}, "beside neutral_projections"),
+        ({"condition": 1}, "a FittedCondition"),
         ({"calibrations": (CALIBRATION, CALIBRATION)}, "at most one for each model file"),
         ({"calibrations": ("x",)}, "a tuple of Calibration"),
     ],
@@ -157,3 +159,20 @@ def test_a_wrong_field_in_a_file_is_refused(fields):
 def test_evidence_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(InputError, match="evidence"):
         Calibration("0" * 64, "m", "greedy", 8, (0.1, 0.2), 0.1, '{"a": "\\ud800"}')
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"layer": 1, "threshold": 0.5}, "one with side too"),
+        ({"layer": 1.5, "threshold": 0.5, "side": "above"}, "a whole number from 0"),
+        ({"layer": -1, "threshold": 0.5, "side": "above"}, "a whole number from 0"),
+        ({"layer": 1, "threshold": "x", "side": "above"}, "a finite number"),
+        ({"layer": 1, "threshold": 0.5, "side": "left"}, "'above' or 'below'"),
+        ({"layer": 1, "threshold": 0.5, "side": "above", "evidence": "{"}, "JSON text"),
+    ],
+)
+def test_a_condition_that_does_not_hold_together_is_refused(fields, why):
+    named = {f"pyemo.condition.{name}": value for name, value in fields.items()}
+    with pytest.raises(VectorFileError, match=why):
+        VectorMetadata.from_file(file_of(named))
