@@ -253,7 +253,8 @@ void Engine::set_sampler(int seq, const SamplerParams & sampler) {
 
 void Engine::require_steering() const {
     if (!steering_unsupported_.empty()) {
-        throw Error(ErrorKind::steering_unsupported, "this model cannot be steered or read: " + steering_unsupported_);
+        throw Error(ErrorKind::steering_unsupported, "models of " + model_->architecture() + " run, but cannot be steered or read: " +
+                    steering_unsupported_ + "; use it without a vector, a gauge or a reading, or take another model");
     }
 }
 

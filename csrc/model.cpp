@@ -115,6 +115,13 @@ Model::Model(const ModelParams & params, const Interrupted & interrupted) {
     }
 }
 
+std::string Model::architecture() const {
+    std::string name(128, '\0');
+    const int n = llama_model_meta_val_str(model_.get(), "general.architecture", name.data(), name.size());
+    name.resize(size_t(std::clamp(n, 0, int(name.size()) - 1)));
+    return name;
+}
+
 int Model::n_layer() const { return llama_model_n_layer(model_.get()); }
 int Model::n_embd() const { return llama_model_n_embd(model_.get()); }
 int Model::n_ctx_train() const { return llama_model_n_ctx_train(model_.get()); }

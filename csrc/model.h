@@ -37,6 +37,8 @@ public:
     llama_model * get() const { return model_.get(); }
     const llama_vocab * vocab() const { return vocab_; }
 
+    // What the file says it is, such as "llama".
+    std::string architecture() const;
     int n_layer() const;
     int n_embd() const;
     int n_vocab() const { return n_vocab_; }

@@ -96,14 +96,15 @@ def matrix(
     n_head: int = 1,
     stored: Callable[[Array], Array] | None = None,
 ) -> Tensor:
-    names = f"{gguf_name}.weight", f"{hf_name}.weight"
+    names = f"{gguf_name}.weight", hf_name and f"{hf_name}.weight"
     return Tensor(*names, (n_out, n_in), gain / n_in**0.5, 0.0, form, n_head, stored)
 
 
 def norm(
     gguf_name: str, hf_name: str, size: int = N_EMBD, mean: float = 1.0, form: Form = "plain"
 ) -> Tensor:
-    return Tensor(f"{gguf_name}.weight", f"{hf_name}.weight", (size,), 0.2, mean, form)
+    names = f"{gguf_name}.weight", hf_name and f"{hf_name}.weight"
+    return Tensor(*names, (size,), 0.2, mean, form)
 
 
 def embeddings(

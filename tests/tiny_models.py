@@ -29,6 +29,7 @@ from tiny_layouts import (
     vocabulary_ids,
     write_hyperparameters,
 )
+from tiny_unsteerable import UNSTEERABLE
 from tiny_vocabulary import CHATML, Vocabulary, bpe_vocabulary, spm_vocabulary
 
 Array = NDArray[np.float32]
@@ -37,7 +38,7 @@ RowFunction = Callable[[Array], Array]
 
 ARCHITECTURES = ("gpt2", "llama", "gemma2", "gemma3", "qwen2")
 FAMILIES = {**ATTENTION_FAMILIES, **HYBRID_FAMILIES}
-ALL_ARCHITECTURES = (*ARCHITECTURES, *FAMILIES)
+ALL_ARCHITECTURES = (*ARCHITECTURES, *FAMILIES, *UNSTEERABLE)
 QUANTIZATIONS = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 
@@ -201,7 +202,7 @@ def build_tiny(
     Raises:
         ValueError: an architecture or quantization not in those lists.
     """
-    family = FAMILIES.get(architecture)
+    family = FAMILIES.get(architecture) or UNSTEERABLE.get(architecture)
     if family is None and architecture not in ARCHITECTURES:
         raise ValueError(f"no tiny model of {architecture!r}; there are {ALL_ARCHITECTURES}")
     if quant is not None and quant not in QUANTIZATIONS:

@@ -9,6 +9,7 @@ The table of architectures in ``models/README.md`` says the same and is held aga
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,10 +28,11 @@ from engines import (
 )
 from llama_oracle import LlamaOracle
 from tiny_layouts import SLIDING_WINDOW
-from tiny_models import FAMILIES, TinyModel
+from tiny_models import ALL_ARCHITECTURES, FAMILIES, UNSTEERABLE, TinyModel
 
 from pyemo import Chat, ControlVector, Engine, Gauge, SamplerParams, Sequence, Steering
 from pyemo.engine.steps import forward_many, step_many
+from pyemo.errors import DecodeAbortedError, SteeringUnsupportedError
 from pyemo.vectors.metadata import VectorMetadata
 
 N_PROMPT = SLIDING_WINDOW + 18  # past the one sliding window there is
@@ -38,6 +40,7 @@ N_TOKENS = N_PROMPT + 14
 GREEDY = SamplerParams(temperature=0)
 WITH_GELU = 3e-3  # gemma4's own GELU tables, on both sides
 every_family = pytest.mark.parametrize("architecture", FAMILIES)
+every_unsteerable = pytest.mark.parametrize("architecture", UNSTEERABLE)
 
 
 @pytest.fixture
@@ -292,6 +295,128 @@ def test_many_texts_score_as_each_alone(
     for text, score in zip(texts, many, strict=True):
         alone = engine.score(text, steering=moods[0])
         np.testing.assert_allclose(score.logprobs, alone.logprobs, atol=2e-3)
+
+
+@every_family
+def test_a_prompt_in_chunks_is_the_prompt_in_one(
+    new_engine: Callable[..., Engine],
+    engine: Engine,
+    model: TinyModel,
+    tokens: list[int],
+    moods: list[Steering],
+) -> None:
+    chunked = new_engine(model.architecture, n_batch=16)
+    found = logits_after(chunked, tokens, moods[0])
+    assert_close(found, logits_after(engine, tokens, moods[0]), model)
+
+
+@every_family
+def test_cells_of_their_own_change_nothing(
+    new_engine: Callable[..., Engine],
+    fresh: Engine,
+    model: TinyModel,
+    tokens: list[int],
+    moods: list[Steering],
+) -> None:
+    engine = new_engine(model.architecture, n_ctx=4 * 256, kv_unified=False)
+    mixed = [Steering(), *moods]
+    opened = [prefilled(engine, tokens, mood) for mood in mixed]
+    for sequence in opened:
+        sequence.append(tokens[:1])
+    for mood, row in zip(mixed, forward_in(opened, [0, 1, 2]), strict=True):
+        expected = logits_after_each(fresh, [*tokens, tokens[0]], mood, n_prompt=N_TOKENS)[-1]
+        assert_close(row, expected, model)
+    for sequence in opened:
+        sequence.close()
+
+
+@every_family
+def test_a_decode_that_fails_leaves_its_sequences_as_they_were(
+    engine: Engine, fresh: Engine, model: TinyModel, tokens: list[int], moods: list[Steering]
+) -> None:
+    with prefilled(engine, tokens, moods[0]) as one, prefilled(engine, tokens[:9]) as other:
+        one.steering = Steering({random_vector(engine.model, layers=[1], length=1e15): 1e6})
+        one.append(tokens[:1])
+        other.append(tokens[:1])
+        with pytest.raises(DecodeAbortedError, match="too strong"):
+            forward_many([other, one])
+        one.steering = moods[0]
+        found = forward_in([other, one], [0, 1])
+    assert_close(found[0], logits_after(fresh, [*tokens[:9], tokens[0]]), model)
+    assert_close(found[1], logits_after(fresh, [*tokens, tokens[0]], moods[0]), model)
+
+
+@every_family
+def test_a_quantized_cache_only_rounds(
+    new_engine: Callable[..., Engine],
+    engine: Engine,
+    model: TinyModel,
+    tokens: list[int],
+    moods: list[Steering],
+) -> None:
+    quantized = new_engine(model.architecture, kv_type="q8_0")
+    found = logits_after_each(quantized, tokens, moods[0], n_prompt=N_PROMPT)
+    expected = logits_after_each(engine, tokens, moods[0], n_prompt=N_PROMPT)
+    assert np.sqrt(np.mean((found - expected) ** 2)) <= 0.1 * expected.std()
+
+
+# --- what cannot be steered ---
+
+
+@every_unsteerable
+def test_what_cannot_be_steered_runs_as_in_llama_cpp(engine: Engine, model: TinyModel) -> None:
+    tokens = model.random_tokens(30)
+    found = logits_after_each(engine, tokens, n_prompt=20)
+    assert found.std() >= 1, "logits too much alike to tell tokens apart"
+    with LlamaOracle(model.path) as oracle:
+        np.testing.assert_array_equal(found, oracle.logits_after_each(tokens, n_prompt=20))
+
+
+@every_unsteerable
+def test_what_cannot_be_steered_is_refused_by_name(
+    engine: Engine, model: TinyModel, moods: list[Steering]
+) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: engine.sequence([1, 2, 3], steering=moods[0]),
+        lambda: engine.read([1, 2, 3]),
+        lambda: engine.sequence([1, 2, 3], gauges=[gauge(model)]),
+    ]
+    for call in calls:
+        with pytest.raises(
+            SteeringUnsupportedError, match=rf"models of {model.architecture} run, .*block 0"
+        ):
+            call()
+    with engine.sequence([1, 2, 3]) as sequence:
+        sequence.step()
+
+
+# --- the table ---
+
+
+def test_the_table_of_architectures_says_what_the_engine_does(
+    new_engine: Callable[..., Engine], tiny: Callable[[str], TinyModel]
+) -> None:
+    page = (Path(__file__).parents[2] / "models" / "README.md").read_text(encoding="utf-8")
+    section = page.split("## Architectures")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    table = {row[0].strip(" `"): [cell.strip() for cell in row[2:]] for row in rows}
+    assert table == {name: table_row(new_engine(name), tiny(name)) for name in ALL_ARCHITECTURES}
+
+
+def table_row(engine: Engine, model: TinyModel) -> list[str]:
+    reason = "four streams" if "[64, 2, 4, 1]" in engine.steering_unsupported else "no block output"
+    tokens = model.random_tokens(20)
+    with prefilled(engine, tokens) as sequence, sequence.fork() as twin:
+        is_shared = not twin.n_pending
+        sequence.rollback(3)
+        is_kept = sequence.n_pending == 1
+    return [
+        f"refused: {reason}" if engine.steering_unsupported else "at every block",
+        "shares the prompt" if is_shared else "computes again",
+        "keeps what stays" if is_kept else "computes again",
+        "prompts and replies" if is_kept else "replies",
+        "llama.cpp" if engine.steering_unsupported else "transformers, llama.cpp",
+    ]
 
 
 def prefilled(engine: Engine, tokens: list[int], steering: Steering = Steering()) -> Sequence:  # noqa: B008
