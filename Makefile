@@ -20,7 +20,7 @@ ALL := $(VENV)/.made-all
 PROMPT := Write a short message to your neighbour about the noise last night.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality lint types check bench sanitize vectors docs tree study-report clean
+.PHONY: help setup demo test test-quality test-browser lint types check bench sanitize vectors docs tree study-report clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -37,6 +37,11 @@ test: $(ALL) ## run the tests; PYTEST_ARGS="-k name" for some of them
 
 test-quality: $(ALL) ## run the slow measurements on real models
 	$(BIN)/python -m pytest -m quality $(PYTEST_ARGS)
+
+# Needs Chromium: apt install chromium. Without it the tests are skipped and say so.
+test-browser: $(ALL) ## run the tests of the server's page in headless Chromium
+	$(PIP) install -c constraints.txt axe-playwright-python playwright
+	$(BIN)/python -m pytest -m browser tests/server $(PYTEST_ARGS)
 
 lint: $(ALL) ## check style and format
 	$(BIN)/ruff check .

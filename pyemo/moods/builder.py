@@ -272,10 +272,11 @@ def title_of(terms: Iterable[MoodTerm]) -> str:
 def gauges_of(terms: Iterable[MoodTerm]) -> list[Gauge]:
     """Return a gauge for each vector of the mood that says what a gauge needs."""
     vectors = dict.fromkeys(mood_term.term.vector for mood_term in terms)
-    return [Gauge(vector) for vector in vectors if _is_gaugeable(vector)]
+    return [Gauge(vector) for vector in vectors if can_gauge(vector)]
 
 
-def _is_gaugeable(vector: ControlVector) -> bool:
+def can_gauge(vector: ControlVector) -> bool:
+    """Return whether the vector says what a gauge needs."""
     layer = vector.layers[len(vector.layers) // 2]
     known = vector.residual_norms, vector.neutral_projections
     return all(layer in rows for rows in known) and bool(vector.directions[layer].any())

@@ -14,6 +14,7 @@ from pyemo.errors import PyemoError
 from pyemo.moods.builder import (
     MoodBuilder,
     MoodTerm,
+    can_gauge,
     describe_terms,
     dose_of,
     mix_remark,
@@ -121,6 +122,7 @@ class MoodDesk:
             "unit": vector.unit,
             "layers": [vector.layers[0], vector.layers[-1] + 1],
             "fit": fit.kind.value,
+            "gauge": can_gauge(vector),
         }
 
     def _load(self, name: str, use: VectorUse) -> ControlVector:

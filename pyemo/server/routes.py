@@ -28,6 +28,13 @@ from pyemo.server.streams import EventStream, Mailbox, unless_gone
 
 Handler = Callable[[Request], Awaitable[Response]]
 
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+"""What the page may load: nothing but itself, and answers of its own origin."""
+
 _DISCARDED = 64 << 20
 """Bytes of a body too large that are read and thrown away, so that the client hears why."""
 
@@ -282,7 +289,7 @@ class Routes:
         return Response(self._metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     async def _page(self, request: Request) -> Response:
-        return HTMLResponse(_page_text())
+        return HTMLResponse(_page_text(), headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 @functools.lru_cache(maxsize=1)

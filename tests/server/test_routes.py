@@ -47,6 +47,8 @@ def test_what_there_is_to_steer_with(client: TestClient) -> None:
     assert vectors["warm"]["unit"] == "residual"
     assert vectors["warm"]["layers"] == [1, 4]
     assert vectors["warm"]["fit"] == "same file"
+    assert vectors["warm"]["gauge"] is True
+    assert vectors["raw"]["gauge"] is False
     assert vectors["raw"]["recommended"] is None
     assert "other weights" in vectors["other"]["error"]
 
@@ -318,3 +320,7 @@ def test_the_page_is_one_file_without_a_network(client: TestClient) -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/html")
     assert "<script src" not in answer.text
+    assert "://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
