@@ -64,7 +64,10 @@ class Applied:
         said = ("fit", "window", "strength_source")
         return {
             "steering": self.text,
-            "terms": [{"name": one["vector"], **{key: one[key] for key in asked}} for one in found],
+            "terms": [
+                {"name": one["vector"], **{key: one[key] for key in asked}, "when": spec.when}
+                for one, spec in zip(found, self.specs, strict=True)
+            ],
             "dose": dose_of(self.steering, n_layer),
             **{key: [one[key] for one in found] for key in said},
             "notes": [note for term in self.terms for note in term.notes],
@@ -130,10 +133,9 @@ class MoodDesk:
 
     def _term(self, spec: TermSpec, n_tokens: int) -> MoodTerm:
         options = MoodOptions(
-            operator=spec.operator,
             schedule=spec.schedule,
             scope=spec.scope,
             allow_other_weights=self._allow_other_weights,
         )
-        typed = VectorSpec(spec.name, spec.strength, spec.layers)
+        typed = VectorSpec(spec.name, spec.strength, spec.layers, spec.operator, spec.when)
         return MoodBuilder(options, n_tokens, self._load).terms(self.model, [typed])[0]

@@ -29,7 +29,7 @@ NEAR_MISSES = ("control_vector", "control_vectors", "steering_vector", "steering
 """What people write for ``steering``; to ignore it would be to answer unsteered."""
 
 _SYNONYMS = {"source": "name", "vector": "name", "scale": "strength"}
-_KEYS = ("name", "strength", "layers", "operator", "scope", "schedule")
+_KEYS = ("name", "strength", "layers", "operator", "scope", "schedule", "when")
 _LISTS = ("terms", "vectors")
 _MOST_TERMS = 64
 _LONGEST = 4096
@@ -43,7 +43,8 @@ class TermSpec:
         name: of a vector of the server.
         strength: None for what the vector recommends.
         layers: half-open; None for all.
-        schedule: a form of :func:`pyemo.engine.steering.parse_schedule`.
+        schedule: a form of :func:`pyemo.moods.grammar.parse_schedule`.
+        when: the text of a rule (:mod:`pyemo.moods.rule_text`); empty for none.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TermSpec:
     operator: Operator = "add"
     scope: Scope = "both"
     schedule: str = CONSTANT
+    when: str = ""
 
 
 class Wanted(NamedTuple):
@@ -118,12 +120,14 @@ def near_miss(name: str) -> bool:
 
 
 def spelled(terms: Sequence[TermSpec]) -> str:
-    """Return the text that names these terms; what a text cannot say is left out."""
+    """Return the text that names these terms; scopes and schedules are not in it."""
     parts = []
     for term in terms:
         strength = "" if term.strength is None else f"={term.strength:.12g}"
+        operator = "" if term.operator == "add" else f"@{term.operator}"
         layers = "" if term.layers is None else f"@{term.layers.start}:{term.layers.stop}"
-        parts.append(f"{term.name}{strength}{layers}")
+        when = f"@when:{term.when}" if term.when else ""
+        parts.append(f"{term.name}{strength}{operator}{layers}{when}")
     return " + ".join(parts)
 
 
@@ -155,14 +159,18 @@ def _of_text(text: str, param: str) -> Wanted:
 
 def _terms_of_text(text: str) -> tuple[TermSpec, ...]:
     tight = re.sub(r"\s*([=@:])\s*", r"\1", text.strip())
-    words = re.split(r"\s*,\s*|\s*\+\s*(?=[^\W\d])|\s+", tight)
+    between = r"\s*,\s*|\s*\+\s*(?=[^\W\d])"
+    if "@when:" not in tight:  # a rule has blanks of its own
+        between += r"|\s+"
+    words = re.split(between, tight)
     words = [word for word in words if word not in ("", "+", "--cvec", "-c")]
     return _checked([_of_word(word) for word in words])
 
 
 def _of_word(word: str) -> TermSpec:
     spec = parse_vector_spec(word, may_be_file=False)
-    return TermSpec(spec.source, _strength(spec.source, spec.strength), spec.layers)
+    strength = _strength(spec.source, spec.strength)
+    return TermSpec(spec.source, strength, spec.layers, spec.operator or "add", when=spec.when)
 
 
 def _of_object(value: Mapping[str, Any]) -> Wanted:
@@ -220,9 +228,11 @@ def _of_item(item: Any) -> TermSpec:
     if not isinstance(schedule, str):
         raise InputError(f"schedule = {schedule!r}; use {SCHEDULE_FORMS}")
     parse_schedule(schedule)
-    return TermSpec(
-        name, _strength(name, found.get("strength")), _layers(found), operator, scope, schedule
-    )
+    when = found.get("when", "")
+    if not isinstance(when, str):
+        raise InputError(f"when = {when!r}; it is a rule such as 'anger>0.1 and not joy>0.1'")
+    strength = _strength(name, found.get("strength"))
+    return TermSpec(name, strength, _layers(found), operator, scope, schedule, when)
 
 
 def _layers(found: Mapping[str, Any]) -> range | None:

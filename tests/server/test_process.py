@@ -17,57 +17,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from commands import pyemo, start
+from commands import pyemo
+from server_process import Process, posted
 from serving import CHAT, chat, events, long_chat, streamed_text
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-
-
-class Process:
-    """``pyemo serve`` on a free port; ``with`` ends it."""
-
-    def __init__(self, *options: object, **more: Any) -> None:
-        words = ["serve", "--json", "--port", 0, "--threads", 1, *options]
-        self.popen = start(*words, **more)
-        assert self.popen.stdout is not None
-        line = self.popen.stdout.readline()
-        assert line, self.popen.communicate()[1].decode()
-        self.url = json.loads(line)["url"]
-        self.client = httpx2.Client(base_url=self.url, timeout=60)
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-        self.popen.kill()
-        self.popen.communicate()
-
-    def connect(self) -> socket.socket:
-        host, port = self.url.removeprefix("http://").split(":")
-        return socket.create_connection((host, int(port)), timeout=20)
-
-    def metric(self, name: str) -> float:
-        lines = self.client.get("/metrics").text.splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
-
-    def is_idle_within(self, seconds: float) -> bool:
-        until = time.monotonic() + seconds
-        while self.metric("pyemo_running") + self.metric("pyemo_queued") > 0:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.02)
-        return True
-
-    def is_well(self) -> bool:
-        return self.client.post(CHAT, json=chat()).status_code == 200
-
-
-def posted(body: dict[str, Any], *, length: int | None = None) -> bytes:
-    """Return a request to :data:`CHAT` as bytes."""
-    data = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length or len(data)}"
-    return head.encode() + b"\r\n\r\n" + data
 
 
 def read_all(connection: socket.socket) -> bytes:

@@ -54,6 +54,35 @@ def test_a_term_says_operator_scope_and_schedule() -> None:
     assert found == TermSpec("sad", 1.0, range(14, 15), "project_out", "reply", "half-life:40")
 
 
+RULED = (
+    TermSpec("calm", 0.02, range(10, 12), "add_keep_norm", when="anger>0.1 and not joy>0.2"),
+    TermSpec("sad", 1.0, operator="project_out"),
+)
+
+
+def test_a_text_may_have_operators_and_rules() -> None:
+    text = "calm=0.02@add_keep_norm@10:12@when:anger>0.1 and not joy>0.2 + sad=1@project_out"
+    assert parsed(text, "steering").terms == RULED
+    assert spelled(RULED) == text
+
+
+def test_a_term_may_have_a_rule() -> None:
+    term = {"name": "calm", "strength": 0.02, "when": "anger>0.1"}
+    assert parsed([term], "steering").terms == (TermSpec("calm", 0.02, when="anger>0.1"),)
+
+
+def test_a_rule_acts_and_its_names_are_looked_up_here(client: TestClient) -> None:
+    def text(mood: str) -> str:
+        answer = client.post(CHAT, json=chat(steering=mood))
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+    assert text("warm=0.5@when:cold>9") == text("")
+    assert text("warm=0.5@when:cold<9") == text("warm=0.5")
+    answer = client.post(CHAT, json=chat(steering="warm=0.5@when:/etc/passwd>1"))
+    assert answer.json()["error"]["code"] == "unknown_vector"
+
+
 def test_the_echo_can_be_sent_again() -> None:
     assert parsed(spelled(MIX), "steering").terms == MIX
 
@@ -83,6 +112,8 @@ def test_the_echo_can_be_sent_again() -> None:
         ([{"name": "a", "scope": "all"}], "scope"),
         ([{"name": "a", "schedule": "slowly"}], "schedule"),
         ([{"name": "a", "layers": [1, 2, 3]}], "layers"),
+        ([{"name": "a", "when": True}], "a rule such as"),
+        ("a@when:", "one rule"),
         ([{"name": "a"}] * 65, "64 terms"),
         ("a" * 5000, "4096"),
     ],

@@ -1,0 +1,94 @@
+"""Many requests at once: each has its own mood, and none leaks into another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from chat_families import FAMILIES
+from serving import CHAT, chat, client_of, events, long_chat
+from starlette.testclient import TestClient
+
+from pyemo.server.config import ServerConfig
+from pyemo.server.service import Service
+
+
+def all_at_once(client: TestClient, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the answers to bodies that are sent at the same time, in their order."""
+    answers: dict[int, dict[str, Any]] = {}
+
+    def ask(i: int) -> None:
+        answers[i] = client.post(CHAT, json=bodies[i]).json()
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [answers[i] for i in range(len(bodies))]
+
+
+def test_sixteen_clients_have_sixteen_moods(settings: dict[str, Any]) -> None:
+    service = Service(ServerConfig(**{**settings, "n_ctx": 4096, "n_seq_max": 16}))
+    client = client_of(service)
+    strengths = [round(0.1 * i - 0.8, 1) for i in range(16)]
+    bodies = [chat(steering={"warm": strength}, max_tokens=24) for strength in strengths]
+    together = all_at_once(client, bodies)
+    alone = [client.post(CHAT, json=body).json() for body in bodies]
+    for strength, one, other in zip(strengths, together, alone, strict=True):
+        assert one["choices"][0]["pyemo"]["terms"][0]["strength"] == strength
+        assert one["choices"][0]["message"] == other["choices"][0]["message"]
+    texts = {one["choices"][0]["message"]["content"] for one in alone}
+    assert len(texts) > 8
+    service.close()
+
+
+def test_a_mood_leaves_nothing_in_the_cache_of_the_next(new_client: Callable[..., Any]) -> None:
+    client = new_client(prompt_cache=True)
+    moods = ["warm=0.5", "cold=0.5", "", "warm=0.5@1:2", "warm=0.25", "warm=0.5"]
+    bodies = [chat("the happy story " * 8, steering=mood) for mood in moods]
+    served = [client.post(CHAT, json=body).json()["choices"][0]["message"] for body in bodies]
+    fresh = [
+        new_client(prompt_cache=False).post(CHAT, json=body).json()["choices"][0]["message"]
+        for body in bodies
+    ]
+    assert served == fresh
+
+
+def test_clients_with_broken_bodies_disturb_nobody(client: TestClient) -> None:
+    bodies = [long_chat(max_tokens=60, steering="warm=0.2") if i % 2 else chat(steering="no=1")
+              for i in range(12)]  # fmt: skip
+    answers = all_at_once(client, bodies)
+    texts = {str(answer["choices"][0]["message"]) for answer in answers[1::2]}
+    assert len(texts) == 1
+    assert {answer["error"]["code"] for answer in answers[::2]} == {"unknown_vector"}
+
+
+@pytest.fixture
+def thinker(tmp_path: Any, settings: dict[str, Any]) -> Any:
+    """A server of a model whose template begins every reply with thoughts."""
+    path = FAMILIES["deepseek"].build(tmp_path / "m.gguf")
+    service = Service(ServerConfig(**{**settings, "model": str(path), "vectors": None}))
+    yield client_of(service)
+    service.close()
+
+
+def test_thoughts_are_reasoning_content(thinker: TestClient) -> None:
+    whole = thinker.post(CHAT, json=chat(max_tokens=12)).json()
+    message = whole["choices"][0]["message"]
+    assert message["content"] == ""
+    assert message["reasoning_content"]
+    assert "think>" not in message["reasoning_content"]
+    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == 12
+    parts = events(thinker.post(CHAT, json=chat(max_tokens=12, stream=True)).text)
+    deltas = [part["choices"][0]["delta"] for part in parts]
+    thoughts = "".join(delta.get("reasoning_content", "") for delta in deltas)
+    assert thoughts == message["reasoning_content"]
+    assert not any(delta.get("content") for delta in deltas)
+
+
+def test_thoughts_have_no_logprobs_in_the_content(thinker: TestClient) -> None:
+    answer = thinker.post(CHAT, json=chat(logprobs=True)).json()
+    assert answer["choices"][0]["logprobs"]["content"] == []
