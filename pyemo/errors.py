@@ -21,6 +21,7 @@ PyemoError
 │  └─ DecodeAbortedError         interrupted, or the engine could not compute
 ├─ QueueFullError                send the request again later
 ├─ SchedulerError                start the scheduler, then the same study again
+├─ ServerError                   start the server, or ask it for what it has
 └─ MissingExtraError(ImportError)  an optional dependency is not installed
 
 One branch per decision of the caller. Every message says what was wrong, the value, the allowed
@@ -118,6 +119,10 @@ class QueueFullError(PyemoError):
 
 class SchedulerError(PyemoError):
     """The scheduler of a study is not there, or was lost; what was computed is kept."""
+
+
+class ServerError(PyemoError):
+    """A server that was asked does not answer, or refuses; the message has its words."""
 
 
 class MissingExtraError(PyemoError, ImportError):

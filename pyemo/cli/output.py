@@ -96,6 +96,14 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def read_prompt(prompt: str) -> str:
+    """Return the prompt, from stdin for ``-``, without a last line end; any bytes survive."""
+    if prompt != "-":
+        return prompt
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
 def valid_text(text: str) -> str:
     """Return ``text`` for JSON: bytes that were no UTF-8 become U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import click
+from click.core import ParameterSource
 
+from pyemo.cli import output
 from pyemo.cli.options import (
     EngineOptions,
     debug_option,
@@ -48,9 +50,16 @@ from pyemo.moods.options import MoodOptions
 @guard_options
 @sampler_options
 @engine_options
+@click.option(
+    "--server",
+    metavar="URL",
+    help="Ask a running `pyemo serve` instead; model, vectors and threads are its own.",
+)
 @json_option
 @debug_option
+@click.pass_context
 def run(
+    context: click.Context,
     prompt: str,
     compare: bool,
     gauges: tuple[str, ...],
@@ -65,6 +74,7 @@ def run(
     guard: str | None,
     template: TemplateOptions,
     stop_repetition: bool,
+    server: str | None,
 ) -> None:
     """Answer PROMPT, steered with control vectors, and stream the reply.
 
@@ -76,9 +86,32 @@ def run(
       pyemo run --compare --cvec anger=0.03 --cvec calm=-0.01 "How was your day?"
       pyemo run --cvec ./my.gguf=0.02@8:20 --schedule half-life:40 "Tell me a story."
       echo "Once upon a time" | pyemo run --raw --json -
+      pyemo run --server localhost:8080 --cvec anger "How was your day?"
     """
     if compare and not mood.vectors:
         raise click.UsageError("--compare shows the effect of vectors: name one with --cvec")
+    if server is not None:
+        from pyemo.cli import run_remote
+
+        run_remote.refuse_what_is_the_server_s(context, mood)
+        typed = context.get_parameter_source("model") is not ParameterSource.DEFAULT
+        remote = run_remote.RemoteRequest(
+            server,
+            output.read_prompt(prompt),
+            system,
+            raw,
+            engine.model if typed else None,
+            max_tokens,
+            stop,
+            gauges,
+            sampler,
+            mood,
+            guard is not None,
+            template,
+        )
+        show_remote = run_remote.print_comparison if compare else run_remote.print_reply
+        show_remote(remote, as_json)
+        return
     from pyemo.cli.run_job import Request, print_comparison, print_reply
 
     request = Request(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -68,7 +67,7 @@ class Request:
         """Open the model and an engine just large enough for the job; say what was chosen."""
         began = time.perf_counter()
         builder = MoodBuilder(self.mood, self.max_tokens)
-        prompt = read_prompt(self.prompt)
+        prompt = output.read_prompt(self.prompt)
         model = self.engine.load_model()
         tokens = model.prompt_tokens(
             prompt,
@@ -264,14 +263,6 @@ class Answer:
             },
             **describe_guard(self.reply),
         }
-
-
-def read_prompt(prompt: str) -> str:
-    """Return the prompt, from stdin for ``-``, without a last line end; any bytes survive."""
-    if prompt != "-":
-        return prompt
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def print_reply(job: Job, as_json: bool) -> None:
