@@ -79,6 +79,11 @@ if TYPE_CHECKING:
     help="Mood of requests that name none, such as 'calm=0.01 + joy=0.02'.",
 )
 @click.option("--guard", is_flag=True, default=None, help="Guard replies unless a request says no.")
+@click.option(
+    "--repetition-stop/--no-repetition-stop",
+    default=None,
+    help="End a reply that goes in circles, unless a request says no.  [default: repetition-stop]",
+)
 @click.option("--max-body", type=int, metavar="BYTES", help="Of a request.  [default: 4194304]")
 @click.option(
     "--read-timeout", type=float, metavar="S", help="Wait so long for a request.  [default: 20]"

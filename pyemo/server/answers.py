@@ -1,4 +1,4 @@
-"""The shapes of OpenAI's answers: whole ones, and the parts of a stream."""
+"""The shapes of answers, whole ones and the parts of a stream; OpenAI's own are here."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyemo.engine.tickets import EndReason
 from pyemo.engine.tokens import Token, TokenLogprob
+from pyemo.server.refusals import Refusal
 
-DONE = b"data: [DONE]\n\n"
-WAITING = b": the request waits\n\n"
+_REASONS = {
+    "end": "stop",
+    "stop": "stop",
+    "repetition": "stop",
+    "length": "length",
+    "context": "length",
+    "time_limit": "length",
+}
 
-_REASONS = {"end": "stop", "stop": "stop", "length": "length", "context": "length"}
 
-
-def finish_reason(reason: EndReason | None) -> str:
+def finish_reason(reason: str | None) -> str:
     """Return OpenAI's word for why a reply ended; "error" for what OpenAI has no word for."""
     return _REASONS.get(reason or "", "error")
 
 
-def event(value: Mapping[str, Any]) -> bytes:
-    """Return one event of a stream."""
-    return (
-        b"data: "
-        + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-        + b"\n\n"
-    )
+def compact(value: Mapping[str, Any]) -> bytes:
+    """Return JSON on one line."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
 
 
 def usage(n_prompt: int, n_cached: int, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -53,17 +54,45 @@ class Head:
     fingerprint: str
 
 
-class Shape(ABC):
-    """How one route writes an answer."""
+@dataclass(frozen=True)
+class Ending:
+    """How a reply ended, and what it took.
 
-    prefix: str
-    """Of the ids of its answers."""
-    part_object: str
-    whole_object: str
+    Attributes:
+        stop_reason: the ticket's, or "time_limit".
+        extra: what the choice says under ``pyemo``.
+        used: see :func:`usage`.
+        read_s, write_s: seconds from its start to the first token, and from there to its end.
+    """
+
+    stop_reason: str | None
+    extra: Mapping[str, Any]
+    used: Mapping[str, Any]
+    read_s: float = 0.0
+    write_s: float = 0.0
+
+
+class Shape(ABC):
+    """How one route writes an answer.
+
+    Attributes:
+        prefix: of the ids of its answers.
+        media_type: of its streams.
+        waiting: what a stream sends while nothing comes.
+        done: what ends a stream.
+        is_plain: whether thoughts are left in the text.
+    """
+
+    prefix = ""
+    media_type = "text/event-stream"
+    waiting = b": the request waits\n\n"
+    done = b"data: [DONE]\n\n"
+    is_plain = False
 
     def __init__(self, head: Head) -> None:
         self.head = head
 
+    @abstractmethod
     def part(
         self,
         content: str = "",
@@ -71,7 +100,6 @@ class Shape(ABC):
         *,
         tokens: Sequence[Token] = (),
         has_logprobs: bool = False,
-        reason: str | None = None,
         extra: Mapping[str, Any] | None = None,
         is_first: bool = False,
     ) -> dict[str, Any]:
@@ -82,40 +110,88 @@ class Shape(ABC):
             extra: what the choice says under ``pyemo``.
             is_first: whether it begins the message.
         """
+
+    @abstractmethod
+    def last(
+        self, content: str, thoughts: str, ending: Ending, *, is_first: bool, include_usage: bool
+    ) -> list[dict[str, Any]]:
+        """Return the last parts of a stream."""
+
+    @abstractmethod
+    def whole(
+        self,
+        content: str,
+        thoughts: str,
+        ending: Ending,
+        *,
+        tokens: Sequence[Token],
+        has_logprobs: bool,
+    ) -> dict[str, Any]:
+        """Return an answer that is not streamed."""
+
+    def encoded(self, value: Mapping[str, Any]) -> bytes:
+        """Return a part as it is sent."""
+        return b"data: " + compact(value) + b"\n\n"
+
+    def error(self, refusal: Refusal) -> dict[str, Any]:
+        """Return what says an error, in a stream or alone."""
+        return refusal.envelope()
+
+
+class OpenAIShape(Shape):
+    """What OpenAI's two routes have in common."""
+
+    part_object: str
+    whole_object: str
+
+    def part(
+        self,
+        content: str = "",
+        thoughts: str = "",
+        *,
+        tokens: Sequence[Token] = (),
+        has_logprobs: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        is_first: bool = False,
+    ) -> dict[str, Any]:
         choice = {
             "index": 0,
             **self._delta(content, thoughts, is_first),
             "logprobs": self._logprobs(tokens) if has_logprobs else None,
-            "finish_reason": reason,
+            "finish_reason": None,
         }
         if extra is not None:
             choice["pyemo"] = dict(extra)
         return {**self._begin(self.part_object), "choices": [choice]}
 
-    def usage_part(self, used: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part behind the last one, which says what was used."""
-        return {**self._begin(self.part_object), "choices": [], "usage": dict(used)}
+    def last(
+        self, content: str, thoughts: str, ending: Ending, *, is_first: bool, include_usage: bool
+    ) -> list[dict[str, Any]]:
+        part = self.part(content, thoughts, extra=ending.extra, is_first=is_first)
+        part["choices"][0]["finish_reason"] = finish_reason(ending.stop_reason)
+        if not include_usage:
+            return [part]
+        used = {**self._begin(self.part_object), "choices": [], "usage": dict(ending.used)}
+        return [part, used]
 
     def whole(
         self,
         content: str,
         thoughts: str,
+        ending: Ending,
         *,
         tokens: Sequence[Token],
         has_logprobs: bool,
-        reason: str,
-        extra: Mapping[str, Any],
-        used: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Return an answer that is not streamed."""
         choice = {
             "index": 0,
             **self._message(content, thoughts),
             "logprobs": self._logprobs(tokens) if has_logprobs else None,
-            "finish_reason": reason,
-            "pyemo": dict(extra),
+            "finish_reason": finish_reason(ending.stop_reason),
+            "pyemo": dict(ending.extra),
         }
-        return {**self._begin(self.whole_object), "choices": [choice], "usage": dict(used)}
+        used = dict(ending.used)
+        return {**self._begin(self.whole_object), "choices": [choice], "usage": used}
 
     def _begin(self, kind: str) -> dict[str, Any]:
         head = self.head
@@ -137,7 +213,7 @@ class Shape(ABC):
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]: ...
 
 
-class ChatShape(Shape):
+class ChatShape(OpenAIShape):
     """``/v1/chat/completions``."""
 
     prefix = "chatcmpl-"
@@ -170,10 +246,11 @@ class ChatShape(Shape):
         return {"content": content, "refusal": None}
 
 
-class TextShape(Shape):
+class TextShape(OpenAIShape):
     """``/v1/completions``."""
 
     prefix = "cmpl-"
+    is_plain = True
     part_object = "text_completion"
     whole_object = "text_completion"
 

@@ -47,7 +47,7 @@ def make_app(service: Service) -> Starlette:
             error = Refusal(
                 f"{text}: {request.method} {request.url.path[:200]}", status=error.status_code
             )
-        return routes.refused(error)
+        return routes.refused(request, error)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -169,23 +169,40 @@ class Server(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-    """uvicorn's protocol, which hangs up on clients whose request does not come.
+    """uvicorn's protocol, which hangs up on clients whose request's head does not come.
 
     Args:
-        read_timeout: seconds from the connection to the end of its first request's head.
+        read_timeout: seconds in which it must come, from the connection, or from its first byte.
     """
 
     def __init__(self, *args: Any, read_timeout: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._read_timeout = read_timeout
+        self._alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(self._read_timeout, self._hang_up)
+        self._watch_head()
 
-    def _hang_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_alarm()
+        super().connection_lost(exc)
+
+    def _watch_head(self) -> None:
+        """Set the alarm where a head is awaited, and stop it where one has come."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_alarm()
+        elif self._alarm is None:
+            self._alarm = self.loop.call_later(self._read_timeout, self.transport.close)
+
+    def _stop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
 
 def _reload(service: Service) -> None:

@@ -58,6 +58,8 @@ class ChatBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+    reasoning_effort: str | None = None
+    think: bool | None = None
 
 
 class TextBody(Body):
@@ -80,7 +82,8 @@ class Asked:
         has_seed: whether the sampler's seed was asked for.
         has_logprobs, n_top: whether to tell each token's log-probability, and of how many others.
         gauges: names of what to read at every token.
-        guard: None where the body does not say.
+        think: whether the model is to think before it answers; None as its template has it.
+        guard, repetition_stop: None where the body does not say.
         is_live: whether each part of a stream carries readings.
         ignored: fields that are not understood.
     """
@@ -98,8 +101,10 @@ class Asked:
     has_logprobs: bool
     n_top: int
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    think: bool | None = None
     gauges: tuple[str, ...] = ()
     guard: bool | None = None
+    repetition_stop: bool | None = None
     is_live: bool = False
     ignored: tuple[str, ...] = ()
 
@@ -173,6 +178,7 @@ def chat_asked(body: Mapping[str, Any]) -> Asked:
         has_logprobs=has_logprobs,
         n_top=n_top,
         template_kwargs=found.chat_template_kwargs or {},
+        think=False if found.reasoning_effort == "none" else found.think,
     )
 
 
@@ -257,7 +263,7 @@ _HARMLESS = (
 )
 """Fields whose meaning is kept by doing nothing."""
 
-_OURS = ("gauges", "guard", "live")
+_OURS = ("gauges", "guard", "live", "repetition_stop")
 
 
 def _validated(kind: type[Any], body: Mapping[str, Any]) -> Any:
@@ -299,8 +305,9 @@ def _asked(
     messages: list[dict[str, Any]] | None = None,
     prompt: str | list[int] | None = None,
     template_kwargs: dict[str, Any] | None = None,
+    think: bool | None = None,
 ) -> Asked:
-    gauges, guard, is_live = _ours(found.pyemo)
+    ours = _ours(found.pyemo)
     known = {*type(found).model_fields, *_NEUTRAL, *_HARMLESS, *FIELDS}
     return Asked(
         body=body,
@@ -316,9 +323,11 @@ def _asked(
         has_logprobs=has_logprobs,
         n_top=n_top,
         template_kwargs=template_kwargs or {},
-        gauges=gauges,
-        guard=guard,
-        is_live=is_live,
+        think=think,
+        gauges=tuple(ours.get("gauges") or ()),
+        guard=ours.get("guard"),
+        repetition_stop=ours.get("repetition_stop"),
+        is_live=bool(ours.get("gauges")) if ours.get("live") is None else bool(ours["live"]),
         ignored=tuple(name for name in body if name not in known),
     )
 
@@ -403,7 +412,8 @@ def _prompt(prompt: str | list[Any] | None) -> str | list[int]:
     )
 
 
-def _ours(given: Mapping[str, Any] | None) -> tuple[tuple[str, ...], bool | None, bool]:
+def _ours(given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the body's fields under ``pyemo``, checked."""
     given = given or {}
     if unknown := [key for key in given if key not in _OURS]:
         raise Refusal(
@@ -416,13 +426,12 @@ def _ours(given: Mapping[str, Any] | None) -> tuple[tuple[str, ...], bool | None
         raise Refusal("pyemo.gauges must be a list of vectors' names", param="pyemo")
     if len(gauges) > 64:
         raise Refusal("pyemo.gauges has more than 64 names", param="pyemo")
-    for name in ("guard", "live"):
+    for name in ("guard", "live", "repetition_stop"):
         if not isinstance(given.get(name), bool | None):
             raise Refusal(
                 f"pyemo.{name} = {_shown(given[name])}; it is true or false", param="pyemo"
             )
-    is_live = bool(gauges) if given.get("live") is None else bool(given["live"])
-    return tuple(gauges), given.get("guard"), is_live
+    return given
 
 
 def _half_character(value: Any, place: str = "") -> str | None:

@@ -58,6 +58,7 @@ class ServerConfig(BaseModel):
         vectors: folder whose vectors are offered.
         steering: mood of requests that name none, in any spelling of a request's field.
         guard: whether replies are guarded where a request does not say.
+        repetition_stop: whether replies that go in circles end, where a request does not say.
         presets: name -> mood.
         max_body: bytes of a body at most.
         read_timeout: seconds in which a request must arrive.
@@ -85,6 +86,7 @@ class ServerConfig(BaseModel):
     allow_other_weights: bool = False
     steering: str | dict[str, Any] | list[Any] | None = None
     guard: bool = False
+    repetition_stop: bool = True
     presets: dict[str, Preset] = Field(default_factory=dict)
     max_body: Count = 4 << 20
     read_timeout: Annotated[float, Field(gt=0, le=86400)] = 20.0

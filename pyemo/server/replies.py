@@ -8,8 +8,7 @@ from typing import Any
 
 from pyemo.engine.tickets import Ticket
 from pyemo.engine.tokens import Token
-from pyemo.server import answers
-from pyemo.server.answers import ChatShape, Head, Shape, TextShape
+from pyemo.server.answers import Ending, Head, Shape, usage
 from pyemo.server.parts import Parts
 from pyemo.server.readings import RegimeLight, mean_gauges, reading
 from pyemo.server.refusals import Refusal, refusal_of
@@ -41,7 +40,7 @@ class Answer:
         self._live = live
         self._mail = mail
         self._shape = shape(head)
-        self._parts = Parts(service.model.thought_tags, is_plain=shape is TextShape)
+        self._parts = Parts(service.model.thought_tags, is_plain=shape.is_plain)
         self._light = RegimeLight()
         self._is_late = False
         self._until = time.monotonic() + service.config.time_limit
@@ -79,7 +78,16 @@ class Answer:
                     return self._whole(item)
 
     async def events(self, items: Sequence[Token | Ticket]) -> AsyncIterator[bytes]:
-        """Yield the stream's events, those of ``items`` first."""
+        """Yield what the stream sends, that of ``items`` first; an error is said, and its end."""
+        try:
+            async for data in self._events(items):
+                yield data
+        except Exception as error:  # noqa: BLE001, the head is sent: it cannot be a status
+            yield self._shape.encoded(self._shape.error(refusal_of(error))) + self._shape.done
+
+    # --- inside ---
+
+    async def _events(self, items: Sequence[Token | Ticket]) -> AsyncIterator[bytes]:
         is_first = True
         while True:
             data = []
@@ -89,12 +97,10 @@ class Answer:
                 is_first = False
             if ticket is not None:
                 data += self._last(ticket, is_first)
-            yield b"".join(data) or answers.WAITING
+            yield b"".join(data) or self._shape.waiting
             if ticket is not None:
                 return
             items = await self._take()
-
-    # --- inside ---
 
     async def _take(self, wait_s: float = COMMENT_S) -> list[Token | Ticket]:
         """Return what has come, nothing after ``wait_s``; end the reply at its time limit."""
@@ -127,23 +133,21 @@ class Answer:
             extra=extra,
             is_first=is_first,
         )
-        return answers.event(part)
+        return self._shape.encoded(part)
 
     def _last(self, ticket: Ticket, is_first: bool) -> list[bytes]:
         content, thoughts = self._rest(ticket)
-        part = self._shape.part(
+        refusal = self._refusal(ticket)
+        parts = self._shape.last(
             content,
             thoughts,
-            reason=self._reason(ticket),
-            extra=self._extra(ticket),
+            self._ending(ticket),
             is_first=is_first,
+            include_usage=self._live.asked.include_usage and refusal is None,
         )
-        data = [answers.event(part)]
-        if (refusal := self._refusal(ticket)) is not None:
-            data.append(answers.event(refusal.envelope()))
-        elif self._live.asked.include_usage:
-            data.append(answers.event(self._shape.usage_part(self._usage(ticket))))
-        return [*data, answers.DONE]
+        if refusal is not None:
+            parts.append(self._shape.error(refusal))
+        return [*map(self._shape.encoded, parts), self._shape.done]
 
     def _whole(self, ticket: Ticket) -> dict[str, Any]:
         self._raise_error(ticket)
@@ -156,11 +160,9 @@ class Answer:
         return self._shape.whole(
             self._parts.answer,
             self._parts.thoughts,
+            self._ending(ticket),
             tokens=ticket.tokens,
             has_logprobs=asked.has_logprobs,
-            reason=self._reason(ticket),
-            extra=self._extra(ticket),
-            used=self._usage(ticket),
         )
 
     def _rest(self, ticket: Ticket) -> tuple[str, str]:
@@ -169,8 +171,15 @@ class Answer:
         kind = ticket.tokens[-1].kind if ticket.tokens else "answer"
         return self._parts.push_text(rest, kind)
 
-    def _reason(self, ticket: Ticket) -> str:
-        return "length" if self._is_late else answers.finish_reason(ticket.stop_reason)
+    def _ending(self, ticket: Ticket) -> Ending:
+        first = ticket.first_token or ticket.ended or ticket.submitted
+        return Ending(
+            TIME_LIMIT if self._is_late else ticket.stop_reason,
+            self._extra(ticket),
+            usage(ticket.n_prompt, ticket.n_cached, ticket.tokens),
+            read_s=first - (ticket.started or first),
+            write_s=(ticket.ended or first) - first,
+        )
 
     def _refusal(self, ticket: Ticket) -> Refusal | None:
         """Return why the reply is not what was asked for; None if it is."""
@@ -190,9 +199,6 @@ class Answer:
         refusal = self._refusal(ticket)
         if refusal is not None:
             raise refusal
-
-    def _usage(self, ticket: Ticket) -> dict[str, Any]:
-        return answers.usage(ticket.n_prompt, ticket.n_cached, ticket.tokens)
 
     def _extra(self, ticket: Ticket) -> dict[str, Any]:
         """Return what the choice says under ``pyemo``: the mood that was applied, and readings."""
@@ -231,6 +237,3 @@ def header_text(text: str) -> str:
     """Return ``text`` for a header's value: ASCII, no line ends, not long."""
     plain = "".join(c if c.isprintable() else "?" for c in text)
     return plain.encode("ascii", "backslashreplace").decode()[:1024]
-
-
-SHAPES: dict[str, type[Shape]] = {"chat": ChatShape, "text": TextShape}

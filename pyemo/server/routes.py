@@ -14,12 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+import pyemo
 from pyemo.engine.tickets import Ticket
 from pyemo.engine.tokens import Token
 from pyemo.errors import PyemoError
 from pyemo.server.answers import ChatShape, Shape, TextShape
 from pyemo.server.bodies import Asked, chat_asked, read_json, read_object, text_asked
 from pyemo.server.metrics import Metrics
+from pyemo.server.ollama import OllamaShape, ollama_asked, tag
 from pyemo.server.refusals import Refusal, refusal_of
 from pyemo.server.replies import Answer, header_text, n_guard_steps
 from pyemo.server.service import Live, Service
@@ -51,9 +53,13 @@ class Routes:
         """Return every path with its handler."""
         chat = functools.partial(self._complete, chat_asked, ChatShape)
         text = functools.partial(self._complete, text_asked, TextShape)
+        ollama = functools.partial(self._complete, ollama_asked, OllamaShape)
         rows: list[tuple[str, str, Handler]] = [
             ("POST", "/v1/chat/completions", chat),
             ("POST", "/v1/completions", text),
+            ("POST", "/api/chat", ollama),
+            ("GET", "/api/tags", self._tags),
+            ("GET", "/api/version", self._version),
             ("GET", "/v1/models", self._models),
             ("GET", "/v1/models/{name:path}", self._one_model),
             ("GET", "/v1/steering", self._steering),
@@ -69,10 +75,13 @@ class Routes:
         ]
         return [Route(path, self._answering(way), methods=[method]) for method, path, way in rows]
 
-    def refused(self, error: BaseException) -> Response:
-        """Return the answer for what went wrong."""
+    def refused(self, request: Request, error: BaseException) -> Response:
+        """Return the answer for what went wrong, in the words of the route's clients."""
         refusal = refusal_of(error)
-        return JSONResponse(refusal.envelope(), status_code=refusal.status, headers=refusal.headers)
+        content = refusal.envelope()
+        if request.url.path.startswith("/api/"):
+            content = {"error": content["error"]["message"]}
+        return JSONResponse(content, status_code=refusal.status, headers=refusal.headers)
 
     def _answering(self, handler: Handler) -> Handler:
         """Return ``handler``, which answers in any case, and is counted."""
@@ -83,7 +92,7 @@ class Routes:
             except ClientDisconnect:
                 answer = Response(status_code=499)  # nobody reads it
             except Exception as error:  # noqa: BLE001, every fault has an answer
-                answer = self.refused(error)
+                answer = self.refused(request, error)
             route = request.scope["route"].path
             self._metrics.answers.labels(route, str(answer.status_code)).inc()
             return answer
@@ -124,7 +133,8 @@ class Routes:
         except BaseException:
             self._close(live)
             raise
-        return EventStream(answer.events(found), answer.headers, lambda: self._close(live))
+        events = answer.events(found)
+        return EventStream(events, shape.media_type, answer.headers, lambda: self._close(live))
 
     def _close(self, live: Live) -> None:
         """Count the reply, and free what it holds if its client has left."""
@@ -189,6 +199,20 @@ class Routes:
             "owned_by": "pyemo",
             "meta": {"n_ctx": service.engine.n_ctx_seq, "n_vocab": service.model.n_vocab},
         }
+
+    async def _tags(self, request: Request) -> Response:
+        service = self._service
+        status = await run_in_threadpool(service.model.path.stat)
+        facts = {
+            "modified": status.st_mtime,
+            "size": status.st_size,
+            "digest": service.model.file_sha256,
+            "family": service.model.architecture,
+        }
+        return JSONResponse({"models": [tag(name, facts) for name in service.model_names()]})
+
+    async def _version(self, request: Request) -> Response:
+        return JSONResponse({"version": pyemo.__version__})
 
     async def _steering(self, request: Request) -> Response:
         service = self._service

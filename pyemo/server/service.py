@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,6 +149,9 @@ class Service:
         guard = next(
             (value for value in (asked.guard, found.guard) if value is not None), self.config.guard
         )
+        stops_circles = asked.repetition_stop
+        if stops_circles is None:
+            stops_circles = self.config.repetition_stop
         sampler = asked.sampler
         if not asked.has_seed:
             sampler = replace(sampler, seed=secrets.randbelow(MOST_SEED))
@@ -166,7 +169,7 @@ class Service:
         try:
             request = Request(
                 tokens,
-                ReplyLimits(n_tokens, asked.stop, asked.n_top),
+                ReplyLimits(n_tokens, asked.stop, asked.n_top, stops_circles),
                 steering=applied.steering,
                 sampler=sampler,
                 gauges=self._gauges(asked),
@@ -184,7 +187,8 @@ class Service:
         """Cancel the reply if it runs, and forget it."""
         with self._lock:
             self._live.pop(live.id, None)
-        live.ticket.cancel()
+        if live.ticket.stop_reason is None:
+            live.ticket.cancel()
 
     def steer(self, completion: str, value: Any) -> tuple[Live, int]:
         """Change the mood of a running reply; return it and the first token that the mood decides.
@@ -293,7 +297,8 @@ class Service:
         model = self.model
         try:
             if asked.messages is not None:
-                arguments: Mapping[str, Any] = asked.template_kwargs
+                switches = {} if asked.think is None else model.think_kwargs(asked.think)
+                arguments = {**switches, **asked.template_kwargs}
                 return model.prompt_tokens(asked.messages, chat_template_kwargs=arguments)
             if isinstance(asked.prompt, str):
                 return model.prompt_tokens(asked.prompt, raw=True)

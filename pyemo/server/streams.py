@@ -67,22 +67,23 @@ async def unless_gone(receive: Receive, work: Awaitable[_T]) -> _T | None:
 
 
 class EventStream(Response):
-    """Sends events as they come, and stops when the client has left.
+    """Sends data as it comes, and stops when the client has left.
 
     Args:
         events: what to send.
+        media_type: of all of it.
         on_close: called once at the end, however it comes.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
         events: AsyncIterator[bytes],
+        media_type: str,
         headers: dict[str, str],
         on_close: Callable[[], None],
     ) -> None:
         self.status_code = 200
+        self.media_type = media_type
         self.background = None
         self._events = events
         self._on_close = on_close

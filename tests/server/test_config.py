@@ -99,6 +99,7 @@ def test_defaults_in_the_help_are_those_of_the_config() -> None:
             default = ServerConfig.model_fields[str(param.name)].default
             default = ROW_BUDGET if param.name == "row_budget" else default
             wanted = f"{default:g}" if isinstance(default, float) else str(default)
+            wanted = "repetition-stop" if default is True else wanted
             assert shown[1] == wanted
 
 

@@ -68,7 +68,7 @@ def test_a_reply_ends_when_its_client_leaves(server: Process, stream: bool) -> N
             assert b"200 OK" in connection.recv(4096)
         else:
             while server.metric("pyemo_running") == 0:
-                pass
+                time.sleep(0.001)
     assert server.is_idle_within(5)
     assert server.metric("pyemo_cancelled_total") == n_cancelled + 1
 

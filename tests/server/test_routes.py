@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,10 @@ def test_a_running_reply_is_steered_from_its_next_token(settings: dict[str, Any]
 
     def steer() -> None:
         while not service._live:
-            pass
+            time.sleep(0.001)
         (live,) = service._live.values()
         while len(live.ticket.tokens) < 3:
-            pass
+            time.sleep(0.001)
         answers["steer"] = client.post(f"/v1/steering/{live.id}", json={"steering": "cold=0.5"})
 
     thread = threading.Thread(target=steer)

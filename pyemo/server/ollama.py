@@ -1,0 +1,156 @@
+"""Ollama's chat route over the same replies: its body in OpenAI's words, and its answers' shape."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyemo.engine.tokens import Token
+from pyemo.server.answers import Ending, Shape, compact, finish_reason
+from pyemo.server.bodies import Asked, chat_asked
+from pyemo.server.refusals import Refusal
+
+_SAME = ("temperature", "seed", "top_k", "top_p", "min_p", "stop", "repeat_penalty",
+         "repeat_last_n", "presence_penalty", "frequency_penalty")  # fmt: skip
+_MOOD = ("steering", "steer", "cvec")
+_PASSED = ("messages", "tools", "metadata", "pyemo", *_MOOD)
+_HARMLESS = ("keep_alive",)
+
+LATEST = ":latest"
+"""What Ollama's clients put behind a name without a tag."""
+
+
+def ollama_asked(body: Mapping[str, Any]) -> Asked:
+    """Return what a body of ``/api/chat`` asks for.
+
+    Raises:
+        Refusal: a field that is not understood as it is, by name.
+    """
+    options = body.get("options") or {}
+    if not isinstance(options, Mapping):
+        raise Refusal("options must be an object", param="options")
+    if body.get("format") not in (None, ""):
+        raise Refusal("format cannot be met: grammars are not built", param="format")
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        if any(isinstance(one, Mapping) and one.get("images") for one in messages):
+            raise Refusal("images are not understood; text is all there is", param="messages")
+        messages = [_without_images(message) for message in messages]
+    model = body.get("model")
+    if isinstance(model, str):
+        model = model.removesuffix(LATEST)
+    asked = {name: body[name] for name in _PASSED if name in body}
+    asked |= {name: value for name, value in options.items() if name in (*_SAME, *_MOOD)}
+    asked |= {"messages": messages, "model": model}
+    asked["stream"] = True if body.get("stream") is None else body["stream"]
+    n_tokens = options.get("num_predict")
+    asked["max_tokens"] = None if n_tokens == -2 else n_tokens  # as much as the context holds
+    if body.get("think") is not None:
+        asked["think"] = body["think"] not in (False, "none")
+    known = (*_PASSED, *_HARMLESS, "model", "stream", "think", "format", "options")
+    asked |= {name: value for name, value in body.items() if name not in known}
+    known_options = (*_SAME, *_MOOD, "num_predict")
+    asked |= {f"options.{name}": 0 for name in options if name not in known_options}
+    return chat_asked(asked)
+
+
+class OllamaShape(Shape):
+    """``/api/chat``: a stream of JSON lines."""
+
+    prefix = "ollama-"
+    media_type = "application/x-ndjson"
+    waiting = b""
+    done = b""
+
+    def part(
+        self,
+        content: str = "",
+        thoughts: str = "",
+        *,
+        tokens: Sequence[Token] = (),
+        has_logprobs: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        is_first: bool = False,
+    ) -> dict[str, Any]:
+        message = {"role": "assistant", "content": content}
+        if thoughts:
+            message["thinking"] = thoughts
+        now = datetime.datetime.now(datetime.timezone.utc)
+        part: dict[str, Any] = {
+            "model": self.head.model,
+            "created_at": now.isoformat().replace("+00:00", "Z"),
+            "message": message,
+            "done": False,
+        }
+        if extra is not None:
+            part["pyemo"] = dict(extra)
+        return part
+
+    def last(
+        self, content: str, thoughts: str, ending: Ending, *, is_first: bool, include_usage: bool
+    ) -> list[dict[str, Any]]:
+        return [self._done(content, thoughts, ending)]
+
+    def whole(
+        self,
+        content: str,
+        thoughts: str,
+        ending: Ending,
+        *,
+        tokens: Sequence[Token],
+        has_logprobs: bool,
+    ) -> dict[str, Any]:
+        return self._done(content, thoughts, ending)
+
+    def encoded(self, value: Mapping[str, Any]) -> bytes:
+        return compact(value) + b"\n"
+
+    def error(self, refusal: Refusal) -> dict[str, Any]:
+        return {"error": refusal.envelope()["error"]["message"]}
+
+    def _done(self, content: str, thoughts: str, ending: Ending) -> dict[str, Any]:
+        return {
+            **self.part(content, thoughts, extra=ending.extra),
+            "done": True,
+            "done_reason": finish_reason(ending.stop_reason),
+            "total_duration": _ns(ending.read_s + ending.write_s),
+            "load_duration": 0,
+            "prompt_eval_count": ending.used["prompt_tokens"],
+            "prompt_eval_duration": _ns(ending.read_s),
+            "eval_count": ending.used["completion_tokens"],
+            "eval_duration": _ns(ending.write_s),
+        }
+
+
+def tag(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``/api/tags`` says of a model.
+
+    Args:
+        facts: modified (seconds of the epoch), size (bytes), digest, family, format.
+    """
+    modified = datetime.datetime.fromtimestamp(facts["modified"], datetime.timezone.utc)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": modified.isoformat().replace("+00:00", "Z"),
+        "size": facts["size"],
+        "digest": facts["digest"],
+        "details": {
+            "format": "gguf",
+            "family": facts["family"],
+            "families": [facts["family"]],
+            "parameter_size": "",
+            "quantization_level": "",
+        },
+    }
+
+
+def _without_images(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    return {key: value for key, value in message.items() if key != "images"}
+
+
+def _ns(seconds: float) -> int:
+    return round(max(0.0, seconds) * 1e9)
