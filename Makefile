@@ -20,7 +20,7 @@ ALL := $(VENV)/.made-all
 PROMPT := Write a short message to your neighbour about the noise last night.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality test-browser lint types check bench sanitize vectors docs tree study-report clean
+.PHONY: help setup demo test test-quality test-browser lint types check bench sanitize fuzz vectors docs tree study-report clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -81,6 +81,19 @@ sanitize: $(ALL) ## run the core tests on an extension built with sanitizers
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    $(BIN)/python -m pytest tests/engine tests/guard tests/formats tests/check $(PYTEST_ARGS)
+
+# Five fuzzers, so many seconds each: docs/hostile-input.md. Those in C++ need clang, on Debian and
+# Ubuntu: apt install clang. FUZZERS="vector_file" for some of them.
+SECONDS ?= 60
+FUZZERS ?=
+fuzz: $(ALL) ## feed hostile bytes to all that reads files; SECONDS=600
+	@command -v clang++ >/dev/null || { echo "make: no clang++; on Debian or Ubuntu: apt install clang" >&2; exit 1; }
+	@$(PIP) install -c constraints.txt "atheris>=3"
+	$(BIN)/cmake -G Ninja -S . -B build/fuzz -DPYEMO_FUZZ=ON -DCMAKE_CXX_COMPILER=clang++ \
+	    -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" >/dev/null
+	$(BIN)/cmake --build build/fuzz
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(FUZZERS)
 
 # The bundled vectors are data in git; this makes them anew: extracted ones with the strengths that suit
 # texts of 48 tokens (docs/strengths.md), and trained ones, about three minutes each.

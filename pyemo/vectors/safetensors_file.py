@@ -81,7 +81,7 @@ def _entry(name: str, entry: object) -> tuple[str, str, tuple[int, ...], int, in
         refuse(f"is damaged: {shown(name)} is described by {shown(entry)}")
     dtype = entry.get("dtype")
     shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
-    if dtype not in _WIDTHS:
+    if not isinstance(dtype, str) or dtype not in _WIDTHS:
         refuse(f"has {shown(name)} of type {shown(dtype)}; a direction is one of {list(_WIDTHS)}")
     if shape is None or offsets is None or len(offsets) != 2:
         refuse(

@@ -57,13 +57,16 @@ def read_object(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     """Refuse what is no archive of torch's, or would be larger in memory than a vector can be."""
-    if not zipfile.is_zipfile(path):
-        refuse(f"is not a file of torch.save since torch 1.6; {_SAVE_TENSORS}")
+    n_bytes = None
     try:
-        with zipfile.ZipFile(path) as archive:
-            n_bytes = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        refuse(f"is damaged: {error}")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                n_bytes = sum(entry.file_size for entry in archive.infolist())
+    # zipfile promises one error of its own and raises others too, in is_zipfile as well
+    except Exception as error:
+        raise VectorFileError(f"is damaged: {_first_line(error)}") from error
+    if n_bytes is None:
+        refuse(f"is not a file of torch.save since torch 1.6; {_SAVE_TENSORS}")
     if n_bytes > MAX_BYTES:
         refuse(f"would take {n_bytes} bytes; a vector has at most {MAX_BYTES}")
 
