@@ -1,4 +1,5 @@
 #include <mutex>
+#include <variant>
 
 #include "bindings.h"
 #include "engine.h"
@@ -87,6 +88,7 @@ void register_engine(py::module_ & m) {
         .def_property_readonly("steering_unsupported", &Engine::steering_unsupported)
         .def_property_readonly("n_ctx", &Engine::n_ctx, "Cells of the KV cache, shared by all sequences.")
         .def_property_readonly("n_ctx_seq", &Engine::n_ctx_seq, "Tokens of one sequence at most.")
+        .def_property_readonly("n_batch", &Engine::n_batch, "Rows of one decode at most.")
         .def_property_readonly("n_seq_max", &Engine::n_seq_max)
         .def_property_readonly("n_free_sequences", py::cpp_function(&Engine::n_free_sequences, release_gil()))
         .def_property_readonly("n_free_cells", py::cpp_function(&Engine::n_free_cells, release_gil()),
@@ -97,16 +99,25 @@ void register_engine(py::module_ & m) {
         .def("fork", &Engine::fork, py::arg("seq"), release_gil())
         .def("remove", &Engine::remove, py::arg("seq"), release_gil())
         .def("tokens", &Engine::tokens, py::arg("seq"), release_gil())
-        .def("n_tokens", &Engine::n_tokens, py::arg("seq"), release_gil())
+        .def("n_tokens", [](const Engine & e, int seq) {
+                 // The GIL is kept where nothing is waited for: whoever lets it go beside a busy thread waits for it.
+                 if (const auto n = e.n_tokens_now(seq)) return *n;
+                 return unlocked([&] { return e.n_tokens(seq); });
+             }, py::arg("seq"))
         .def("n_room", &Engine::n_room, py::arg("seq"), release_gil(), "Tokens that it can still take, beside the others.")
         .def("n_pending", &Engine::n_pending, py::arg("seq"), release_gil())
         .def("append", &Engine::append, py::arg("seq"), py::arg("tokens"), release_gil())
         .def("set_sampler", &Engine::set_sampler, py::arg("seq"), py::arg("sampler"), release_gil())
         .def("set_spans", [](Engine & e, int seq, PySpans spans) { e.set_spans(seq, to_spans(std::move(spans))); },
              py::arg("seq"), py::arg("spans"), release_gil())
-        .def("rollback", &Engine::rollback, py::arg("seq"), py::arg("n"), release_gil())
+        .def("rollback", &Engine::rollback, py::arg("seq"), py::arg("n"), py::arg("is_followed") = false, release_gil())
         .def("refresh", [](Engine & e, int seq, PySpans spans, int begin) { e.refresh(seq, to_spans(std::move(spans)), begin); },
              py::arg("seq"), py::arg("spans"), py::arg("begin") = 0, release_gil())
+        .def("drop_cells", &Engine::drop_cells, py::arg("seq"), release_gil())
+        .def("n_common", [](const Engine & e, int seq, const std::vector<llama_token> & tokens, PySpans spans) {
+                 return e.n_common(seq, tokens, to_spans(std::move(spans)));
+             }, py::arg("seq"), py::arg("tokens"), py::arg("spans"), release_gil(),
+             "How many first tokens it has in common with these, its decoded ones under the same terms.")
         .def("set_gauges", &Engine::set_gauges, py::arg("seq"), py::arg("gauges"), release_gil())
         .def("start_reading", &Engine::start_reading, py::arg("seq"), py::arg("layers"), py::arg("pooling"),
              py::arg("pos_begin"), py::arg("pos_end"), release_gil())
@@ -116,7 +127,14 @@ void register_engine(py::module_ & m) {
              }, py::arg("seq"), "Return (positions read, float32 values, flat); a copy.")
         .def("stop_reading", &Engine::stop_reading, py::arg("seq"), release_gil())
         .def("forward", &Engine::forward, py::arg("seqs"), release_gil())
-        .def("step", &Engine::step, py::arg("seqs"), py::arg("n_top") = 0, release_gil())
+        .def("step", [](Engine & e, const std::vector<int> & seqs, const std::variant<int, std::vector<int>> & n_top,
+                        const std::vector<std::pair<int, int>> & fills) {
+                 const int * one = std::get_if<int>(&n_top);
+                 std::vector<Fill> native;
+                 for (const auto & [seq, n_rows] : fills) native.push_back({seq, n_rows});
+                 return e.step(seqs, one != nullptr ? std::vector<int>{*one} : std::get<std::vector<int>>(n_top), native);
+             }, py::arg("seqs"), py::arg("n_top") = 0, py::arg("fills") = std::vector<std::pair<int, int>>(), release_gil())
+        .def("interrupt", &Engine::interrupt, py::arg("seq"))
         .def("logits", [](Engine & e, int seq) {
                  return to_array(unlocked([&] { return e.logits(seq); }));
              }, py::arg("seq"), "Return the logits after the last token; float32 (n_vocab,), a copy.")

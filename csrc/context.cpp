@@ -140,6 +140,13 @@ void Engine::prove_hook() {
 
 bool Engine::on_abort_check(void * self) {
     auto & engine = *static_cast<Engine *>(self);
+    if (const int seq = engine.stopped_seq_; seq >= 0) {
+        const int slot = engine.find_slot(seq);
+        llama_seq_id ** begin = engine.batch_.seq_id;
+        if (std::any_of(begin, begin + engine.batch_.n_tokens, [slot](const llama_seq_id * ids) { return ids[0] == slot; })) {
+            return true;
+        }
+    }
     // Asked before every node, so the clock is read before every 8th only.
     if ((++engine.n_abort_checks_ & 7) != 0 || !engine.interrupted_ ||
         llama_time_us() < engine.next_interrupt_check_us_) {

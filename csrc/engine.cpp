@@ -14,23 +14,34 @@
 namespace pyemo {
 
 // A thread that waits can be interrupted: what it waits for may take minutes.
-Engine::Turn::Turn(const Engine & engine) : engine_(const_cast<Engine &>(engine)) {
-    if (engine_.owner_.load() == std::this_thread::get_id()) {
+Engine::Turn::Turn(const Engine & engine) : engine_(const_cast<Engine *>(&engine)) {
+    if (engine_->owner_.load() == std::this_thread::get_id()) {
         throw Error(ErrorKind::input, "the engine is at work in this very thread, and this call comes from a signal handler "
                     "or a finalizer that runs meanwhile; make it after the work has ended, or raise to stop the work");
     }
-    while (!engine_.mutex_.try_lock_for(std::chrono::microseconds(interrupt_check_us))) {
-        if (engine_.interrupted_ && engine_.interrupted_()) {
+    while (!engine_->mutex_.try_lock_for(std::chrono::microseconds(interrupt_check_us))) {
+        if (engine_->interrupted_ && engine_->interrupted_()) {
             throw Error(ErrorKind::decode_aborted, "interrupted while waiting for another thread's work on this engine");
         }
     }
-    engine_.owner_.store(std::this_thread::get_id());
-    engine_.free_removed();
+    engine_->owner_.store(std::this_thread::get_id());
+    engine_->free_removed();
+}
+
+Engine::Turn::Turn(const Engine & engine, std::try_to_lock_t) : engine_(nullptr) {
+    auto & mine = const_cast<Engine &>(engine);
+    if (mine.owner_.load() != std::this_thread::get_id() && mine.mutex_.try_lock()) {
+        engine_ = &mine;
+        mine.owner_.store(std::this_thread::get_id());
+        mine.free_removed();
+    }
 }
 
 Engine::Turn::~Turn() {
-    engine_.owner_.store(std::thread::id());
-    engine_.mutex_.unlock();
+    if (engine_ != nullptr) {
+        engine_->owner_.store(std::thread::id());
+        engine_->mutex_.unlock();
+    }
 }
 
 int Engine::handle_of(int slot) const {
@@ -99,13 +110,13 @@ int Engine::n_room(int seq) const {
     return std::clamp(n_ctx_ - n_held_cells() - n_pending_tokens(), 0, room);
 }
 
-// Throws where the pending tokens of these sequences have no cells, before any is decoded.
-void Engine::require_cells(const std::vector<int> & slots) const {
+// Throws where the tokens before these goals have no cells, before any is decoded.
+void Engine::require_cells(const std::vector<Goal> & goals) const {
     if (!params_.kv_unified || llama_model_is_recurrent(model_->get())) {
         return;  // a sequence has cells of its own, or a state instead
     }
     int64_t n_rows = 0, n_decoded = 0;
-    for (int slot : slots) n_rows += n_to_decode(sequences_[slot]);
+    for (const Goal & goal : goals) n_rows += std::max(0, goal.end - sequences_[goal.slot].n_decoded);
     for (const Sequence & s : sequences_) n_decoded += s.n_decoded;
     if (n_decoded + n_rows <= n_ctx_) {
         return;
@@ -216,6 +227,11 @@ std::vector<llama_token> Engine::tokens(int seq) const {
 int Engine::n_tokens(int seq) const {
     const Turn turn(*this);
     return int(at(seq).tokens.size());
+}
+
+std::optional<int> Engine::n_tokens_now(int seq) const {
+    const Turn turn(*this, std::try_to_lock);
+    return turn ? std::optional<int>(int(at(seq).tokens.size())) : std::nullopt;
 }
 
 int Engine::n_pending(int seq) const {
@@ -354,7 +370,7 @@ void Engine::rewind(int slot, int n_decoded) {
     s.has_logits = false;
 }
 
-void Engine::rollback(int seq, int n) {
+void Engine::rollback(int seq, int n, bool is_followed) {
     const Turn turn(*this);
     Sequence & s = at(seq);
     require_range("tokens to keep", n, 0, int(s.tokens.size()));
@@ -364,7 +380,7 @@ void Engine::rollback(int seq, int n) {
     // What stays keeps its own terms; what comes next has the newest.
     std::vector<Term> newest = s.spans.empty() ? std::vector<Term>() : s.spans.back().terms;
     s.tokens.resize(size_t(n));
-    rewind(slot_of(seq), std::max(0, n - 1));  // the last token is decoded again, for its logits
+    rewind(slot_of(seq), is_followed ? n : std::max(0, n - 1));
     s.has_logits = false;
     add_spans(s, {{n, std::move(newest)}}, n);
 }
@@ -378,6 +394,38 @@ void Engine::refresh(int seq, const std::vector<Span> & spans, int begin) {
     }
     rewind(slot_of(seq), begin);
     add_spans(s, spans, begin);
+}
+
+void Engine::drop_cells(int seq) {
+    const Turn turn(*this);
+    rewind(slot_of(seq), 0);
+}
+
+int Engine::n_common(int seq, const std::vector<llama_token> & tokens, const std::vector<Span> & spans) const {
+    const Turn turn(*this);
+    const Sequence & s = at(seq);
+    const size_t n_shorter = std::min(s.tokens.size(), tokens.size());
+    const int n_same = int(std::mismatch(tokens.begin(), tokens.begin() + n_shorter, s.tokens.begin()).first - tokens.begin());
+    const auto n_alike = [&] {
+        static const std::vector<Term> none;
+        size_t mine = 0, theirs = 0;  // spans that have begun
+        // From each position on where the terms of either may change, to the next one.
+        for (int pos = 0; pos < std::min(n_same, s.n_decoded);) {
+            while (mine < s.spans.size() && s.spans[mine].begin <= pos) ++mine;
+            while (theirs < spans.size() && spans[theirs].begin <= pos) ++theirs;
+            if (!same_terms(mine > 0 ? s.spans[mine - 1].terms : none, theirs > 0 ? spans[theirs - 1].terms : none)) {
+                return pos;
+            }
+            int next = n_same;
+            if (mine < s.spans.size()) next = std::min(next, s.spans[mine].begin);
+            if (theirs < spans.size()) next = std::min(next, spans[theirs].begin);
+            pos = next;
+        }
+        return n_same;
+    };
+    const int n = n_alike();
+    // A recurrent state goes on from where it is, or from nothing.
+    return n < int(s.tokens.size()) && model_->is_recurrent_or_hybrid() ? 0 : n;
 }
 
 void Engine::set_gauges(int seq, std::vector<Gauge> gauges) {
@@ -456,17 +504,11 @@ bool Engine::wants_output(const Sequence & s, int pos) const {
     return pos == n - 1 && s.sampler != nullptr;
 }
 
-int Engine::n_to_decode(const Sequence & s) const {
-    const int n = int(s.tokens.size()) - (s.n_given >= 0 ? 1 : 0);  // a scored text's last token predicts nothing
-    return std::max(0, n - s.n_decoded);
-}
-
-std::vector<Engine::Row> Engine::next_chunk(const std::vector<int> & seqs) const {
+std::vector<Engine::Row> Engine::next_chunk(const std::vector<Goal> & goals) const {
     std::vector<Row> rows;
     int n_outputs = 0;
-    for (int seq : seqs) {
+    for (const auto & [seq, n] : goals) {
         const Sequence & s = sequences_[seq];
-        const int n = s.n_decoded + n_to_decode(s);
         // Recurrent layers always take prompts in llama.cpp's own order, which differs from ours when
         // two sequences share a batch.
         if (!rows.empty() && model_->is_recurrent_or_hybrid() && (n - s.n_decoded > 1 || rows.size() > 1)) {
@@ -538,6 +580,7 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
         }
     }
     next_interrupt_check_us_ = llama_time_us() + interrupt_check_us;
+    stopped_seq_ = -1;
     hook_.begin(std::move(plans), skip_head);
     const size_t log_mark = mark_log();
     int rc = 0;
@@ -597,15 +640,24 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
     }
 }
 
-void Engine::forward_unlocked(std::vector<int> slots, bool skip_head) {
-    for (size_t i = 0; i < slots.size(); ++i) {
-        if (std::find(slots.begin(), slots.begin() + i, slots[i]) != slots.begin() + i) {
-            throw Error(ErrorKind::input, "sequence " + std::to_string(handle_of(slots[i])) + " is named twice");
+void Engine::forward_unlocked(const std::vector<int> & slots, bool skip_head, const std::vector<Goal> & fills) {
+    std::vector<Goal> goals;
+    const auto add = [&](Goal goal) {
+        for (const Goal & before : goals) {
+            if (before.slot == goal.slot) {
+                throw Error(ErrorKind::input, "sequence " + std::to_string(handle_of(goal.slot)) + " is named twice");
+            }
         }
-        if (sequences_[slots[i]].tokens.empty()) {
+        goals.push_back(goal);
+    };
+    for (int slot : slots) {
+        const Sequence & s = sequences_[slot];
+        if (s.tokens.empty()) {
             throw Error(ErrorKind::input, "an empty sequence predicts nothing; append at least one token");
         }
+        add({slot, int(s.tokens.size()) - (s.n_given >= 0 ? 1 : 0)});  // a scored text's last token predicts nothing
     }
+    for (const Goal & fill : fills) add(fill);
     for (int slot : slots) {
         Sequence & s = sequences_[slot];
         if (s.sampler && !s.has_logits) {
@@ -613,10 +665,10 @@ void Engine::forward_unlocked(std::vector<int> slots, bool skip_head) {
         }
     }
     if (!params_.kv_unified) {
-        std::sort(slots.begin(), slots.end());
+        std::sort(goals.begin(), goals.end(), [](const Goal & a, const Goal & b) { return a.slot < b.slot; });
     }
-    require_cells(slots);
-    for (auto rows = next_chunk(slots); !rows.empty(); rows = next_chunk(slots)) {
+    require_cells(goals);
+    for (auto rows = next_chunk(goals); !rows.empty(); rows = next_chunk(goals)) {
         decode(rows, skip_head);
     }
 }
@@ -626,8 +678,12 @@ void Engine::forward(const std::vector<int> & seqs) {
     forward_unlocked(slots_of(seqs), false);
 }
 
-std::vector<StepResult> Engine::step(const std::vector<int> & seqs, int n_top) {
-    require_range("n_top", n_top, 0, model_->n_vocab());
+std::vector<StepResult> Engine::step(const std::vector<int> & seqs, const std::vector<int> & n_top, const std::vector<Fill> & fills) {
+    for (int n : n_top) require_range("n_top", n, 0, model_->n_vocab());
+    if (n_top.size() != 1 && n_top.size() != seqs.size()) {
+        throw Error(ErrorKind::input, std::to_string(n_top.size()) + " values of n_top for " + std::to_string(seqs.size()) +
+                    " sequences; pass one, or one for each");
+    }
     const Turn turn(*this);
     // Look before the work: a step that cannot be finished must not be begun.
     for (int seq : seqs) {
@@ -636,7 +692,13 @@ std::vector<StepResult> Engine::step(const std::vector<int> & seqs, int n_top) {
                         " tokens; roll it back, or open the engine with a larger n_ctx");
         }
     }
-    forward_unlocked(slots_of(seqs), false);
+    std::vector<Goal> goals;
+    for (const Fill & fill : fills) {
+        const Sequence & s = at(fill.seq);
+        require_range("rows to fill", fill.n_rows, 1, std::numeric_limits<int>::max());
+        goals.push_back({slot_of(fill.seq), s.n_decoded + std::min(fill.n_rows, int(s.tokens.size()) - s.n_decoded)});
+    }
+    forward_unlocked(slots_of(seqs), false, goals);
     std::vector<StepResult> results(seqs.size());
     for (size_t i = 0; i < seqs.size(); ++i) {
         Sequence & s = at(seqs[i]);
@@ -646,8 +708,8 @@ std::vector<StepResult> Engine::step(const std::vector<int> & seqs, int n_top) {
         const LogitStats stats = logit_stats(row, model_->n_vocab(), out.token);
         out.logprob = stats.logprob;
         out.entropy = stats.entropy;
-        if (n_top > 0) {
-            out.top = top_logprobs(row, model_->n_vocab(), n_top);
+        if (const int n = n_top[n_top.size() == 1 ? 0 : i]; n > 0) {
+            out.top = top_logprobs(row, model_->n_vocab(), n);
         }
         out.is_end = model_->is_end_of_generation(out.token);
         out.piece = model_->piece(out.token, false);

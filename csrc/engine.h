@@ -67,6 +67,12 @@ struct ReadJob {
     std::vector<Span> spans;
 };
 
+// Part of a sequence's pending tokens, to be decoded beside others.
+struct Fill {
+    int seq = 0;
+    int n_rows = 0;
+};
+
 class Engine {
 public:
     // `interrupted` is asked at most every 50 ms during long work, on the calling thread; true stops the work.
@@ -78,6 +84,7 @@ public:
     const std::string & steering_unsupported() const { return steering_unsupported_; }
     int n_ctx() const { return n_ctx_; }
     int n_ctx_seq() const { return n_ctx_seq_; }
+    int n_batch() const { return params_.n_batch; }
     int n_seq_max() const { return params_.n_seq_max; }
     int n_free_sequences() const;
     // Cells that no open sequence holds or will need for its pending tokens; what forks share counts once. Where each
@@ -96,6 +103,8 @@ public:
     // The tokens so far. All but the pending ones are in the KV cache.
     std::vector<llama_token> tokens(int seq) const;
     int n_tokens(int seq) const;
+    // The same where the engine is not at work; never waits.
+    std::optional<int> n_tokens_now(int seq) const;
     int n_pending(int seq) const;
     void append(int seq, const std::vector<llama_token> & tokens);
     void set_sampler(int seq, const SamplerParams & sampler);
@@ -104,10 +113,16 @@ public:
     // span has no end. Decoded tokens keep what they were computed with.
     void set_spans(int seq, const std::vector<Span> & spans);
 
-    // Forgets the tokens from position n on. They come back as fresh computation would give them.
-    void rollback(int seq, int n);
+    // Forgets the tokens from position n on. They come back as fresh computation would give them. The last that stays is
+    // pending, for its logits, unless others are to follow.
+    void rollback(int seq, int n, bool is_followed = false);
     // Drops the KV cache of the sequence from position begin on; its tokens are pending again, under the given spans.
     void refresh(int seq, const std::vector<Span> & spans, int begin = 0);
+    // Drops all of it; its tokens are pending again, under the spans that they had, and come back as they were.
+    void drop_cells(int seq);
+    // How many first tokens the sequence has in common with these, its decoded ones under the same terms, as far as it can
+    // be rolled back to.
+    int n_common(int seq, const std::vector<llama_token> & tokens, const std::vector<Span> & spans) const;
 
     void set_gauges(int seq, std::vector<Gauge> gauges);
     void start_reading(int seq, const std::vector<int> & layers, Pooling pooling, int pos_begin, int pos_end);
@@ -116,8 +131,12 @@ public:
 
     // Decodes all pending tokens of these sequences, in chunks of n_batch rows filled in the order given.
     void forward(const std::vector<int> & seqs);
-    // forward, then one token for each sequence, appended to it as pending.
-    std::vector<StepResult> step(const std::vector<int> & seqs, int n_top);
+    // forward, then one token for each sequence, appended to it as pending; n_top: alternatives, of each sequence or one
+    // number for all. Beside them, as far as the decodes have room, up to n_rows pending tokens of each fill are decoded.
+    std::vector<StepResult> step(const std::vector<int> & seqs, const std::vector<int> & n_top, const std::vector<Fill> & fills = {});
+    // Makes the decode that runs now, on another thread, fail as interrupted if it has tokens of this sequence; they are
+    // pending again. Never waits.
+    void interrupt(int seq) { stopped_seq_ = seq; }
     // Logits after the last token, decoding what is pending; (n_vocab,), a copy.
     std::vector<float> logits(int seq);
 
@@ -135,12 +154,14 @@ private:
     class Turn {
     public:
         explicit Turn(const Engine & engine);
+        Turn(const Engine & engine, std::try_to_lock_t);  // does not wait
         ~Turn();
+        explicit operator bool() const { return engine_ != nullptr; }
         Turn(const Turn &) = delete;
         Turn & operator=(const Turn &) = delete;
 
     private:
-        Engine & engine_;
+        Engine * engine_;  // null where the lock was not free
     };
     struct ActiveSpan {
         int begin;
@@ -171,6 +192,10 @@ private:
         int pos;
         bool output;
     };
+    struct Goal {
+        int slot;
+        int end;  // decode the tokens before this position
+    };
 
     // A sequence's number, as callers know it, is never used again: generation * n_seq_max + slot. Inside, a
     // sequence is its slot, which is llama.cpp's own number for it.
@@ -183,8 +208,7 @@ private:
     int free_sequence();
     int n_held_cells() const;
     int n_pending_tokens() const;
-    void require_cells(const std::vector<int> & slots) const;
-    int n_to_decode(const Sequence & s) const;
+    void require_cells(const std::vector<Goal> & goals) const;
     void free_removed();
     void append_to(Sequence & s, const std::vector<llama_token> & tokens);
     void add_spans(Sequence & s, const std::vector<Span> & spans, int first);
@@ -197,10 +221,10 @@ private:
     bool wants_output(const Sequence & s, int pos) const;
     void reset_sequence(int slot);
 
-    // The next chunk of pending rows; empty when nothing is pending.
-    std::vector<Row> next_chunk(const std::vector<int> & seqs) const;
+    // The next chunk of rows before the goals; empty when all are reached.
+    std::vector<Row> next_chunk(const std::vector<Goal> & goals) const;
     void decode(const std::vector<Row> & rows, bool skip_head);
-    void forward_unlocked(std::vector<int> slots, bool skip_head);
+    void forward_unlocked(const std::vector<int> & slots, bool skip_head, const std::vector<Goal> & fills = {});
     void save_logits();
     const float * logits_of(const Sequence & s) const;
     void rewind(int slot, int n_decoded);
@@ -235,6 +259,7 @@ private:
     uint32_t n_abort_checks_ = 0;
     std::timed_mutex mutex_;
     std::atomic<std::thread::id> owner_{};  // the thread that holds mutex_
+    std::atomic<int> stopped_seq_{-1};      // see interrupt
     std::mutex removed_mutex_;              // held for a few instructions only, never around anything of Python's
     std::vector<int> removed_;              // sequences to free at the next call
 };

@@ -1,6 +1,7 @@
 // Conditions on a row: how much of a term acts on it, from 0 to 1. Pure functions of what the row reads.
 #pragma once
 
+#include <tuple>
 #include <vector>
 
 #include "gauge.h"
@@ -14,6 +15,11 @@ struct Probe {
     bool above = true;
     float softness = 0.0f;  // of a sigmoid, in residual norms; 0: a step
 
+    bool operator==(const Probe & o) const {
+        return std::tie(gauge, threshold, above, softness) ==
+               std::tie(o.gauge, o.threshold, o.above, o.softness);
+    }
+
     // 0 to 1
     float holds(const float * h) const;
 };
@@ -25,6 +31,8 @@ public:
 
     // program: postfix; a number from 0 on is a probe. Throws input where it is none, or a probe is not finite.
     Gate(std::vector<Probe> probes, std::vector<int> program);
+
+    bool operator==(const Gate & o) const { return std::tie(probes_, program_) == std::tie(o.probes_, o.program_); }
 
     const std::vector<Probe> & probes() const { return probes_; }
     int il() const { return il_; }  // the last layer it reads: from there on its value is known

@@ -1,6 +1,7 @@
 // Readings of a row: how far it points along a direction.
 #pragma once
 
+#include <tuple>
 #include <vector>
 
 #include "operators.h"
@@ -13,6 +14,11 @@ struct Gauge {
     int il = 0;
     float neutral = 0.0f;        // mean projection of neutral texts
     float residual_norm = 1.0f;  // > 0
+
+    bool operator==(const Gauge & o) const {
+        return std::tie(unit, il, neutral, residual_norm) ==
+               std::tie(o.unit, o.il, o.neutral, o.residual_norm);
+    }
 
     // (h.u - neutral) / residual_norm
     float read(const float * h) const { return (dot(h, unit.data(), unit.size()) - neutral) / residual_norm; }

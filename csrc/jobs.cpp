@@ -131,10 +131,7 @@ std::vector<float> Engine::score_next(int seq, const std::vector<llama_token> & 
     s.n_given = int(n_before);  // from here on the sequence is scored, as a job of score() is
     s.logprobs.clear();
     try {
-        require_cells({slot});
-        for (auto rows = next_chunk({slot}); !rows.empty(); rows = next_chunk({slot})) {
-            decode(rows, false);
-        }
+        forward_unlocked({slot}, false);
     } catch (...) {
         s.n_given = -1;
         s.tokens.resize(n_before);

@@ -46,6 +46,14 @@ void Directions::set(int il, const float * values, float neutral, float own) {
     rows_[il] = std::move(row);
 }
 
+bool same_terms(const std::vector<Term> & a, const std::vector<Term> & b) {
+    const auto same = [](const auto & x, const auto & y) { return x == y || (x && y && *x == *y); };  // what they point to
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(), [&](const Term & x, const Term & y) {
+        return x.strength == y.strength && x.op == y.op && x.il_begin == y.il_begin && x.il_end == y.il_end &&
+               same(x.vector, y.vector) && same(x.gate, y.gate);
+    });
+}
+
 Mix::Mix(const std::vector<Term> & terms, int n_layer, int n_embd)
     : n_embd_(n_embd), terms_(terms), layers_(n_layer) {
     std::vector<size_t> first_probes;

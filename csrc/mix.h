@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "gate.h"
@@ -18,6 +19,8 @@ public:
     // neutral, own: see Direction.
     void set(int il, const float * values, float neutral = 0.0f, float own = 0.0f);
 
+    bool operator==(const Directions & o) const { return rows_ == o.rows_; }
+
     int n_layer() const { return int(rows_.size()); }
     int n_embd() const { return n_embd_; }
     bool has(int il) const { return !rows_[il].values.empty(); }
@@ -30,6 +33,11 @@ private:
     struct Row {
         std::vector<float> values, unit;  // (n_embd,); see Direction
         float length = 0.0f, neutral = 0.0f, own = 0.0f;
+
+        bool operator==(const Row & o) const {
+            return std::tie(values, neutral, own) ==
+                   std::tie(o.values, o.neutral, o.own);
+        }
     };
     int n_embd_;
     std::vector<Row> rows_;  // by layer; empty where the vector holds no direction
@@ -43,6 +51,9 @@ struct Term {
     int il_end = 0;
     std::shared_ptr<const Gate> gate;  // nullptr: always; reads no layer after one that the term acts at
 };
+
+// Whether both act alike, to the bit: the same numbers in the same order, whichever objects hold them.
+bool same_terms(const std::vector<Term> & a, const std::vector<Term> & b);
 
 // Terms compiled per layer: one summed delta, then the other operators in the order given.
 class Mix {

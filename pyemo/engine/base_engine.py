@@ -72,6 +72,7 @@ class BaseEngine:
         self._turns = threading.RLock()
         self.n_outputs_max = n_outputs_max
         self.kv_type: KVType = kv_type
+        self.kv_unified = kv_unified
 
     # --- life ---
 
@@ -123,6 +124,11 @@ class BaseEngine:
     def n_ctx_seq(self) -> int:
         """Tokens that one sequence can have: fewer than ``n_ctx`` where cells are not shared."""
         return self.native.n_ctx_seq
+
+    @property
+    def n_batch(self) -> int:
+        """Rows of one decode at most."""
+        return self.native.n_batch
 
     @property
     def n_seq_max(self) -> int:

@@ -313,6 +313,44 @@ class BaseSequence:
             self._native.refresh(self.id, spans)
             self._kept = 0
 
+    def drop_cells(self) -> None:
+        """Give the cells back; the next step computes all tokens again, each under its own mood."""
+        with self._engine.turns:
+            self._kept = max(self._kept, self.n_tokens - self.n_pending)
+            self._native.drop_cells(self.id)
+
+    def restart(
+        self,
+        tokens: SequenceABC[int],
+        steering: Steering,
+        sampler: SamplerParams,
+        gauges: tuple[Gauge, ...],
+    ) -> None:
+        """Become what a new sequence with these would be, and keep what was decoded alike.
+
+        Raises:
+            as :meth:`Engine.sequence`; it is then to be closed.
+        """
+        with self._engine.turns:
+            n = self.n_common(tokens, steering)
+            self._native.rollback(self.id, n, is_followed=n < len(tokens))
+            self._native.stop_reading(self.id)
+            self._segments = [(0, "prompt")] if n else []
+            self._thoughts, self._kept, self._steering = [], 0, OFF
+            self.sampler = sampler
+            self.append(tokens[n:])
+            self.steering = steering
+            self.gauges = gauges
+
+    def n_common(self, tokens: SequenceABC[int], steering: Steering) -> int:
+        """Return how many first tokens :meth:`restart` would keep: the same, decoded alike.
+
+        Alike is what acts on a row, number by number, wherever it comes from: a vector that was
+        loaded anew from a file that changed is another one.
+        """
+        spans = self._engine.moods.spans(steering, [(0, "prompt")], 0, len(tokens))
+        return self._native.n_common(self.id, token_ids(tokens), spans)
+
     # --- reading while it runs ---
 
     def start_reading(

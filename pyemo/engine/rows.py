@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 from pyemo import _core
 from pyemo.engine.base_engine import BaseEngine
 from pyemo.engine.base_sequence import BaseSequence
-from pyemo.engine.steps import forward_many, step_many
+from pyemo.engine.steps import Fill, forward_many, step_many
 from pyemo.engine.tokens import stop_strings, whole
 from pyemo.errors import ContextFullError, InputError
 from pyemo.measures import circles
@@ -175,7 +175,8 @@ def turn(
     idle: SequenceABC[BaseSequence] = (),
     before_draw: OnRow | None = None,
     on_token: OnRow | None = None,
-    n_top: int = 0,
+    n_top: int | SequenceABC[int] = 0,
+    fills: SequenceABC[Fill] = (),
 ) -> None:
     """Decode what is pending in all rows, and draw one token for each.
 
@@ -183,7 +184,8 @@ def turn(
         before_draw: called with each row that goes on, when its sequence's logits are known.
         on_token: called with each row that has drawn a token, the last of its ``drawn``. It may
             change the row's mood, take tokens back or close its sequence.
-        n_top: alternatives to report with each token.
+        n_top: alternatives to report with each token, of each row or one number for all.
+        fills: what is decoded beside them.
     Raises:
         ContextFullError: the cells do not suffice; no row has changed.
         DecodeAbortedError: logits that are not finite; likewise.
@@ -193,7 +195,7 @@ def turn(
         forward_many(sequences)
         for row in running(rows):
             before_draw(row)
-    results = step_many(sequences, n_top=n_top)
+    results = step_many(sequences, n_top=n_top, fills=fills)
     for row, result in zip(rows, results, strict=False):
         if row.stop_reason is None:
             row.take(result)

@@ -11,14 +11,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 
 from pyemo.engine.engine import Engine
+from pyemo.engine.plan import Plan, Running, plan
+from pyemo.engine.prompt_cache import PromptCache
 from pyemo.engine.replies import Reply
-from pyemo.engine.rows import Row, turn
+from pyemo.engine.rows import turn
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.steering import Steering
 from pyemo.engine.tickets import EndReason, Request, Ticket
@@ -44,7 +46,8 @@ class SchedulerStats:
 
     Attributes:
         queued, running: requests that wait, and replies that are read or written.
-        n_cells_used: tokens that its sequences hold.
+        n_cells_used: cells of running replies; what they share counts for each.
+        n_cells_kept: cells of ended ones, which are given up when others need them.
         n_requests, n_ended, n_cancelled, n_failed: requests taken; those that ended by themselves,
             were cancelled, or met an error.
         n_tokens_out, n_prompt_tokens, n_cached_tokens: tokens drawn; tokens of prompts; those of
@@ -54,6 +57,7 @@ class SchedulerStats:
     queued: int = 0
     running: int = 0
     n_cells_used: int = 0
+    n_cells_kept: int = 0
     n_requests: int = 0
     n_ended: int = 0
     n_cancelled: int = 0
@@ -63,17 +67,12 @@ class SchedulerStats:
     n_cached_tokens: int = 0
 
 
-@dataclass(eq=False)
-class _Running:
-    """A request that has a sequence."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a prompt begins: behind what ``source`` has in common with it, or nowhere."""
 
-    ticket: Ticket
-    sequence: Sequence
-    reply: Reply
-
-    @property
-    def row(self) -> Row:
-        return self.reply._row
+    source: Sequence | None
+    takes_over: bool = False
 
 
 @all_calls_named
@@ -90,7 +89,9 @@ class Scheduler:
     The engine may be used beside it; what others hold of its sequences and cells, it has not.
 
     Args:
-        row_budget: rows of one decode at most.
+        row_budget: rows of one decode while replies are written: one of each, and what is left for
+            prompts. More is faster for who waits for the first token, less for all the others
+            (docs/scheduling.md).
         max_queue: requests that may wait.
         prompt_cache: keep what ended replies have read, for prompts that begin alike.
     """
@@ -110,7 +111,9 @@ class Scheduler:
         self._news = threading.Condition()  # guards the queue, and wakes the thread
         self._has_news = False
         self._queue: deque[Ticket] = deque()
-        self._running: list[_Running] = []
+        self._running: list[Running] = []  # the oldest first
+        self._cache = PromptCache()
+        self._uses_cache = prompt_cache
         self._closes_at: float | None = None
         self._counts = dict.fromkeys(("ended", "cancelled", "failed", "out", "prompt", "cached"), 0)
         self._n_requests = 0
@@ -167,6 +170,10 @@ class Scheduler:
         """Look at the tickets again: one was cancelled or steered."""
         with self._news:
             self._notify()
+            running = list(self._running)
+        if running and all(one.ticket.is_cancelled for one in running):
+            with suppress(ClosedError):  # nobody waits for what is being decoded
+                self.engine.native.interrupt(running[0].sequence.id)
 
     def stats(self) -> SchedulerStats:
         """Return the present numbers."""
@@ -175,7 +182,8 @@ class Scheduler:
             return SchedulerStats(
                 queued=len(self._queue),
                 running=len(running),
-                n_cells_used=sum(one.row.begin + len(one.row.drawn) for one in running),
+                n_cells_used=sum(one.n_tokens - one.n_pending for one in running),
+                n_cells_kept=self._cache.n_tokens,
                 n_requests=self._n_requests,
                 n_ended=counts["ended"],
                 n_cancelled=counts["cancelled"],
@@ -195,6 +203,8 @@ class Scheduler:
             at = time.monotonic() + max(0.0, drain_seconds)
             self._closes_at = at if self._closes_at is None else min(at, self._closes_at)
             self._notify()
+        if drain_seconds <= 0:
+            self._cancel_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -235,9 +245,11 @@ class Scheduler:
         try:
             while self._wait():
                 self._look_at_tickets()
+                self._resume()
                 self._admit()
                 if self._running:
                     self._turn()
+            self._cache.clear()
         except BaseException as error:  # of a closed engine, or a fault of ours: nobody may hang
             self._end_all(error)
             if not isinstance(error, ClosedError):
@@ -260,10 +272,7 @@ class Scheduler:
     def _look_at_tickets(self) -> None:
         """Do what was asked from outside since the last turn."""
         if self._closes_at is not None and time.monotonic() >= self._closes_at:
-            with self._news:
-                queued = list(self._queue)
-            for ticket in [*queued, *(one.ticket for one in self._running)]:
-                ticket.cancel()
+            self._cancel_all()
         with self._news:
             gone = [ticket for ticket in self._queue if ticket.is_cancelled]
             for ticket in gone:
@@ -276,84 +285,162 @@ class Scheduler:
             elif (mood := one.ticket.take_mood()) is not None:
                 self._steer(one, mood)
 
-    def _steer(self, one: _Running, mood: Steering) -> None:
+    def _cancel_all(self) -> None:
+        with self._news:
+            tickets = [*self._queue, *(one.ticket for one in self._running)]
+        for ticket in tickets:
+            ticket.cancel()
+
+    def _steer(self, one: Running, mood: Steering) -> None:
         with self._blaming(one):
             one.sequence.steering = mood
             one.ticket.moods.append((len(one.row.drawn), mood))
 
+    # --- who comes in ---
+
+    def _resume(self) -> None:
+        """Let paused replies go on, the oldest first, where there is room again."""
+        for one in self._running:
+            if one.is_paused:
+                going = [other for other in self._running if not other.is_paused]
+                if going and self.engine.native.n_free_cells < _ahead([*going, one]):
+                    return
+                one.is_paused = False
+
     def _admit(self) -> None:
-        while self._queue and self._has_room(self._queue[0]):
+        while self._queue and not any(one.is_paused for one in self._running):
+            ticket = self._queue[0]
+            ticket.settle_mood()
+            place = self._find_place(ticket)
+            if place is None:
+                return
             with self._news:
-                ticket = self._queue.popleft()
+                self._queue.popleft()
             with self._blaming(ticket):
-                self._begin(ticket)
+                self._begin(ticket, place)
 
-    def _has_room(self, ticket: Ticket) -> bool:
-        engine = self.engine
-        ahead = sum(min(_AHEAD, one.row.n_left) for one in self._running)
-        n = ticket.n_prompt + min(_AHEAD, ticket.request.limits.max_tokens)
-        n = min(n, engine.n_ctx_seq)
-        return engine.n_free_sequences > 0 and engine.native.n_free_cells >= n + ahead
+    def _find_place(self, ticket: Ticket) -> _Place | None:
+        """Return where a prompt can begin; None where there is no room. Makes room in the cache."""
+        engine, cache = self.engine, self._cache
+        if not ticket.request.uses_cache and not self._running:
+            cache.clear()
+        if not cache and not engine.n_free_sequences:
+            return None
+        source, n = None, 0
+        if ticket.request.uses_cache and self._uses_cache:
+            beside = [one.sequence for one in self._running if engine.kv_unified]
+            source, n = cache.best(ticket.request.tokens, ticket.mood, beside)
+        n_ahead = _ahead(self._running) + min(_AHEAD, ticket.request.limits.max_tokens)
+        n_more = min(ticket.n_prompt + n_ahead, engine.n_ctx if engine.kv_unified else 1) - n
+        while True:
+            is_kept = source in cache
+            has_slot = engine.n_free_sequences > 0
+            if source is not None and is_kept and (n == source.n_tokens or not engine.kv_unified):
+                return _Place(source, takes_over=True)
+            if has_slot and engine.native.n_free_cells >= n_more:
+                return _Place(source)
+            if cache.drop_oldest(but=source):
+                continue
+            if not is_kept:
+                return None
+            if not has_slot or self._running:
+                return _Place(source, takes_over=True)
+            cache.clear()
+            source, n_more = None, n_more + n
 
-    def _begin(self, ticket: Ticket) -> None:
+    def _begin(self, ticket: Ticket, place: _Place) -> None:
         request = ticket.request
         ticket.started = time.monotonic()
-        if (mood := ticket.take_mood()) is not None:
-            ticket.moods = [(0, mood)]
-        sequence = self.engine.sequence(
-            request.tokens,
-            steering=ticket.moods[0][1],
-            sampler=request.drawing,
-            gauges=request.gauges,
-        )
+        given = request.tokens, ticket.mood, request.drawing, tuple(request.gauges)
+        if place.source is None:
+            sequence = Sequence(self.engine, *given)
+        elif place.takes_over:
+            sequence = self._cache.take(place.source)
+        else:
+            sequence = place.source.fork()
         try:
-            reply = request.make_reply(sequence, request.limits)
+            if place.source is not None:
+                sequence.restart(*given)
+            one = Running(ticket, sequence, request.make_reply(sequence, request.limits), 0)
+            one.look()
         except BaseException:
             sequence.close()
             raise
+        ticket.n_cached = ticket.n_prompt - one.n_pending
         with self._news:
-            self._running.append(_Running(ticket, sequence, reply))
+            self._running.append(one)
         self._count("prompt", ticket.n_prompt)
+        self._count("cached", ticket.n_cached)
+
+    # --- decoding ---
 
     def _turn(self) -> None:
+        next_one = plan(self._running, row_budget=self.row_budget, n_batch=self.engine.n_batch)
         try:
-            self._decode(self._running)
+            self._decode(next_one)
         except ContextFullError as error:
             self._make_room(error)
         except Exception:  # noqa: BLE001 -- it comes again where it belongs
-            for one in list(self._running):
+            for one in self._running:
+                one.look()
+            if any(one.ticket.is_cancelled for one in self._running):
+                return  # it was interrupted for that
+            for one in next_one.draws:
                 with self._blaming(one):
-                    self._decode([one])
+                    self._decode(Plan((one,), ()))
+            for one, n_rows in next_one.fills:
+                with self._blaming(one):
+                    self._decode(Plan((), ((one, n_rows),)))
 
-    def _decode(self, batch: list[_Running]) -> None:
-        by_row = {one.row: one for one in batch}
-        n_top = max(one.ticket.request.limits.n_top for one in batch)
-        turn(list(by_row), on_token=lambda row: self._take(by_row[row]), n_top=n_top)
+    def _decode(self, next_one: Plan) -> None:
+        by_row = {one.row: one for one in next_one.draws}
+        turn(
+            list(by_row),
+            on_token=lambda row: self._take(by_row[row]),
+            n_top=[one.ticket.request.limits.n_top for one in next_one.draws],
+            fills=[(one.sequence, n_rows) for one, n_rows in next_one.fills],
+        )
+        for one, n_rows in next_one.fills:
+            one.n_pending -= n_rows
 
-    def _take(self, one: _Running) -> None:
+    def _take(self, one: Running) -> None:
         """Look at the token that was drawn, and show what can be shown."""
-        reply = one.reply
         self._count("out", 1)
         with self._blaming(one):
-            reply._take(one.row)
-            while reply.stop_reason is None and reply._is_ready():
-                token = reply._show(reply._held.popleft())
-                if len(token.top) > one.ticket.request.limits.n_top:  # another asked for more
-                    token = replace(token, top=token.top[: one.ticket.request.limits.n_top])
-                one.ticket.show(token)
-            if reply.stop_reason is not None:
-                self._end(one, reply.stop_reason)
+            one.reply._take(one.row)
+            self._show(one)
+            if one.reply.stop_reason is not None:
+                self._end(one, one.reply.stop_reason)
+            elif type(one.reply) is Reply:
+                one.n_pending = 1
+            else:
+                one.look()  # it may have gone back
+
+    def _show(self, one: Running) -> None:
+        reply = one.reply
+        while reply.stop_reason is None and reply._is_ready() and reply._held:
+            one.ticket.show(reply._show(reply._held.popleft()))
 
     def _make_room(self, error: ContextFullError) -> None:
-        """End the youngest reply, for the cells are used up."""
-        one = self._running[-1]
-        if one.row.drawn:
-            self._end(one, "context")
-        else:
-            self._end(one, "error", error)
+        """Give up what is kept; then the youngest has to wait, or to end where it is alone."""
+        if self._cache.drop_oldest():
+            return
+        going = [one for one in self._running if not one.is_paused]
+        one = going[-1]
+        with self._blaming(one):
+            if len(going) > 1:
+                one.pause()
+            elif not one.row.drawn:
+                raise error
+            else:
+                one.row.stop_reason = "context"
+                self._show(one)
+                self._end(one, "context")
+
+    # --- the end ---
 
     @contextmanager
-    def _blaming(self, one: _Running | Ticket) -> Iterator[None]:
+    def _blaming(self, one: Running | Ticket) -> Iterator[None]:
         """End this one, and no other, for an error that its callbacks or its mood raise."""
         try:
             yield
@@ -363,15 +450,19 @@ class Scheduler:
             else:
                 self._end(one, "error", error)
 
-    def _end(self, one: _Running, reason: EndReason, error: Exception | None = None) -> None:
+    def _end(self, one: Running, reason: EndReason, error: Exception | None = None) -> None:
         with self._news:
             self._running.remove(one)
         rest = one.reply._stream.flush() if error is None else ""
         try:
             one.reply.close()
+            if self._uses_cache and reason not in ("cancelled", "error"):
+                self._cache.keep(one.sequence)
+            else:
+                one.sequence.close()
         except Exception as failed:  # noqa: BLE001 -- whoever waits for it hears of it
             reason, error = "error", error or failed
-        one.sequence.close()
+            one.sequence.close()
         self._say_end(one.ticket, reason, error, rest)
 
     def _end_all(self, error: BaseException) -> None:
@@ -385,6 +476,7 @@ class Scheduler:
             self._end(one, "error", told)
         for ticket in queued:
             self._say_end(ticket, "error", told)
+        self._cache.clear()
 
     def _say_end(
         self, ticket: Ticket, reason: EndReason, error: Exception | None = None, rest: str = ""
@@ -398,3 +490,8 @@ class Scheduler:
     def _count(self, name: str, n: int) -> None:
         with self._news:
             self._counts[name] += n
+
+
+def _ahead(running: Iterable[Running]) -> int:
+    """Cells that these replies are sure to find."""
+    return sum(min(_AHEAD, one.row.n_left) for one in running)

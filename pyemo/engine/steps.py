@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceABC
+from typing import TypeAlias
 
 from pyemo import _core
 from pyemo.engine.base_engine import BaseEngine
@@ -10,23 +11,39 @@ from pyemo.engine.base_sequence import BaseSequence
 from pyemo.engine.tokens import whole
 from pyemo.errors import InputError
 
+Fill: TypeAlias = tuple[BaseSequence, int]
+"""A sequence with pending tokens, and how many of them to decode; no token is drawn."""
 
-def step_many(sequences: SequenceABC[BaseSequence], *, n_top: int = 0) -> list[_core.StepResult]:
+
+def step_many(
+    sequences: SequenceABC[BaseSequence],
+    *,
+    n_top: int | SequenceABC[int] = 0,
+    fills: SequenceABC[Fill] = (),
+) -> list[_core.StepResult]:
     """Decode what is pending in all sequences together, and draw one token for each.
 
+    Args:
+        n_top: alternatives to report, of each sequence or one number for all.
+        fills: decoded beside them, as far as their rows fit into the same decodes.
     Raises:
         InputError: no sequences, or not all of one engine.
     """
-    engine = _engine_of(sequences)
-    n_top = whole("n_top", n_top)
+    engine = _engine_of([*sequences, *(sequence for sequence, _ in fills)])
+    each = isinstance(n_top, SequenceABC)
+    n_tops = [whole("n_top", n) for n in (n_top if each else [n_top])]
     with engine.turns:
-        for sequence in sequences:
+        for sequence in (*sequences, *(sequence for sequence, _ in fills)):
             sequence.update_schedule()
         if engine.threads.is_live:
             engine.follow_load(within_reply=True)
         lengths = [sequence.n_tokens for sequence in sequences]
         try:
-            results = engine.native.step([sequence.id for sequence in sequences], n_top)
+            results = engine.native.step(
+                [sequence.id for sequence in sequences],
+                n_tops,
+                [(sequence.id, n_rows) for sequence, n_rows in fills],
+            )
             for sequence, result in zip(sequences, results, strict=True):
                 sequence.note_drawn(result.token)
             return results

@@ -47,6 +47,8 @@ class Request:
         gauges: what to read at every token.
         make_reply: what looks at each token that is drawn, before it is shown, in the scheduler's
             thread; ``Guard().begin`` for a guarded reply.
+        uses_cache: take what ended replies have read of the same beginning. Off, the prompt is read
+            anew, and alone on the scheduler the text is :meth:`Engine.generate`'s, to the bit.
     Raises:
         InputError: no tokens, or a value of another kind.
     """
@@ -57,6 +59,7 @@ class Request:
     sampler: SamplerParams | None = None
     gauges: SequenceABC[Gauge] = ()
     make_reply: MakeReply = plain_reply
+    uses_cache: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(token_ids(self.tokens)))
@@ -72,6 +75,8 @@ class Request:
             raise InputError(f"not a Gauge: {wrong[0]!r}; write Gauge(vector)")
         if not callable(self.make_reply):
             raise InputError(f"make_reply = {self.make_reply!r}; it must be a function")
+        if not isinstance(self.uses_cache, bool):
+            raise InputError(f"uses_cache = {self.uses_cache!r}; it must be True or False")
 
     @property
     def drawing(self) -> SamplerParams:
@@ -204,6 +209,16 @@ class Ticket:
         with self._changed:
             mood, self._next_mood = self._next_mood, None
         return mood
+
+    def settle_mood(self) -> None:
+        """Let a mood that :meth:`steer` brought be the first, where nothing is decoded yet."""
+        if (mood := self.take_mood()) is not None:
+            self.moods = [(0, mood)]
+
+    @property
+    def mood(self) -> Steering:
+        """The mood that acts."""
+        return self.moods[-1][1]
 
     def show(self, token: Token) -> None:
         """Add a token."""

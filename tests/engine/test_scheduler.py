@@ -12,8 +12,10 @@ import pytest
 from engines import PROMPT, random_vector
 
 from pyemo import Engine, SamplerParams, Steering, Token
+from pyemo.engine import rows
 from pyemo.engine.rows import ReplyLimits
 from pyemo.engine.scheduler import Scheduler
+from pyemo.engine.sequence import Sequence
 from pyemo.engine.tickets import Request, Ticket
 from pyemo.errors import (
     ClosedError,
@@ -184,8 +186,10 @@ def test_a_cancelled_reply_frees_its_cells_and_the_others_go_on(scheduler: Sched
     assert scheduler.engine.native.n_free_cells == scheduler.engine.n_ctx
 
 
-def test_a_mood_given_in_mid_reply_acts_from_the_next_token(scheduler: Scheduler) -> None:
-    engine = scheduler.engine
+def test_a_mood_given_in_mid_reply_acts_from_the_next_token(
+    engine: Engine, new_scheduler: Callable[..., Scheduler]
+) -> None:
+    scheduler = new_scheduler(engine, prompt_cache=False)
     mood = Steering({random_vector(engine.model): 1.0})
     gate = Gate(at=4)
     ticket = scheduler.submit(request(scheduler), on_token=gate)
@@ -274,16 +278,139 @@ def test_what_cannot_be_answered_is_refused_at_once(scheduler: Scheduler) -> Non
     assert scheduler.stats().n_requests == 0
 
 
-def test_a_full_context_ends_the_youngest_reply_and_keeps_the_others(
+def test_where_cells_run_out_the_youngest_waits_and_goes_on_later(
     new_engine: Callable[..., Engine], new_scheduler: Callable[..., Scheduler]
 ) -> None:
-    engine = new_engine(n_ctx=256, n_seq_max=2)
+    engine = new_engine(n_ctx=128, n_seq_max=3)
+    expected = [
+        list(engine.generate(PROMPT, raw=True, sampler=SamplerParams(seed=k), max_tokens=100))
+        for k in range(3)
+    ]
     scheduler = new_scheduler(engine)
+    tickets = [
+        scheduler.submit(request(scheduler, max_tokens=100, sampler=SamplerParams(seed=k)))
+        for k in range(3)
+    ]
+    for ticket, tokens in zip(tickets, expected, strict=True):
+        assert ids(ticket.wait(WAIT_S)) == [token.id for token in tokens]
+    assert sum(len(tokens) for tokens in expected) > engine.n_ctx
+    assert sorted(tickets, key=lambda ticket: ticket.ended or 0)[0] is tickets[0]
+
+
+def test_replies_that_fill_the_context_end_for_it_one_after_the_other(
+    new_engine: Callable[..., Engine], new_scheduler: Callable[..., Scheduler]
+) -> None:
+    scheduler = new_scheduler(new_engine(n_ctx=96, n_seq_max=2))
     tickets = [scheduler.submit(request(scheduler, max_tokens=1000)) for _ in range(2)]
-    assert {ticket.wait(WAIT_S).stop_reason for ticket in tickets} == {"context"}
-    n_prompt = tickets[0].n_prompt
-    assert len(tickets[0].tokens) == 256 - n_prompt
-    assert sum(len(ticket.tokens) for ticket in tickets) > 256 - 2 * n_prompt
+    assert [ticket.wait(WAIT_S).stop_reason for ticket in tickets] == ["context"] * 2
+    assert {ticket.n_prompt + len(ticket.tokens) for ticket in tickets} == {96}
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """For each turn of the test (sequences that drew a token, rows of prompts beside them)."""
+    seen: list[tuple[int, int]] = []
+    step_many = rows.step_many
+
+    def step(sequences, *, fills=(), **settings):  # type: ignore[no-untyped-def]
+        seen.append((len(sequences), sum(n for _, n in fills)))
+        return step_many(sequences, fills=fills, **settings)
+
+    monkeypatch.setattr(rows, "step_many", step)
+    return seen
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_long_prompt_is_read_beside_running_replies_within_the_budget(
+    new_engine: Callable[..., Engine],
+    new_scheduler: Callable[..., Scheduler],
+    turns: list[tuple[int, int]],
+    kv_unified: bool,
+) -> None:
+    engine = new_engine(n_ctx=2048, kv_unified=kv_unified)
+    long = [3 + i % 40 for i in range(300)]
+    greedy = SamplerParams(temperature=0)
+    expected = engine.generate(long, sampler=greedy, max_tokens=6)
+    list(expected)
+    scheduler = new_scheduler(engine, row_budget=40)
+    gate = Gate()
+    running = [scheduler.submit(request(scheduler, max_tokens=60), on_token=gate)]
+    gate.wait()
+    running.append(scheduler.submit(request(scheduler, max_tokens=60)))
+    del turns[:]
+    ticket = scheduler.submit(Request(long, ReplyLimits(6), sampler=greedy))
+    gate.open()
+    assert ids(ticket.wait(WAIT_S)) == [token.id for token in expected.tokens]
+    beside = [turn for turn in turns if turn[1]]
+    assert sum(n for _, n in beside) >= 300 - 40
+    assert all(n_drew >= 1 and n_drew + n_read <= 40 for n_drew, n_read in beside)
+    assert [len(one.wait(WAIT_S).tokens) for one in running] == [60, 60]
+
+
+def test_a_prompt_is_cancelled_between_its_chunks(
+    new_engine: Callable[..., Engine], new_scheduler: Callable[..., Scheduler]
+) -> None:
+    scheduler = new_scheduler(new_engine(n_ctx=1024), row_budget=20, prompt_cache=False)
+    gate, later = Gate(), Gate(at=3)
+    running = scheduler.submit(
+        request(scheduler, max_tokens=100), on_token=lambda token: (gate(token), later(token))
+    )
+    gate.wait()
+    long = scheduler.submit(Request([3 + i % 40 for i in range(400)], ReplyLimits(6)))
+    gate.open()
+    later.wait()  # two chunks of it are read, at most
+    long.cancel()
+    later.open()
+    assert long.wait(WAIT_S).stop_reason == "cancelled"
+    assert long.tokens == []
+    assert len(running.wait(WAIT_S).tokens) == 100
+    assert scheduler.engine.native.n_free_cells == 1024
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(
+    new_engine: Callable[..., Engine], new_scheduler: Callable[..., Scheduler]
+) -> None:
+    scheduler = new_scheduler(new_engine(n_ctx=2048), row_budget=20)
+    gate = Gate()
+    scheduler.submit(request(scheduler, max_tokens=200), on_token=gate)
+    gate.wait()
+    long = scheduler.submit(Request([3 + i % 40 for i in range(400)], ReplyLimits(6)))
+    short = scheduler.submit(request(scheduler))
+    gate.open()
+    for ticket in (long, short):
+        ticket.wait(WAIT_S)
+    assert short.first_token is not None
+    assert long.first_token is not None
+    assert short.first_token < long.first_token
+
+
+def test_what_is_decoded_for_a_cancelled_request_alone_is_interrupted(
+    new_engine: Callable[..., Engine],
+) -> None:
+    engine = new_engine(n_ctx=512)
+    failed: list[DecodeAbortedError] = []
+
+    def read(sequence: Sequence) -> None:
+        try:
+            for _ in range(10_000):
+                sequence.refresh()
+                sequence.logits()
+        except DecodeAbortedError as error:
+            failed.append(error)
+
+    with engine.sequence([3] * 500) as mine, engine.sequence([3]) as other:
+        reader = threading.Thread(target=read, args=(mine,))
+        number = mine.id
+        others = other.id
+        reader.start()
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            engine.native.interrupt(others)  # is not what is being decoded
+        assert not failed
+        while reader.is_alive():
+            engine.native.interrupt(number)
+        assert len(failed) == 1
+        assert mine.n_pending == 500  # as if the decode had never been
 
 
 def test_a_request_waits_for_a_sequence_that_somebody_else_holds(

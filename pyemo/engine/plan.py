@@ -1,0 +1,106 @@
+"""What the next decode carries: a row of each reply that is written, and prompts beside them.
+
+Knows nothing of threads and queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass
+
+from pyemo.engine.replies import Reply
+from pyemo.engine.rows import Row
+from pyemo.engine.sequence import Sequence
+from pyemo.engine.tickets import Ticket
+
+LEAST = 16
+"""Rows of prompts in a decode at least, however many replies are written."""
+
+
+@dataclass(eq=False)
+class Running:
+    """A request that has a sequence.
+
+    Attributes:
+        n_pending: tokens that are not decoded yet: the prompt's, those of a reply that was paused,
+            or the one that was drawn last.
+        is_paused: it gave its cells to older ones, and waits.
+    """
+
+    ticket: Ticket
+    sequence: Sequence
+    reply: Reply
+    n_pending: int
+    is_paused: bool = False
+
+    @property
+    def row(self) -> Row:
+        """Its row of the decode loop."""
+        return self.reply._row
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of its sequence."""
+        return self.row.begin + len(self.row.drawn)
+
+    def look(self) -> None:
+        """Ask how many tokens are pending."""
+        self.n_pending = self.sequence.n_pending
+
+    def pause(self) -> None:
+        """Give the cells back; its tokens are to be decoded again."""
+        self.sequence.drop_cells()
+        self.n_pending = self.n_tokens
+        self.is_paused = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One decode: who draws a token in it, and how many rows of whose prompts come beside."""
+
+    draws: tuple[Running, ...]
+    fills: tuple[tuple[Running, int], ...]
+
+
+def plan(running: Iterable[Running], *, row_budget: int, n_batch: int) -> Plan:
+    """Return the next decode's rows.
+
+    Every reply that is written has its row. Prompts have what is left of ``row_budget``; where no
+    reply waits for its next token, they have ``n_batch``, and are read as they would be alone.
+
+    Args:
+        running: the oldest first.
+    """
+    going = [one for one in running if not one.is_paused]
+    writing = [one for one in going if one.n_pending <= 1]
+    reading = [one for one in going if one.n_pending > 1]
+    n_rows = max(row_budget - len(writing), LEAST) if writing else n_batch
+    draws, fills = writing, []
+    for one, n in zip(reading, shares([one.n_pending for one in reading], n_rows), strict=True):
+        if n == one.n_pending:
+            draws.append(one)
+        elif n > 0:
+            fills.append((one, n))
+    return Plan(tuple(draws), tuple(fills))
+
+
+def shares(wanted: SequenceABC[int], n_rows: int) -> list[int]:
+    """Return how many of ``n_rows`` each prompt has.
+
+    Half of them are the first one's, so that it ends however many come after it. The others are
+    for the shortest first, so that a short prompt does not wait for a long one. What is left over
+    is the first one's again.
+
+    Args:
+        wanted: rows that each still needs, 1 or more; who came first is first.
+    """
+    if not wanted:
+        return []
+    found = [min(wanted[0], -(-n_rows // 2)), *(0 for _ in wanted[1:])]
+    left = n_rows - found[0]
+    for i in sorted(range(1, len(wanted)), key=lambda i: wanted[i]):
+        found[i] = min(wanted[i], left)
+        left -= found[i]
+    found[0] += min(wanted[0] - found[0], left)
+    return found
