@@ -290,9 +290,9 @@ def mood_options(command: Command) -> Callable[..., Any]:
                 "-c",
                 multiple=True,
                 metavar="VECTOR",
-                help="Control vector NAME_OR_FILE[=STRENGTH][@OPERATOR][@LAYERS][@when:RULE], such "
-                "as anger, my.gguf=-0.01@8:20 or calm@10:@when:anger>0.1. May be given several "
-                "times.",
+                help="Control vector NAME_OR_FILE[=STRENGTH][@OPERATOR][@LAYERS][@when:RULE]"
+                "[@when-prompt:RULE], such as anger, my.gguf=-0.01@8:20 or "
+                "calm@when-prompt:anger>0.1. May be given several times.",
             ),
             click.option(
                 "--strength",

@@ -256,6 +256,14 @@ class Answer:
             "thoughts": self.reply.thoughts,
             "tokens": [_describe_token(token) for token in self.reply.tokens],
             "stop_reason": self.reply.stop_reason,
+            "decisions": [
+                {
+                    "rule": str(decision.rule),
+                    "holds": decision.holds,
+                    "readings": {str(what): read for what, read in decision.readings.items()},
+                }
+                for decision in self.reply.sequence.decisions
+            ],
             "timings": {
                 "first_token_s": self._first_token_s,
                 "total_s": self._total_s,
@@ -318,6 +326,8 @@ def stream(answer: Answer) -> None:
 
 def _print_end(job: Job, answer: Answer, title: str = "") -> None:
     """Print on stderr what the text does not show."""
+    for decision in answer.reply.sequence.decisions:
+        output.note(f"{title}{decision}")
     if job.gauges:
         for line in gauge_lines(answer.reply.tokens):
             output.note(title + line)

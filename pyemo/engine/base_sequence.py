@@ -18,7 +18,16 @@ from pyemo import _core
 from pyemo.engine.base_engine import BaseEngine
 from pyemo.engine.forks import is_forked
 from pyemo.engine.gauges import Gauge
-from pyemo.engine.mood import OFF, native_gauge
+from pyemo.engine.mood import OFF, NativeSpans, native_gauge
+from pyemo.engine.prompt_rules import (
+    Decision,
+    Decisions,
+    decide,
+    last_prompt,
+    layers_of,
+    prompt_rules,
+)
+from pyemo.engine.rules import Rule
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.scopes import OF_REPLY_PARTS, Kind, Segments
 from pyemo.engine.steering import Steering
@@ -50,6 +59,7 @@ class BaseSequence:
         self._steering = OFF
         self._segments: Segments = []
         self._thoughts: list[tuple[int, Thoughts]] = []  # (tokens, where the reply is after them)
+        self._decisions: Decisions = {}
         self._kept = 0  # positions before it keep their mood, though the last may be pending
         self._gauges: tuple[Gauge, ...] = ()
         self._reading: tuple[list[int], Pooling] = ([], "mean")
@@ -203,7 +213,9 @@ class BaseSequence:
     def logits(self) -> npt.NDArray[np.float32]:
         """Decode what is pending; return the last token's logits, float32 (n_vocab,), a copy."""
         self.update_schedule()
-        return self._native.logits(self.id)
+        with self._engine.turns:
+            settle([self])
+            return self._native.logits(self.id)
 
     def score_next(
         self, tokens: SequenceABC[int], *, is_reply: bool = True
@@ -223,6 +235,7 @@ class BaseSequence:
         """
         ids = token_ids(tokens)
         with self._engine.turns:
+            settle([self])
             n, segments = self.n_tokens, list(self._segments)
             try:
                 self._begin_segment(n, "answer" if is_reply else "prompt")
@@ -262,6 +275,7 @@ class BaseSequence:
         twin._steering = self._steering
         twin._segments = list(self._segments)
         twin._thoughts = list(self._thoughts)
+        twin._decisions = dict(self._decisions)
         twin._kept = self._kept
         twin._gauges = self._gauges
         twin._reading = ([], "mean")
@@ -291,6 +305,7 @@ class BaseSequence:
             self._native.rollback(self.id, n)
             self._segments = [segment for segment in self._segments if segment[0] < n]
             self._thoughts = [state for state in self._thoughts if state[0] <= n]
+            self._decisions = {at: what for at, what in self._decisions.items() if at[0].end <= n}
             self._kept = min(n, max(self._kept, n_decoded))
             # What comes next may be a prompt where a reply was, or the other way round.
             self._apply_mood()
@@ -309,9 +324,8 @@ class BaseSequence:
     def refresh(self) -> None:
         """Compute the KV cache again under the current mood; costs one prefill at the next step."""
         with self._engine.turns:
-            spans = self._engine.moods.spans(self._steering, self._segments, 0, self.n_tokens)
-            self._native.refresh(self.id, spans)
             self._kept = 0
+            self._compute_again(0)
 
     def drop_cells(self) -> None:
         """Give the cells back; the next step computes all tokens again, each under its own mood."""
@@ -389,6 +403,63 @@ class BaseSequence:
     def stop_reading(self) -> None:
         """Forget what was read."""
         self._native.stop_reading(self.id)
+        self._reading = ([], "mean")
+
+    # --- rules that a prompt decides ---
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What the last prompt decided for the rules of the mood; empty before it is computed.
+
+        It can still be asked when the sequence is closed.
+        """
+        prompt = last_prompt(self._segments, 0 if self._is_in_reply() else self.n_tokens)
+        keys = [(prompt, rule) for rule in prompt_rules(self._steering) if prompt is not None]
+        return tuple(self._decisions[key] for key in keys if key in self._decisions)
+
+    def undecided(self) -> tuple[Rule, ...]:
+        """Return the rules that the last prompt is to decide; none once its reply is computed."""
+        rules = prompt_rules(self._steering)
+        prompt = last_prompt(self._segments, self.n_tokens) if rules else None
+        if prompt is None or self.n_tokens - self.n_pending > prompt.end:
+            return ()
+        return tuple(rule for rule in rules if (prompt, rule) not in self._decisions)
+
+    def start_deciding(self) -> int:
+        """Read the last prompt when it is computed; return the first position that will be.
+
+        Raises:
+            InputError: the sequence is being read already.
+        """
+        if self._reading[0]:
+            raise InputError(
+                "a sequence that is being read cannot decide a rule on its prompt; stop the "
+                "reading, or give the mood without the rule"
+            )
+        prompt = last_prompt(self._segments, self.n_tokens)
+        assert prompt is not None
+        begin = self.n_tokens - self.n_pending
+        if begin > prompt.begin:
+            begin = prompt.begin
+            self._kept = min(self._kept, begin)
+            self._compute_again(begin)
+        layers = layers_of(self.undecided())
+        pooling = native_pooling("mean")
+        self._native.start_reading(self.id, layers, pooling, prompt.read_begin, prompt.end)
+        return begin
+
+    def finish_deciding(self, begin: int) -> None:
+        """Decide by what was read; where a rule holds, compute again from ``begin`` on under it."""
+        prompt = last_prompt(self._segments, self.n_tokens)
+        assert prompt is not None
+        rules = self.undecided()
+        layers = layers_of(rules)
+        _, flat = self._native.reading(self.id)
+        means = dict(zip(layers, flat.reshape(len(layers), -1), strict=True))
+        found = {(prompt, rule): decide(rule, means) for rule in rules}
+        self._decisions.update(found)
+        if any(decision.holds for decision in found.values()):
+            self._compute_again(max(begin, self._kept))
 
     # --- inside ---
 
@@ -399,14 +470,26 @@ class BaseSequence:
     def _set_spans(self, steering: Steering, n_tokens: int) -> None:
         """Tell the core what acts on rows that are not decoded yet, up to ``n_tokens`` and on."""
         begin = max(self.n_tokens - self.n_pending, self._kept)
+        self._native.set_spans(self.id, self._spans(steering, begin, n_tokens))
+
+    def _spans(self, steering: Steering, begin: int, n_tokens: int) -> NativeSpans:
         next_kind: Kind = "answer"
         if _tells_thoughts(steering) and not self._is_in_reply():
             state = self._engine.model.thoughts_after(self.tokens)
             next_kind = "answer" if state is None else state.kind
-        spans = self._engine.moods.spans(
-            steering, self._segments, begin, n_tokens, next_kind=next_kind
+        return self._engine.moods.spans(
+            steering,
+            self._segments,
+            begin,
+            n_tokens,
+            next_kind=next_kind,
+            decisions=self._decisions,
         )
-        self._native.set_spans(self.id, spans)
+
+    def _compute_again(self, begin: int) -> None:
+        """Drop what was computed from position ``begin`` on; it is pending under the mood."""
+        spans = self._spans(self._steering, begin, self.n_tokens)
+        self._native.refresh(self.id, spans, begin)
 
     def _is_in_reply(self) -> bool:
         return bool(self._segments) and self._segments[-1][1] != "prompt"
@@ -444,6 +527,27 @@ class BaseSequence:
         if self._id is None:
             return f"<{type(self).__name__} closed>"
         return f"<{type(self).__name__} {self._id}, {self.n_tokens} tokens, {self._steering!r}>"
+
+
+def settle(sequences: SequenceABC[BaseSequence]) -> None:
+    """Let prompts decide the rules that wait for them, all in one decode of what is pending.
+
+    A rule that does not hold costs nothing: what was computed is what the next step needs. Where
+    one holds the prompt is computed once more, under the terms that then act.
+    """
+    waiting = [sequence for sequence in sequences if sequence.undecided()]
+    if not waiting:
+        return
+    engine = waiting[0].engine
+    with engine.turns:
+        begins = [sequence.start_deciding() for sequence in waiting]
+        try:
+            engine.native.forward([sequence.id for sequence in sequences])
+            for sequence, begin in zip(waiting, begins, strict=True):
+                sequence.finish_deciding(begin)
+        finally:
+            for sequence in waiting:
+                sequence.stop_reading()
 
 
 def _tells_thoughts(steering: Steering) -> bool:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from pyemo import _core
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
+from pyemo.engine.prompt_rules import Decisions, PromptRange
 from pyemo.engine.rules import All, Both, Condition, Not, Rule
 from pyemo.engine.scopes import Kind, Rows, Segments, changes, holds, rows_of
 from pyemo.engine.steering import Steering
@@ -46,8 +47,9 @@ class NativeMoods:
             raise InputError(f"not a Steering: {steering!r}; write Steering({{vector: 0.02}})")
         for term in steering.terms:
             self._upload(term.vector)
-            if term.when is not None:
-                self._gate(term.when)
+            for rule in (term.when, term.when_prompt):
+                if rule is not None:
+                    self._gate(rule)
 
     def spans(
         self,
@@ -57,13 +59,23 @@ class NativeMoods:
         end: int,
         *,
         next_kind: Kind | None = "answer",
+        decisions: Decisions | None = None,
     ) -> NativeSpans:
         """Return the terms of rows ``begin`` to ``end`` - 1, and of those to come.
 
         Args:
             segments: of a sequence of ``end`` tokens.
             next_kind: of the next reply's first token; None where no reply will come.
+            decisions: what prompts decided; rules that are not among them do not hold. None where
+                nothing decides.
+        Raises:
+            InputError: a rule on the prompt, and nothing decides.
         """
+        if decisions is None and any(term.when_prompt is not None for term in steering.terms):
+            raise InputError(
+                "a rule on the prompt is decided in a sequence: Engine.sequence or generate; here "
+                "give the mood that it comes to"
+            )
         spans: NativeSpans = []
         for rows in rows_of(segments, end, next_kind):
             start = max(rows.begin, begin)
@@ -75,11 +87,21 @@ class NativeMoods:
                 cuts.update(range(start, stop))
             for row in sorted(cuts):
                 if start <= row and (rows.end is None or row < rows.end):
-                    spans.append((row, self._terms(steering, rows, row)))
+                    spans.append((row, self._terms(steering, rows, row, decisions or {})))
         return spans or [(begin, [])]
 
-    def _terms(self, steering: Steering, rows: Rows, row: int) -> list[_core.Term]:
+    def _terms(
+        self, steering: Steering, rows: Rows, row: int, decisions: Decisions
+    ) -> list[_core.Term]:
         n_layer = self._model.n_layer
+        prompt = PromptRange(rows.prompt, rows.reply)
+
+        def is_decided(rule: Rule | None) -> bool:
+            if rule is None:
+                return True
+            decision = decisions.get((prompt, rule))
+            return decision is not None and decision.holds
+
         return [
             _core.Term(
                 self._upload(term.vector),
@@ -90,7 +112,7 @@ class NativeMoods:
                 None if term.when is None else self._gate(term.when),
             )
             for term in steering.terms
-            if holds(term.scope, rows, row)
+            if holds(term.scope, rows, row) and is_decided(term.when_prompt)
         ]
 
     def _gate(self, rule: Rule) -> _core.Gate:

@@ -30,6 +30,7 @@ class SteeringTerm:
     scope: Scope = "both"
     schedule: Schedule | None = None
     when: Rule | None = None
+    when_prompt: Rule | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.vector, ControlVector):
@@ -62,6 +63,8 @@ class SteeringTerm:
             first = self.steered_layers[0]
             object.__setattr__(self, "when", at_layer(_rule(self.when), first))
             check_order(self.when, first)
+        if self.when_prompt is not None:
+            object.__setattr__(self, "when_prompt", at_layer(_rule(self.when_prompt), None))
 
     @property
     def steered_layers(self) -> tuple[int, ...]:
@@ -129,6 +132,9 @@ class Steering:
         when: rows that it acts on, of those in the scope: what the row itself reads in the same
             pass, at a layer no later than the first steered one. A soft rule scales the
             displacement. None for all of them.
+        when_prompt: prompts whose replies it acts on, and the prompts themselves where the scope
+            holds them: what the prompt's rows read on average without it, at any layer. Decided
+            once for each prompt. None for all of them.
     Raises:
         InputError: anything outside these ranges.
     """
@@ -144,9 +150,10 @@ class Steering:
         scope: Scope = "both",
         schedule: Schedule | None = None,
         when: Rule | None = None,
+        when_prompt: Rule | None = None,
     ) -> None:
         self._terms = tuple(
-            SteeringTerm(vector, strength, operator, layers, scope, schedule, when)
+            SteeringTerm(vector, strength, operator, layers, scope, schedule, when, when_prompt)
             for vector, strength in (strengths or {}).items()
         )
 
@@ -228,6 +235,7 @@ class Steering:
             layers = "" if term.layers is None else f"@{term.layers.start}:{term.layers.stop}"
             extra = "" if term.operator == "add" else f" {term.operator}"
             extra += "" if term.when is None else f" when {term.when}"
+            extra += "" if term.when_prompt is None else f" when the prompt has {term.when_prompt}"
             parts.append(f"{term.vector.name}={term.strength:g}{layers}{extra}")
         return f"<Steering {', '.join(parts) or 'off'}>"
 

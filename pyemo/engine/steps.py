@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from pyemo import _core
 from pyemo.engine.base_engine import BaseEngine
-from pyemo.engine.base_sequence import BaseSequence
+from pyemo.engine.base_sequence import BaseSequence, settle
 from pyemo.engine.tokens import whole
 from pyemo.errors import InputError
 
@@ -38,6 +38,7 @@ def step_many(
         if engine.threads.is_live:
             engine.follow_load(within_reply=True)
         lengths = [sequence.n_tokens for sequence in sequences]
+        settle(sequences)
         try:
             results = engine.native.step(
                 [sequence.id for sequence in sequences],
@@ -63,6 +64,7 @@ def forward_many(sequences: SequenceABC[BaseSequence]) -> None:
     with engine.turns:
         for sequence in sequences:
             sequence.update_schedule()
+        settle(sequences)
         engine.native.forward([sequence.id for sequence in sequences])
 
 

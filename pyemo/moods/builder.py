@@ -148,6 +148,7 @@ class MoodBuilder:
             scope=options.scope,
             schedule=self._schedule,
             when=self._rule(model, spec.when),
+            when_prompt=self._rule(model, spec.when_prompt),
         )
         fit = vector.check(model, allow_other_weights=options.allow_other_weights)
         return MoodTerm(term, fit, source, remark, calibration, schedule=options.schedule)
@@ -265,6 +266,7 @@ def title_of(terms: Iterable[MoodTerm]) -> str:
         layers = f"@{term.layers.start}:{term.layers.stop}" if term.layers else ""
         how = "" if term.operator == "add" else f" ({term.operator})"
         how += "" if term.when is None else f" when {term.when}"
+        how += "" if term.when_prompt is None else f" when the prompt has {term.when_prompt}"
         parts.append(f"{term.vector.name}={term.strength:g}{layers}{how}")
     return ", ".join(parts) or "unsteered"
 
@@ -308,6 +310,7 @@ def _describe(mood_term: MoodTerm, n_layer: int) -> dict[str, Any]:
         "window": list(mood_term.calibration.window) if mood_term.calibration else None,
         "operator": term.operator,
         "when": None if term.when is None else str(term.when),
+        "when_prompt": None if term.when_prompt is None else str(term.when_prompt),
         "layers": [steered[0], steered[-1] + 1],
         "scope": term.scope,
         "schedule": mood_term.schedule,

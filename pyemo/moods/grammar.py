@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 
 from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, Operator
@@ -29,15 +30,16 @@ def parse_schedule(text: str) -> Schedule | None:
     raise InputError(f"schedule {text!r} is unknown; use {SCHEDULE_FORMS} with N >= 1 tokens")
 
 
-_WHEN = "@when:"
+_RULES = {"@when:": "when", "@when-prompt:": "when_prompt"}
 
 
 @dataclass(frozen=True)
 class VectorSpec:
-    """One ``NAME_OR_FILE[=STRENGTH][@OPERATOR][@LAYERS][@when:RULE]`` of the command line.
+    """One ``NAME_OR_FILE[=STRENGTH][@OPERATOR][@LAYERS][@when:RULE][@when-prompt:RULE]``.
 
     Attributes:
-        when: the rule's text; empty where there is none.
+        when: the text of the rule on each row; empty where there is none.
+        when_prompt: likewise on the prompt.
     """
 
     source: str
@@ -45,6 +47,7 @@ class VectorSpec:
     layers: range | None
     operator: Operator | None = None
     when: str = ""
+    when_prompt: str = ""
 
 
 @names_bad_calls
@@ -52,22 +55,17 @@ def parse_vector_spec(text: str, *, may_be_file: bool = True) -> VectorSpec:
     """Return what ``anger``, ``anger=0.02@8:20``, ``./my.gguf@14`` or ``calm@when:anger>0.1`` say.
 
     A file that exists under the whole text wins; layers are ``A:B`` (half-open), ``:B``, ``A:`` or
-    one layer. A rule comes last and reaches to the end.
+    one layer. Rules come last.
 
     Args:
         may_be_file: look whether there is such a file; off where strangers write the text.
     Raises:
-        InputError: no name, a strength that is not a number, layers that are not a range, two rules
-            or an empty one.
+        InputError: no name, a strength that is not a number, layers that are not a range, a rule
+            that is empty or given twice.
     """
     if may_be_file and os.path.isfile(text):
         return VectorSpec(text, None, None)
-    head, has_rule, when = text.partition(_WHEN)
-    if has_rule and (not when.strip() or _WHEN in when):
-        raise InputError(
-            f"{text!r} needs one rule after {_WHEN}, made of vectors and never of other rules, "
-            f"such as {_WHEN}anger>0.1 and not joy>0.1"
-        )
+    head, rules = _rules(text)
     rest, layers, operator = _suffixes(head)
     source, equals, strength_text = rest.rpartition("=")
     if not equals:
@@ -82,7 +80,21 @@ def parse_vector_spec(text: str, *, may_be_file: bool = True) -> VectorSpec:
             raise InputError(
                 f"strength {strength_text!r} in {text!r} is not a number; write {source}=0.02"
             ) from None
-    return VectorSpec(source, strength, layers, operator, when.strip())
+    return VectorSpec(source, strength, layers, operator, **rules)
+
+
+def _rules(text: str) -> tuple[str, dict[str, str]]:
+    """Return the text before its rules, and the rules by their attributes."""
+    head, *parts = re.split(f"({'|'.join(_RULES)})", text)
+    rules: dict[str, str] = {}
+    for mark, rule in zip(parts[::2], parts[1::2], strict=True):
+        if not rule.strip() or _RULES[mark] in rules:
+            raise InputError(
+                f"{text!r} needs one rule after {mark}, made of vectors and never of other rules, "
+                f"such as {mark}anger>0.1 and not joy>0.1"
+            )
+        rules[_RULES[mark]] = rule.strip()
+    return head, rules
 
 
 def _suffixes(text: str) -> tuple[str, range | None, Operator | None]:

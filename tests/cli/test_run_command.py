@@ -412,3 +412,28 @@ def test_rule_says_whether_the_vector_acts(
     expected = text("-c", mood) if is_steered else text()
     assert text("-c", f"{mood}@when:{rule}") == expected
     assert text("-c", mood) != text()
+
+
+@pytest.mark.parametrize(("rule", "is_steered"), [("cold>-1e6", True), ("not cold>-1e6", False)])
+def test_rule_on_the_prompt_says_whether_the_vector_acts(
+    model: Path, vectors: Path, rule: str, is_steered: bool
+) -> None:
+    def reply(*options: object) -> dict[str, Any]:
+        result = pyemo("run", "--threads", 1, "-n", 6, "-m", model, "--json", *options, "hello")
+        assert result.exit_code == 0, result.stderr
+        found: dict[str, Any] = json.loads(result.stdout)
+        return found
+
+    rule = rule.replace("cold", f"{vectors}/cold.gguf")
+    mood = f"{vectors}/warm.gguf=0.6"
+    found = reply("-c", f"{mood}@when-prompt:{rule}")
+    assert found["text"] == reply(*(("-c", mood) if is_steered else ()))["text"]
+    (decision,) = found["decisions"]
+    assert decision["holds"] is is_steered
+    assert list(decision["readings"]) == ["cold@2>-1e+06"]
+
+
+def test_what_the_prompt_decided_is_said(model: Path, vectors: Path) -> None:
+    mood = f"{vectors}/warm.gguf=0.6@when-prompt:{vectors}/cold.gguf>1e6"
+    result = pyemo("run", "--threads", 1, "-n", 2, "-m", model, "-c", mood, "hello")
+    assert "the prompt has cold@2>1e+06: no (cold@2 " in result.stderr

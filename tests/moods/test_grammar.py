@@ -49,6 +49,10 @@ def test_layers_past_any_model_are_refused_by_name(text: str) -> None:
             "calm=0.02@add@3:@when: a>0 and b",
             VectorSpec("calm", 0.02, range(3, 1 << 20), "add", "a>0 and b"),
         ),
+        (
+            "calm@5@when-prompt:a or b@when:c>0",
+            VectorSpec("calm", None, range(5, 6), None, "c>0", "a or b"),
+        ),
         ("./a@b/c.gguf@raise", VectorSpec("./a@b/c.gguf", None, None, "raise")),
     ],
 )
@@ -56,7 +60,9 @@ def test_a_vector_is_what_was_typed(text: str, spec: VectorSpec) -> None:
     assert parse_vector_spec(text) == spec
 
 
-@pytest.mark.parametrize("text", ["calm@when:", "calm@when: ", "calm@when:a@when:b>0"])
+@pytest.mark.parametrize(
+    "text", ["calm@when:", "calm@when: ", "calm@when:a@when:b>0", "calm@when-prompt:"]
+)
 def test_a_rule_that_is_missing_or_names_another_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="never of other rules"):
         parse_vector_spec(text)
