@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,6 +33,9 @@ from pyemo.server.routes import Routes
 from pyemo.server.service import Service
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+
+WORKERS = 4
+"""Threads that read bodies, prompts and vectors; the cores are for the decoding."""
 
 logger = logging.getLogger("pyemo.server")
 
@@ -54,6 +59,7 @@ def make_app(service: Service) -> Starlette:
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, service)
+        anyio.to_thread.current_default_thread_limiter().total_tokens = WORKERS
         yield
 
     middleware = []

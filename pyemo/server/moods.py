@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,9 +40,9 @@ class Applied:
     specs: tuple[TermSpec, ...] = ()
     terms: tuple[MoodTerm, ...] = ()
 
-    @property
+    @functools.cached_property
     def steering(self) -> Steering:
-        """The mood."""
+        """The mood, the same object each time."""
         return steering_of(self.terms)
 
     @property

@@ -17,6 +17,7 @@ from pyemo.errors import (
     InputError,
     PyemoError,
     QueueFullError,
+    SteeringUnsupportedError,
     VectorError,
     VectorModelMismatchError,
     VectorNotFoundError,
@@ -92,6 +93,8 @@ def refusal_of(error: BaseException, param: str | None = None) -> Refusal:
         return Refusal(message, code="unknown_vector", param=param)
     if isinstance(error, VectorModelMismatchError):
         return Refusal(message, code="vector_mismatch", param=param)
+    if isinstance(error, SteeringUnsupportedError):
+        return Refusal(message, code="steering_unsupported", param=param)
     if isinstance(error, InputError | VectorError):
         return Refusal(message, code="invalid_value", param=param)
     if isinstance(error, PyemoError):

@@ -214,8 +214,9 @@ class Answer:
         if live.asked.is_live:
             extra["regime"] = self._light.now
         if len(live.moods) > 1:
+            texts = {id(mood.steering): mood.text for mood in live.moods}
             extra["moods"] = [
-                {"from_token": index, "steering": mood.text} for index, mood in live.moods
+                {"from_token": index, "steering": texts[id(mood)]} for index, mood in ticket.moods
             ]
         if live.guarded is not None:
             extra["guard"] = {

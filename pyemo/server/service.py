@@ -45,7 +45,7 @@ class Live:
         asked: the request.
         model: the name it gave the model, or the model's own.
         source: where its mood was said; see :class:`Wanted`.
-        moods: (index of the first token, mood), the one it began with and those that followed.
+        moods: the one it began with, and those that followed.
         ticket: the scheduler's.
         guarded: its reply, once it runs, if it is guarded.
     """
@@ -55,7 +55,7 @@ class Live:
     asked: Asked
     model: str
     source: str
-    moods: list[tuple[int, Applied]]
+    moods: list[Applied]
     seed: int
     is_guarded: bool
     n_tokens: int
@@ -65,7 +65,7 @@ class Live:
     @property
     def applied(self) -> Applied:
         """The mood it has now."""
-        return self.moods[-1][1]
+        return self.moods[-1]
 
 
 class Service:
@@ -161,7 +161,7 @@ class Service:
             asked=asked,
             model=name,
             source=found.source,
-            moods=[(0, applied)],
+            moods=[applied],
             seed=sampler.seed,
             is_guarded=guard,
             n_tokens=n_tokens,
@@ -204,21 +204,24 @@ class Service:
             )
         specs = self._default.terms if value is None else parsed(value, "steering").terms
         applied = self._mood(specs, live.n_tokens, "body")
+        live.moods.append(applied)  # before it acts, so that what acts is known
         try:
             live.ticket.steer(applied.steering)
         except ClosedError:
             raise Refusal(f"the reply {completion!r} has ended", status=409, code="ended") from None
         except PyemoError as error:
             raise refusal_of(error, "steering") from None
-        index = len(live.ticket.tokens)
-        live.moods.append((index, applied))
-        return live, index
+        return live, len(live.ticket.tokens)
 
     # --- the server's own mood ---
 
     @property
     def default(self) -> Applied:
-        """The mood of requests that name none."""
+        """The mood of requests that name none.
+
+        Raises:
+            Refusal: its vectors have gone.
+        """
         return self._mood(self._default.terms, 1, "default")
 
     def set_default(self, terms: Sequence[TermSpec]) -> Applied:
@@ -285,6 +288,13 @@ class Service:
         try:
             return self.desk.mood(terms, n_tokens)
         except PyemoError as error:
+            if source == "default":
+                why = refusal_of(error).message
+                raise Refusal(
+                    f"the server's default mood cannot be used: {why}",
+                    status=500,
+                    code="default_mood",
+                ) from None
             raise refusal_of(error, param.get(source, "steering")) from None
 
     def _gauges(self, asked: Asked) -> Any:

@@ -171,6 +171,13 @@ def test_a_port_that_is_taken_is_said(options: list[object], server: Process) ->
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
 
+def test_an_open_address_without_a_key_is_said(options: list[object]) -> None:
+    with Process(*options, "--host", "0.0.0.0", "--no-auth") as server:
+        server.popen.send_signal(signal.SIGTERM)
+        errors = server.popen.communicate()[1].decode()
+        assert "Warning: everybody who reaches 0.0.0.0 may use this server" in errors
+
+
 def test_sighup_reads_the_folder_again(
     options: list[object], vectors: Path, tmp_path: Path
 ) -> None:

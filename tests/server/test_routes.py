@@ -77,6 +77,7 @@ def test_a_running_reply_is_steered_from_its_next_token(settings: dict[str, Any]
     last = parts[-1]["choices"][0]["pyemo"]
     assert last["steering"] == "cold=0.5"
     assert [mood["steering"] for mood in last["moods"]] == ["", "cold=0.5"]
+    assert last["moods"][1]["from_token"] >= said["from_token"]
     plain = client.post(CHAT, json=long_chat()).json()["choices"][0]["message"]["content"]
     assert streamed_text(parts)[:3] == plain[:3]
     assert streamed_text(parts) != plain
@@ -110,6 +111,18 @@ def test_a_default_that_is_not_there_changes_nothing(new_client: Clients) -> Non
     answer = client.post("/control-vectors/apply", json=[{"id": "wram", "scale": 1}])
     assert answer.status_code == 400
     assert client.get("/v1/steering").json()["default"] == "warm=0.1"
+
+
+def test_a_default_whose_vector_is_gone_is_the_servers_fault(
+    new_client: Clients, vectors: Path, tmp_path: Path
+) -> None:
+    shutil.copy(vectors / "warm.gguf", tmp_path / "mine.gguf")
+    client = new_client(vectors=tmp_path, steering="mine=0.1")
+    (tmp_path / "mine.gguf").unlink()
+    answer = client.post(CHAT, json=chat())
+    assert answer.status_code == 500
+    assert "default mood" in answer.json()["error"]["message"]
+    assert client.post(CHAT, json=chat(steering="")).status_code == 200
 
 
 def test_a_vector_is_unloaded_and_loaded_by_name(new_client: Clients) -> None:
