@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pyemo.engine.replies import Reply
+from pyemo.engine.tickets import Ticket
 from pyemo.engine.tokens import Token
 
 Answer: TypeAlias = dict[str, Any]
@@ -19,9 +18,10 @@ _FINISH = {"end": "stop", "stop": "stop", "length": "length", "context": "length
 
 @dataclass(frozen=True)
 class Completion:
-    """A reply that is to be told as a text completion; decoded when it is told.
+    """A reply that is to be told as a text completion; written when it is told.
 
     Attributes:
+        submit: begins to write it.
         model: its name in the answer.
         n_prompt: tokens of the prompt.
         text_offset: where the reply begins, for ``logprobs``: characters of the prompt.
@@ -29,7 +29,7 @@ class Completion:
         echoed: what stands before the reply's text in an answer that is not streamed.
     """
 
-    reply: Reply
+    submit: Callable[[], Ticket]
     model: str
     n_prompt: int
     text_offset: int
@@ -40,11 +40,16 @@ class Completion:
 
     def whole(self) -> Answer:
         """Return the answer, when all of it is there."""
-        with closing(self.reply):
-            tokens = [token for token in self.reply if not self._is_end(token)]
+        ticket = self.submit()
+        try:
+            ticket.wait()
+        finally:
+            ticket.cancel()
+        tokens = ticket.tokens[:-1] if ticket.stop_reason == "end" else ticket.tokens
+        text = self.echoed + ticket.text
         return {
             **self._head(),
-            "choices": [self._choice(self.echoed + self.reply.text, tokens, self._finish)],
+            "choices": [self._choice(text, tokens, _finish(ticket), self.text_offset)],
             "usage": {
                 "prompt_tokens": self.n_prompt,
                 "completion_tokens": len(tokens),
@@ -53,27 +58,22 @@ class Completion:
         }
 
     def chunks(self) -> Iterator[Answer]:
-        """Yield the answer in parts, the last of them without text."""
+        """Yield the answer in parts, the last of them without text; leaving them ends the reply."""
         n_shown, begin = 0, self.text_offset
-        with closing(self.reply):
-            for token in self.reply:
-                told = [] if self._is_end(token) else [token]
+        ticket = self.submit()
+        try:
+            for token in ticket:
+                told = [token] if token.bytes else []  # the one that ends a reply has none
                 if token.text or (told and self.logprobs is not None):
                     choice = self._choice(token.text, told, None, begin)
                     yield {**self._head(), "choices": [choice]}
                     n_shown += len(token.text)
                     begin += len(_shown(token.bytes))
-        if rest := self.reply.text[n_shown:]:  # held back until the context was full
-            yield {**self._head(), "choices": [self._choice(rest, [], None)]}
-        yield {**self._head(), "choices": [self._choice("", [], self._finish)]}
-
-    @property
-    def _finish(self) -> str | None:
-        return _FINISH[self.reply.stop_reason] if self.reply.stop_reason else None
-
-    def _is_end(self, token: Token) -> bool:
-        """Whether it is the token that says that the reply ends, which is no part of it."""
-        return self.reply.stop_reason == "end" and token is self.reply.tokens[-1]
+        finally:
+            ticket.cancel()
+        if rest := ticket.text[n_shown:]:  # held back until the context was full
+            yield {**self._head(), "choices": [self._choice(rest, [], None, begin)]}
+        yield {**self._head(), "choices": [self._choice("", [], _finish(ticket), begin)]}
 
     def _head(self) -> Answer:
         return {
@@ -83,10 +83,7 @@ class Completion:
             "model": self.model,
         }
 
-    def _choice(
-        self, text: str, tokens: list[Token], finish: str | None, begin: int | None = None
-    ) -> Answer:
-        begin = self.text_offset if begin is None else begin
+    def _choice(self, text: str, tokens: list[Token], finish: str | None, begin: int) -> Answer:
         logprobs = None if self.logprobs is None else self._logprobs(tokens, begin)
         return {
             "text": text,
@@ -106,6 +103,10 @@ class Completion:
             told["top_logprobs"].append({**top, own: token.logprob})
             begin += len(own)
         return told
+
+
+def _finish(ticket: Ticket) -> str | None:
+    return _FINISH.get(ticket.stop_reason or "")
 
 
 def as_chat(completion: Answer) -> Answer:

@@ -7,9 +7,11 @@ refuses is ``asked``.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import random
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +25,16 @@ from pyemo.engine.messages import Message
 from pyemo.engine.model import Model
 from pyemo.engine.rows import ReplyLimits
 from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.steering import Steering
+from pyemo.engine.tickets import Request
 from pyemo.engine.tokens import token_ids
 from pyemo.errors import InputError, MissingExtraError, NotBuiltError
 from pyemo.files import hub
 from pyemo.files.split_files import part_of
 
 N_PARALLEL = 4
-"""Replies that may run at a time, from as many threads."""
+"""Replies that run at a time; more wait."""
 
 RANDOM = (-1, 0xFFFFFFFF)
 """Seeds that ask llama.cpp for another one each time."""
@@ -52,8 +56,8 @@ class Llama:
     ```
 
     The dicts have llama-cpp-python's keys; log-probabilities need no ``logits_all``. An argument
-    that asks for what is not built (tools, grammars, ``logit_bias``) is a ``NotBuiltError``. Up to
-    four replies may run at a time, from any threads.
+    that asks for what is not built (tools, grammars, ``logit_bias``) is a ``NotBuiltError``. Calls
+    may come from any threads. A prompt that begins as an earlier one goes on from there.
 
     Args:
         model_path: a file, or any name that ``pyemo.Model.load`` knows.
@@ -93,7 +97,7 @@ class Llama:
             model_path, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap, use_mlock=use_mlock
         )
         n_ctx = n_ctx or model.n_ctx_train
-        self._engine = Engine(
+        engine = Engine(
             model,
             n_ctx=n_ctx,
             n_seq_max=N_PARALLEL,
@@ -102,6 +106,9 @@ class Llama:
             n_outputs_max=N_PARALLEL,
             kv_type=kv_type,
         )
+        self._engine = engine
+        self._scheduler = Scheduler(engine)
+        self._end = weakref.finalize(self, _close, self._scheduler, engine)
         self.model_path = str(model.path)
         self.metadata = dict(model.metadata)
         self.verbose = verbose
@@ -146,7 +153,7 @@ class Llama:
 
     def close(self) -> None:
         """Free the KV cache; the instance cannot be called any more. May be called twice."""
-        self._engine.close()
+        self._end()
 
     def __enter__(self) -> Llama:
         return self
@@ -218,7 +225,8 @@ class Llama:
             temperature: 0 takes the most likely token always.
             logprobs: alternatives to tell with each token.
             echo: put the prompt before the reply's text; not in a stream.
-            seed: None for the next of the instance's; -1 from chance.
+            seed: None for the next of the instance's; -1 from chance. With one, the text does not
+                depend on earlier calls: the prompt is read anew.
             model: its name in the answer.
             steering: the mood; see :attr:`steering`. None for the instance's, empty for none.
             others: llama-cpp-python's other arguments, which are accepted where they ask for
@@ -235,10 +243,10 @@ class Llama:
         is_text = isinstance(prompt, str)
         native = self._engine.model
         tokens = native.prompt_tokens(prompt, raw=True) if is_text else list(prompt)
-        sampler = self._sampler(temperature, top_p, min_p, top_k, repeat_penalty, seed)
         completion = self._begin(
             tokens,
-            sampler=sampler,
+            sampler=self._sampler(temperature, top_p, min_p, top_k, repeat_penalty, seed),
+            uses_cache=seed is None,
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
@@ -287,6 +295,7 @@ class Llama:
         completion = self._begin(
             text.prompt_tokens(messages),
             sampler=self._sampler(temperature, top_p, min_p, top_k, repeat_penalty, seed),
+            uses_cache=seed is None,
             max_tokens=max_tokens,
             stop=stop,
             logprobs=(top_logprobs or 0) if logprobs else None,
@@ -317,6 +326,7 @@ class Llama:
         tokens: list[int],
         *,
         sampler: SamplerParams,
+        uses_cache: bool,
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         logprobs: int | None,
@@ -336,16 +346,10 @@ class Llama:
         mood = self._steering
         if steering is not None:
             mood = mood_of(self._engine.model, steering, n_tokens=wanted)
-        reply = self._engine.generate(
-            tokens,
-            steering=mood,
-            max_tokens=limits.max_tokens,
-            sampler=sampler,
-            stop=limits.stop,
-            n_top=limits.n_top,
-        )
+        request = Request(tokens, limits, mood, sampler, uses_cache=uses_cache)
         name = self._name if model is None else model
-        return Completion(reply, name, len(tokens), text_offset, logprobs, echoed)
+        submit = functools.partial(self._scheduler.submit, request)
+        return Completion(submit, name, len(tokens), text_offset, logprobs, echoed)
 
     def _sampler(
         self,
@@ -418,6 +422,11 @@ class Llama:
 
     def __repr__(self) -> str:
         return f"<Llama {self._name!r}, {self._steering!r}>"
+
+
+def _close(scheduler: Scheduler, engine: Engine) -> None:
+    scheduler.close()
+    engine.close()
 
 
 def _only_file(repo: str, pattern: str) -> str:

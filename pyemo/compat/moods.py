@@ -65,7 +65,10 @@ def terms_of(
     Raises:
         as :func:`mood_of`.
     """
-    words = [text] if os.path.isfile(text) else re.split(r"\s*,\s*|\s+(?:\+\s+)?", text.strip())
+    between = r"\s*,\s*|\s+\+\s+"
+    if "@when:" not in text:  # a rule has blanks of its own
+        between += r"|\s+"
+    words = [text] if os.path.isfile(text) else re.split(between, text.strip())
     options = MoodOptions(tuple(filter(None, words)), scope=scope, schedule=schedule)
     return _terms(model, options, n_tokens)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -350,10 +352,39 @@ def test_seeds_are_repeatable_and_those_not_given_differ(tiny_model_path: Path) 
     assert texts(-1) != texts(-1)
 
 
-def test_stream_that_is_left_frees_its_place(ours: Llama) -> None:
+def test_stream_that_is_left_ends(ours: Llama) -> None:
     for _ in range(6):
-        next(iter(ours("the", stream=True, **GREEDY)))
-    assert ours._engine.n_free_sequences == 4
+        next(iter(ours("the", stream=True, temperature=1.5, max_tokens=200, seed=1)))
+    until = time.monotonic() + 10
+    while ours._scheduler.stats().running and time.monotonic() < until:
+        time.sleep(0.01)
+    assert ours._scheduler.stats().running == 0
+    assert ours._scheduler.stats().n_cancelled >= 1
+
+
+def test_second_turn_reads_what_is_new(tiny_model_path: Path) -> None:
+    long = [{"role": "user", "content": "the happy story " * 20}]
+    with Llama(tiny_model_path, **{**SETTINGS, "n_ctx": 2048}) as llm:
+        first = llm.create_chat_completion(long, max_tokens=6, temperature=0)
+        before = llm._scheduler.stats()
+        assert before.n_cached_tokens == 0
+        again = [*long, first["choices"][0]["message"], {"role": "user", "content": "the"}]
+        second = llm.create_chat_completion(again, max_tokens=6, temperature=0)
+        cached = llm._scheduler.stats().n_cached_tokens
+        assert cached >= first["usage"]["prompt_tokens"] - 1
+        seeded = llm.create_chat_completion(again, max_tokens=6, temperature=0, seed=1)
+        assert llm._scheduler.stats().n_cached_tokens == cached
+    assert text(seeded) == text(second)
+
+
+def test_instance_that_is_dropped_frees_its_thread(tiny_model_path: Path) -> None:
+    llm = Llama(tiny_model_path, **SETTINGS)
+    thread = llm._scheduler._thread
+    llm("the", **GREEDY)
+    del llm
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_threads_do_not_disturb_each_other(ours: Llama) -> None:
