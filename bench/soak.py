@@ -22,7 +22,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,8 +92,8 @@ class Report:
     """
 
     seconds: float = 0.0
-    done: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
+    done: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
     ties: int = 0
     wrong: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -105,7 +104,8 @@ class Report:
     def note(self, kind: str, *, was_refused: bool = False) -> None:
         """Count a call."""
         with self._lock:
-            (self.refused if was_refused else self.done)[kind] += 1
+            counts = self.refused if was_refused else self.done
+            counts[kind] = counts.get(kind, 0) + 1
 
     def blame(self, what: str) -> None:
         """Note what should not have been."""
@@ -326,8 +326,8 @@ def main() -> None:
         model = Model.load(build_tiny("llama", Path(folder) / "llama.gguf").path)
         report = Soak(model, given.seed).run(given.seconds)
     first, last = report.samples[0], report.samples[-1]
-    print(f"{sum(report.done.values()):,} calls in {report.seconds:.0f} s: {dict(report.done)}")
-    print(f"refused for want of room: {dict(report.refused)}; ties: {report.ties}")
+    print(f"{sum(report.done.values()):,} calls in {report.seconds:.0f} s: {report.done}")
+    print(f"refused for want of room: {report.refused}; ties: {report.ties}")
     print(
         f"memory {first.rss_bytes / 1e6:.0f} to {last.rss_bytes / 1e6:.0f} MB, descriptors "
         f"{first.n_descriptors} to {last.n_descriptors}; wrong: {len(report.wrong)}"
