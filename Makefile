@@ -20,7 +20,7 @@ ALL := $(VENV)/.made-all
 PROMPT := Write a short message to your neighbour about the noise last night.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality test-browser lint types check bench sanitize fuzz vectors docs tree study-report clean
+.PHONY: help setup demo test test-quality test-browser test-clients lint types check bench sanitize fuzz vectors docs tree study-report clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -42,6 +42,10 @@ test-quality: $(ALL) ## run the slow measurements on real models
 test-browser: $(ALL) ## run the tests of the server's page in headless Chromium
 	$(PIP) install -c constraints.txt axe-playwright-python playwright
 	$(BIN)/python -m pytest -m browser tests/server $(PYTEST_ARGS)
+
+test-clients: $(ALL) ## run what the clients of docs/use-it-from.md show, with all of them installed
+	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[clients]"
+	$(BIN)/python -m pytest tests/server/test_clients.py tests/compat tests/test_llm_plugin.py $(PYTEST_ARGS)
 
 lint: $(ALL) ## check style and format
 	$(BIN)/ruff check .

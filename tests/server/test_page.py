@@ -133,7 +133,9 @@ def test_reply_is_that_of_pyemo_run(
     wait(page)
     mood = f"{vectors}/calibrated.gguf=0.3"
     assert shown(page) == run_text(tiny_model_path, "--cvec", mood)
-    assert "12 tokens" in page.inner_text(".pair:last-child footer")
+    footer = page.inner_text(".pair:last-child footer")
+    assert "12 tokens" in footer
+    assert "reads calibrated " in footer  # the gauge in words
 
 
 def test_comparison_stands_beside_the_unsteered_reply(
@@ -319,7 +321,7 @@ def test_axe_finds_nothing(
     page.check("#compare")
     say(page)
     wait(page)
-    page.evaluate("fail(new Error('as an example'), document.body, { content: 'x' })")
+    page.evaluate("complain(new Error('as an example'))")
     found = axe.Axe().run(page).response["violations"]
     assert [(fault["id"], fault["impact"]) for fault in found] == []
 
@@ -352,6 +354,33 @@ def test_error_is_shown_and_the_message_kept(open_page: Callable[..., Any], url:
     assert "temperature" in page.inner_text(".problem")
     assert page.input_value("#prompt") == PROMPT
     assert page.evaluate("history.length") == 0
+
+
+def test_failed_second_answer_leaves_the_first(open_page: Callable[..., Any], url: str) -> None:
+    page = open_page(url)
+    say(page)
+    wait(page)
+    first = shown(page)
+    page.evaluate("body = ((old) => (...asked) => ({ ...old(...asked), temperature: -1 }))(body)")
+    page.click("#again")
+    page.wait_for_selector(".problem")
+    assert shown(page) == first
+    assert page.evaluate("history.at(-1).content") == first
+    assert page.input_value("#prompt") == ""
+
+
+def test_new_chat_ends_the_running_reply_and_is_empty(
+    open_page: Callable[..., Any], default_url: str
+) -> None:
+    page = open_page(default_url)
+    say(page, "Tell me about the sea.", 400)
+    page.wait_for_function("running && running.reply.tokens.length >= 2", timeout=60_000)
+    page.click("#fresh")
+    page.wait_for_function("!running")
+    assert page.evaluate("history.length") == 0
+    assert page.locator(".reply").count() == 0
+    assert page.is_visible("#hello")
+    assert page.is_visible("#send")
 
 
 def test_page_asks_for_the_key(browser: Any, tiny_model_path: Path, vectors: Path) -> None:
