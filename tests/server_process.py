@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -39,6 +41,19 @@ class Process:
     def metric(self, name: str) -> float:
         lines = self.client.get("/metrics").text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+    def cpu_s(self) -> float:
+        """CPU seconds that the process has had; Linux."""
+        text = Path(f"/proc/{self.popen.pid}/stat").read_text(encoding="utf-8")
+        fields = text.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_bytes(self) -> int:
+        """Memory that the process has now; Linux."""
+        text = Path(f"/proc/{self.popen.pid}/status").read_text(encoding="utf-8")
+        return next(
+            int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmRSS:")
+        )
 
     def is_idle_within(self, seconds: float) -> bool:
         until = time.monotonic() + seconds

@@ -45,6 +45,7 @@ class Body(BaseModel):
     dry_base: float | None = None
     dry_allowed_length: int | None = None
     metadata: dict[str, Any] | None = None
+    cache_prompt: bool | None = None
     pyemo: dict[str, Any] | None = None
 
 
@@ -81,6 +82,7 @@ class Asked:
         max_tokens: None for as many as the context holds.
         has_seed: whether the sampler's seed was asked for.
         has_logprobs, n_top: whether to tell each token's log-probability, and of how many others.
+        uses_cache: whether the prompt may go on from what others have read.
         gauges: names of what to read at every token.
         think: whether the model is to think before it answers; None as its template has it.
         guard, repetition_stop: None where the body does not say.
@@ -102,6 +104,7 @@ class Asked:
     n_top: int
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     think: bool | None = None
+    uses_cache: bool = True
     gauges: tuple[str, ...] = ()
     guard: bool | None = None
     repetition_stop: bool | None = None
@@ -258,7 +261,6 @@ _HARMLESS = (
     "prompt_cache_key",
     "prompt_cache_retention",
     "parallel_tool_calls",
-    "cache_prompt",
     "extra_body",
 )
 """Fields whose meaning is kept by doing nothing."""
@@ -324,6 +326,7 @@ def _asked(
         n_top=n_top,
         template_kwargs=template_kwargs or {},
         think=think,
+        uses_cache=found.cache_prompt is not False,
         gauges=tuple(ours.get("gauges") or ()),
         guard=ours.get("guard"),
         repetition_stop=ours.get("repetition_stop"),

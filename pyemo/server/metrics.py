@@ -68,7 +68,8 @@ class _OfScheduler:
         for name, text, value in (
             ("pyemo_queued", "Requests that wait", stats.queued),
             ("pyemo_running", "Replies that are read or written", stats.running),
-            ("pyemo_cells_used", "Tokens that the KV cache holds", stats.n_cells_used),
+            ("pyemo_cells_used", "Tokens of running replies in the KV cache", stats.n_cells_used),
+            ("pyemo_cells_kept", "Tokens of ended ones, kept for prompts", stats.n_cells_kept),
         ):
             yield GaugeMetricFamily(name, text, value)
         for name, text, value in (

@@ -173,6 +173,7 @@ class Service:
                 steering=applied.steering,
                 sampler=sampler,
                 gauges=self._gauges(asked),
+                uses_cache=asked.uses_cache,
                 make_reply=_guarding(live) if guard else plain_reply,
             )
             live.ticket = self.scheduler.submit(request, on_token=on_token, on_end=on_end)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from commands import pyemo
-from server_process import Process
+from server_process import Process, posted
+from serving import CHAT, chat
 
 PROMPT = "Write to your neighbour about the noise."
 MOOD = "anger=0.027"
@@ -82,3 +84,19 @@ def test_openais_client_raises_what_was_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**{**SETTINGS, "model": "gpt-4o"})
     assert [model.id for model in client.models.list()] == ["smollm2-135m-instruct"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_within_the_prompt_frees_the_cpu(
+    server: Process, stream: bool
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(posted(chat("the noise of the night " * 600, stream=stream)))
+        while server.metric("pyemo_running") == 0:
+            time.sleep(0.01)
+    assert server.is_idle_within(5)
+    assert server.metric("pyemo_cells_used") == 0
+    before = server.cpu_s()
+    time.sleep(0.5)
+    assert server.cpu_s() - before < 0.2
+    assert server.client.post(CHAT, json=chat(max_tokens=1)).status_code == 200

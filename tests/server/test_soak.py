@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -21,18 +20,6 @@ from serving import CHAT, chat
 
 N_CLIENTS = 32
 N_REQUESTS = 500
-
-
-def resident_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.quality
@@ -89,7 +76,7 @@ def test_five_hundred_requests_leave_nothing_behind(
                             return
                         done += 1
                         if done % 100 == 0:
-                            resident.append(resident_bytes(server.popen.pid))
+                            resident.append(server.resident_bytes())
                         is_time = done % 50 == 0
                     if is_time:
                         spare = tmp_path / "vectors" / "spare.gguf"
@@ -106,9 +93,9 @@ def test_five_hundred_requests_leave_nothing_behind(
         for thread in threads:
             thread.join()
         assert server.is_idle_within(5)
-        before = cpu_s(server.popen.pid)
+        before = server.cpu_s()
         time.sleep(1)
-        assert cpu_s(server.popen.pid) - before < 0.1
+        assert server.cpu_s() - before < 0.1
         assert server.metric("pyemo_failed_total") == 0
         assert server.is_well()
         assert wrong == []
