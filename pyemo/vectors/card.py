@@ -17,6 +17,7 @@ MARK = "<!-- made by pyemo card -->"
 """A README with this line may be made anew."""
 
 UNKNOWN = "not known"
+_TRAINED = re.compile(r'^source = "replies"', re.MULTILINE)
 _TAGS = ("gguf", "control-vector", "steering-vector", "llama.cpp", "pyemo")
 
 
@@ -51,6 +52,7 @@ def card(title: str, vectors: Mapping[str, ControlVector], facts: CardFacts) -> 
         "it writes, and moves the text towards an emotion. Plain GGUF files, one for each vector.",
         _table(vectors),
         _source(vectors, facts),
+        _voices(vectors),
         _use(vectors),
         _strengths(vectors),
     ]
@@ -116,6 +118,24 @@ def _source(vectors: Mapping[str, ControlVector], facts: CardFacts) -> str:
     elif recipes:
         lines += ["", f"{len(recipes)} recipes; each file holds its own: `pyemo inspect FILE`."]
     return "\n".join(lines)
+
+
+def _voices(vectors: Mapping[str, ControlVector]) -> str:
+    """Return what to ask before a trained voice is passed on; nothing where there is none."""
+    trained = [
+        name
+        for name, vector in vectors.items()
+        if _TRAINED.search(vector.metadata.recipe) and not vector.metadata.emotion
+    ]
+    if not trained:
+        return ""
+    names = ", ".join(f"`{_plain(name)}`" for name in trained)
+    return (
+        "## Whose voice\n\n"
+        f"Trained on example replies that somebody wrote: {names}. A model under it writes like "
+        "them and may be taken for their author. Use it where the author, or whoever the persona "
+        "is, has agreed; say that a machine writes; do not pass as a person with it."
+    )
 
 
 def _use(vectors: Mapping[str, ControlVector]) -> str:

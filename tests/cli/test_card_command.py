@@ -105,3 +105,16 @@ def test_markup_in_a_files_fields_is_taken_as_text(folder: Path) -> None:
     text = (folder / README).read_text(encoding="utf-8")
     assert "<img" not in text
     assert "](b)" not in text
+
+
+def test_card_of_a_trained_voice_asks_whose_it_is(folder: Path) -> None:
+    pyemo("card", folder)
+    assert "Whose voice" not in (folder / README).read_text(encoding="utf-8")
+    vector = ControlVector.load(folder / "cold.gguf")
+    recipe = 'name = "trained"\nsource = "replies"\n'
+    told = replace(vector.metadata, emotion="", recipe=recipe)
+    vector.with_metadata(told).save(folder / "cold.gguf", force=True)
+    pyemo("card", folder)
+    text = (folder / README).read_text(encoding="utf-8")
+    assert "## Whose voice" in text
+    assert "that somebody wrote: `cold.gguf`." in text
