@@ -108,6 +108,7 @@ def run(
             mood,
             guard is not None,
             template,
+            stop_repetition,
         )
         show_remote = run_remote.print_comparison if compare else run_remote.print_reply
         show_remote(remote, as_json)

@@ -58,6 +58,7 @@ class RemoteRequest:
     mood: MoodOptions
     guard: bool
     template: TemplateOptions
+    stop_repetition: bool = True
 
     def body(self, *, steered: bool = True) -> dict[str, Any]:
         """Return the request's body, without ``stream``."""
@@ -65,7 +66,11 @@ class RemoteRequest:
             "max_tokens": self.max_tokens,
             "stop": list(self.stop),
             "steering": {"terms": _terms(self.mood) if steered else []},
-            "pyemo": {"gauges": list(self.gauges), "guard": self.guard},
+            "pyemo": {
+                "gauges": list(self.gauges),
+                "guard": self.guard,
+                "repetition_stop": self.stop_repetition,
+            },
             **{name: getattr(self.sampler, name) for name in _SAMPLER},
         }
         if self.model is not None:

@@ -16,6 +16,7 @@ from commands import pyemo, start
 
 SMALL = ("-n", 8, "--seed", 3)
 KEY = "a-secret"
+CIRCLES = ("--repetition-stop", "--no-repetition-stop")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,13 @@ def test_sampler_and_stop_reach_the_server(server: str, model: Path) -> None:
     options += ["--repeat-penalty", 1.3]
     options += ["--dry-multiplier", "0", "--stop", "e", "the story"]
     assert remote(server, *options) == local(model, *options)
+
+
+def test_circles_end_or_go_on_as_asked(server: str, model: Path) -> None:
+    options = ("-n", 120, "--temperature", 0, "--dry-multiplier", 0, "the story")
+    ended, gone_on = (local(model, how, *options) for how in CIRCLES)
+    assert len(ended) < len(gone_on)
+    assert [remote(server, how, *options) for how in CIRCLES] == [ended, gone_on]
 
 
 def test_raw_prompt_from_stdin_is_continued(server: str, model: Path) -> None:
