@@ -33,6 +33,7 @@ COMMANDS = {
     "models": "pyemo.cli.models:models",
     "inspect": "pyemo.cli.inspect:inspect",
     "extract": "pyemo.cli.extract:extract",
+    "condition": "pyemo.cli.condition:condition",
     "convert": "pyemo.cli.convert:convert",
     "rescale": "pyemo.cli.rescale:rescale",
     "card": "pyemo.cli.card:card",

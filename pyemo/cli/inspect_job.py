@@ -18,7 +18,7 @@ from pyemo.errors import VectorError, VectorModelMismatchError
 from pyemo.files import catalog, hub_vectors
 from pyemo.vectors.control_vector import Calibration, ControlVector, find_vector
 from pyemo.vectors.foreign import ForeignVector, read_foreign
-from pyemo.vectors.metadata import VectorMetadata
+from pyemo.vectors.metadata import FittedCondition, VectorMetadata
 
 STRENGTHS = (0.01, 0.02)
 """Strengths whose dose is shown, beside those that the file recommends."""
@@ -133,6 +133,7 @@ def _described(vector: ControlVector) -> dict[str, Any]:
         "recipe": meta.recipe or None,
         "strength": meta.strength,
         "calibrations": [_calibration(entry) for entry in meta.calibrations],
+        "condition": None if meta.condition is None else _condition(meta.condition),
         "lengths": _lengths(vector),
         "residual_norms": list(meta.residual_norms),
         "neutral_projections": list(meta.neutral_projections),
@@ -143,6 +144,10 @@ def _described(vector: ControlVector) -> dict[str, Any]:
 
 def _calibration(entry: Calibration) -> dict[str, Any]:
     return {**dataclasses.asdict(entry), "evidence": json.loads(entry.evidence)}
+
+
+def _condition(found: FittedCondition) -> dict[str, Any]:
+    return {**dataclasses.asdict(found), "evidence": json.loads(found.evidence)}
 
 
 def _lengths(vector: ControlVector) -> list[float]:
@@ -175,6 +180,7 @@ def _lines(found: ForeignVector, fit: dict[str, str] | None) -> list[str]:
         *_recipe(meta),
         *_trained(meta),
         *(_calibrated(entry) for entry in meta.calibrations),
+        *([] if meta.condition is None else [_fitted(meta.condition)]),
         *_chart(vector),
         *_dose_lines(vector),
     ]
@@ -242,6 +248,13 @@ def _calibrated(entry: Calibration) -> str:
         f"calibrated   strength {entry.strength:g}, window {low:g} to {high:g}, on "
         f"{entry.model_name} ({entry.sampler}, {entry.n_tokens} tokens)"
     )
+
+
+def _fitted(found: FittedCondition) -> str:
+    evidence = json.loads(found.evidence)
+    f1 = evidence.get("f1") if isinstance(evidence, dict) else None
+    known = f"; F1 {f1:.3f} on texts that were held out" if isinstance(f1, float) else ""
+    return f"condition    holds {found.side} {found.threshold:+.4g} at layer {found.layer}{known}"
 
 
 def _chart(vector: ControlVector) -> list[str]:

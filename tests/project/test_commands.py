@@ -13,7 +13,11 @@ from pyemo.cli import main
 
 PAGE_MAKER = script(ROOT / "docs" / "make_pages.py")
 COMMANDS = dict(PAGE_MAKER.commands(main, "pyemo"))
-LEAVES = {name: found for name, found in COMMANDS.items() if name != "pyemo"}
+LEAVES = {
+    name: found
+    for name, found in COMMANDS.items()
+    if not isinstance(found, click.Group) or (found.invoke_without_command and name != "pyemo")
+}
 
 
 def pipelines(text: str) -> list[list[str]]:
