@@ -68,7 +68,8 @@ def test_sampler_and_stop_reach_the_server(server: str, model: Path) -> None:
 
 
 def test_circles_end_or_go_on_as_asked(server: str, model: Path) -> None:
-    options = ("-n", 120, "--temperature", 0, "--dry-multiplier", 0, "the story")
+    looping = ("--temperature", 0, "--dry-multiplier", 0, "--repeat-penalty", 0.5)
+    options = ("-n", 120, *looping, "the story the story")
     ended, gone_on = (local(model, how, *options) for how in CIRCLES)
     assert len(ended) < len(gone_on)
     assert [remote(server, how, *options) for how in CIRCLES] == [ended, gone_on]
