@@ -11,6 +11,9 @@ from typing import Any
 from pyemo.engine.tokens import Token, TokenLogprob
 from pyemo.server.refusals import Refusal
 
+LEAST_LOGPROB = -9999.0
+"""OpenAI's word for what cannot be; JSON has no infinity."""
+
 _REASONS = {
     "end": "stop",
     "stop": "stop",
@@ -272,7 +275,7 @@ class TextShape(OpenAIShape):
             self._offset += len(token.text)
         return {
             "tokens": [_word(token.bytes) for token in shown],
-            "token_logprobs": [token.logprob for token in shown],
+            "token_logprobs": [max(LEAST_LOGPROB, token.logprob) for token in shown],
             "top_logprobs": [_alternatives(token.top) for token in shown],
             "text_offset": offsets,
         }
@@ -283,11 +286,11 @@ def _word(data: bytes) -> str:
 
 
 def _logprob(data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": _word(data), "logprob": logprob, "bytes": list(data)}
+    return {"token": _word(data), "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(data)}
 
 
 def _alternatives(top: Sequence[TokenLogprob]) -> dict[str, float]:
     found: dict[str, float] = {}
     for one in top:
-        found.setdefault(_word(one.bytes), one.logprob)
+        found.setdefault(_word(one.bytes), max(LEAST_LOGPROB, one.logprob))
     return found

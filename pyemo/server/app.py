@@ -20,7 +20,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -32,7 +31,7 @@ from pyemo.server.refusals import Refusal
 from pyemo.server.routes import Routes
 from pyemo.server.service import Service
 
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 WORKERS = 4
 """Threads that read bodies, prompts and vectors; the cores are for the decoding."""
@@ -63,10 +62,6 @@ def make_app(service: Service) -> Starlette:
         yield
 
     middleware = []
-    if config.is_local and not config.api_key:
-        # A page elsewhere may give its name this machine's address, and then be of our origin.
-        hosts = [*LOCAL_NAMES, config.host]
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts))
     if config.cors:
         middleware.append(
             Middleware(
@@ -77,7 +72,8 @@ def make_app(service: Service) -> Starlette:
                 expose_headers=["X-Pyemo-Applied", "X-Pyemo-Ignored", "Retry-After"],
             )
         )
-    middleware.append(Middleware(Gate, keys=config.api_key, origins=config.cors))
+    hosts = (*LOCAL_NAMES, config.host) if config.is_local and not config.api_key else ()
+    middleware.append(Middleware(Gate, keys=config.api_key, origins=config.cors, hosts=hosts))
     app = Starlette(
         routes=list(routes.table()),
         middleware=middleware,

@@ -22,12 +22,17 @@ class Gate:
 
     A browser says which page asks. A page of another origin is let through only if it is one of
     ``origins``: any site that is open in the browser could otherwise use a server of this machine.
+    Such a site may also give its own name this machine's address, and be of our origin then: where
+    ``hosts`` are given, the server answers under these names only.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], origins: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[str], origins: Sequence[str], hosts: Sequence[str]
+    ) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._origins = tuple(origins)
+        self._hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (refusal := self._refusal(scope)) is not None:
@@ -42,8 +47,15 @@ class Gate:
         if len(scope["headers"]) > MOST_HEADERS:
             return Refusal(f"more than {MOST_HEADERS} headers", status=431, code="too_many_headers")
         headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if self._hosts and host and _without_port(host) not in self._hosts:
+            return Refusal(
+                f"this server has no key and answers on this machine only, not as {host[:80]!r}",
+                status=403,
+                code="host",
+            )
         origin = headers.get("origin")
-        if origin is not None and not self._is_welcome(origin, headers.get("host", "")):
+        if origin is not None and not self._is_welcome(origin, host):
             return Refusal(
                 "pages of this origin may not use the server; --cors ORIGIN allows one",
                 status=403,
@@ -74,3 +86,8 @@ class Gate:
         if "*" in self._origins or origin in self._origins:
             return True
         return origin.partition("://")[2].casefold() == host.casefold()
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -28,6 +28,7 @@ from pyemo.server.service import Live, Service
 from pyemo.server.steering_field import HEADER, parsed
 from pyemo.server.streams import EventStream, Mailbox, unless_gone
 
+_T = TypeVar("_T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 PAGE_POLICY = (
@@ -121,19 +122,19 @@ class Routes:
             )
 
         live = await run_in_threadpool(begin)
-        try:
-            answer = Answer(self._service, live, mail, shape)
-            work = answer.first() if live.asked.stream else answer.whole()
-            found = await unless_gone(request.receive, work)
-            if found is None:
-                raise ClientDisconnect
-            if isinstance(found, dict):
+        answer = Answer(self._service, live, mail, shape)
+        if not live.asked.stream:
+            try:
+                whole = await _unless_gone(request, answer.whole())
+            finally:
                 self._close(live)
-                return JSONResponse(found, headers=answer.headers)
+            return JSONResponse(whole, headers=answer.headers)
+        try:
+            first = await _unless_gone(request, answer.first())
         except BaseException:
             self._close(live)
             raise
-        events = answer.events(found)
+        events = answer.events(first)
         return EventStream(events, shape.media_type, answer.headers, lambda: self._close(live))
 
     def _close(self, live: Live) -> None:
@@ -307,6 +308,8 @@ class Routes:
     async def _health(self, request: Request) -> Response:
         if self.is_draining:
             return JSONResponse({"status": "shutting down"}, status_code=503)
+        if self._service.is_broken:
+            return JSONResponse({"status": "the engine has stopped"}, status_code=503)
         return JSONResponse({"status": "ok"})
 
     async def _metrics_page(self, request: Request) -> Response:
@@ -319,6 +322,18 @@ class Routes:
 @functools.lru_cache(maxsize=1)
 def _page_text() -> str:
     return (files("pyemo.server") / "page.html").read_text(encoding="utf-8")
+
+
+async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """Return what ``work`` gives.
+
+    Raises:
+        ClientDisconnect: the client left before.
+    """
+    found = await unless_gone(request.receive, work)
+    if found is None:
+        raise ClientDisconnect
+    return found
 
 
 def _name_in(body: dict[str, Any]) -> str:

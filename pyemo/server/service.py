@@ -73,6 +73,8 @@ class Service:
 
     Args:
         config: what it is told.
+    Attributes:
+        is_broken: whether the scheduler takes no more requests.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -89,6 +91,7 @@ class Service:
         self.desk = MoodDesk(self.model, self.shelf, allow_other_weights=others)
         self.started = int(time.time())
         self.fingerprint = f"pyemo-{pyemo.__version__}-{self.model.file_sha256[:12]}"
+        self.is_broken = False
         self._default = Wanted()
         self._presets: dict[str, tuple[Preset, Wanted]] = {}
         self._read_moods()
@@ -177,6 +180,9 @@ class Service:
                 make_reply=_guarding(live) if guard else plain_reply,
             )
             live.ticket = self.scheduler.submit(request, on_token=on_token, on_end=on_end)
+        except ClosedError as error:
+            self.is_broken = True  # or it is about to end, which comes to the same
+            raise refusal_of(error) from None
         except PyemoError as error:
             param = "messages" if asked.messages is not None else "prompt"
             raise refusal_of(error, param) from None

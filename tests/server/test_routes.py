@@ -235,7 +235,9 @@ def test_a_browsers_question_is_answered_without_a_key(new_client: Clients) -> N
 
 
 def test_another_name_for_this_machine_is_refused(client: TestClient) -> None:
-    assert client.get("/v1/models", headers={"Host": "rebound.example"}).status_code == 400
+    for host in ("rebound.example", "rebound.example:8080", "127.0.0.1.example:80"):
+        answer = client.get("/v1/models", headers={"Host": host})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host")
     for host in ("localhost:8080", "127.0.0.1:8080", "[::1]:8080"):
         assert client.get("/v1/models", headers={"Host": host}).status_code == 200
 
@@ -315,6 +317,16 @@ def test_what_nobody_foresaw_is_500_without_its_words(
     answer = client.post(CHAT, json=chat())
     assert answer.status_code == 500
     assert "secret" not in answer.text
+
+
+def test_a_scheduler_that_has_stopped_is_told_by_the_health(new_client: Clients) -> None:
+    client = new_client()
+    assert client.get("/health").status_code == 200
+    client.app.state.routes._service.scheduler.close()  # type: ignore[attr-defined]
+    answer = client.post(CHAT, json=chat())
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "shutting_down"
+    assert client.get("/health").status_code == 503
 
 
 def test_the_metrics_count_what_was_done(new_client: Clients) -> None:
