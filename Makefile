@@ -20,7 +20,7 @@ ALL := $(VENV)/.made-all
 PROMPT := Write a short message to your neighbour about the noise last night.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality test-browser test-clients lint types check bench sanitize fuzz vectors docs tree study-report clean
+.PHONY: help setup demo test test-quality test-browser test-clients lint types check bench sanitize fuzz vectors docs page-picture tree study-report clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -113,6 +113,10 @@ vectors: $(ALL) ## extract the bundled vectors again
 
 docs: $(ALL) ## write docs/cli.md, the table of strengths and the README's output anew
 	$(BIN)/python docs/make_pages.py
+
+page-picture: $(ALL) ## write docs/page.png anew; needs Chromium
+	$(PIP) install -c constraints.txt playwright
+	$(BIN)/python docs/make_page_picture.py
 
 tree: ## print the rooms of the package, one line each
 	@$(PYTHON) docs/tree.py
