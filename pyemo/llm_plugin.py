@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 256
 
-_KEPT = ("mood", "guard", "scope", "schedule")
+_KEPT = ("mood", "guard", "scope", "schedule", "model")
 """Options that a conversation keeps: ``llm -c`` itself forgets all of them."""
 
 _MARK = "pyemo"
@@ -85,12 +85,17 @@ class PyemoModel(llm.Model):
         stop: str | list[str] | None = Field(
             default=None, description="Text that ends the reply, or a list of them"
         )
+        model: str | None = Field(
+            default=None,
+            description="Another GGUF in this one's place: a path, or org/repo:Q4_K_M; kept too",
+        )
 
     def __init__(self, name: str) -> None:
         self.model_id = f"pyemo/{name}"
         self._name = name
         self._opening = threading.Lock()
         self._model: Model | None = None
+        self._loaded = ""  # the model's name, as it was asked for
         self._engine: Engine | None = None  # llm chat asks again in one process
 
     def execute(
@@ -118,7 +123,7 @@ class PyemoModel(llm.Model):
             for name in _KEPT
         }
         max_tokens = MAX_TOKENS if options.max_tokens is None else options.max_tokens
-        model = self._load()
+        model = self._load(mood["model"] or self._name)
         tokens = _prompt_tokens(model, _messages(prompt))
         terms = terms_of(
             model,
@@ -157,12 +162,13 @@ class PyemoModel(llm.Model):
             "notes": [note for term in terms for note in term.notes],
         }
 
-    def _load(self) -> Model:
+    def _load(self, name: str) -> Model:
         from pyemo.engine.model import Model
 
         with self._opening:
-            if self._model is None:
-                self._model = Model.load(self._name)
+            if self._model is None or self._loaded != name:
+                self._model = self._engine = None  # one at a time
+                self._model, self._loaded = Model.load(name), name
             return self._model
 
     def _open(self, model: Model, n_needed: int) -> Engine:

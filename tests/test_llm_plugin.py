@@ -23,6 +23,7 @@ from pyemo import llm_plugin  # noqa: E402
 from pyemo.vectors.metadata import VectorMetadata  # noqa: E402
 
 PROMPT = "the happy story"
+PLAIN = ("--threads", 1, "-n", 6, "--seed", 7)
 SHORT = ("-o", "max_tokens", "6", "-o", "seed", "7")
 
 
@@ -97,8 +98,7 @@ def run_text(tiny_model_path: Path) -> Callable[..., str]:
     """``run_text(*words)`` returns what ``pyemo run`` prints for the same."""
 
     def run_text(*words: str) -> str:
-        small = ("--threads", 1, "-n", 6, "--seed", 7)
-        result = pyemo("run", "-m", tiny_model_path, *small, *words, PROMPT)
+        result = pyemo("run", "-m", tiny_model_path, *PLAIN, *words, PROMPT)
         assert result.exit_code == 0, result.stderr
         return str(result.stdout)
 
@@ -142,6 +142,21 @@ def test_options_are_those_of_pyemo_run(
     )
     typed = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
     assert said == run_text("--guard", "-c", moods[0], "-c", moods[1], *typed)
+
+
+def test_any_other_gguf_may_be_named_and_is_kept(
+    run: Callable[..., str],
+    run_text: Callable[..., str],
+    tiny: Callable[[str], TinyModel],
+    tiny_model_path: Path,
+) -> None:
+    base = ("-o", "model", str(tiny("gpt2").path))
+    other = run("-m", "tiny", *SHORT, *base, PROMPT)
+    assert other == str(pyemo("run", "-m", tiny("gpt2").path, *PLAIN, PROMPT).stdout)
+    assert other != run_text()
+    run("-c", *SHORT, "the")
+    assert json.loads(run("logs", "-n", "1", "--json"))[0]["response_json"]["model"] == base[2]
+    assert run("-m", "tiny", *SHORT, PROMPT) == run_text()
 
 
 def test_system_prompt_reaches_the_model(

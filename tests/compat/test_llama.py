@@ -186,6 +186,18 @@ def test_tokens_and_facts_are_the_same(ours: Llama, theirs: llama_cpp.Llama) -> 
     assert ours.model_path == theirs.model_path
 
 
+def test_answers_in_openai_s_classes(ours: Llama) -> None:
+    chat = pytest.importorskip("openai.types.chat", reason="needs openai: pip install openai")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = ours.create_chat_completion_openai_v1(MESSAGES, **GREEDY)
+        parts = list(ours.create_chat_completion_openai_v1(MESSAGES, stream=True, **GREEDY))
+    assert isinstance(whole, chat.ChatCompletion)
+    assert all(isinstance(part, chat.ChatCompletionChunk) for part in parts)
+    joined_text = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert joined_text == whole.choices[0].message.content
+
+
 # --- arguments ---
 
 OWN = {"self", "steering", "others", "kwargs"}
