@@ -118,6 +118,27 @@ void register_engine(py::module_ & m) {
                  return e.n_common(seq, tokens, to_spans(std::move(spans)));
              }, py::arg("seq"), py::arg("tokens"), py::arg("spans"), release_gil(),
              "How many first tokens it has in common with these, its decoded ones under the same terms.")
+        .def_property_readonly("cache_unsupported", &Engine::cache_unsupported)
+        .def("cache_widths", &Engine::cache_widths, "Return (layer, width of a key, width of a value) of each layer with cells.")
+        .def("edit_cache", [](Engine & e, int seq, int begin, int end, const std::vector<std::tuple<int, bool, FloatArray>> & deltas) {
+                 std::vector<CacheDelta> native;
+                 for (const auto & [il, of_keys, rows] : deltas) {
+                     native.push_back({il, of_keys, std::vector<float>(rows.data(), rows.data() + rows.size())});
+                 }
+                 unlocked([&] { e.edit_cache(seq, begin, end, std::move(native)); });
+             }, py::arg("seq"), py::arg("begin"), py::arg("end"), py::arg("deltas").noconvert(),
+             "Add to cells: (layer, whether to its keys, float32 (n_cells, width)) each.")
+        .def("undo_cache_edit", &Engine::undo_cache_edit, py::arg("seq"), release_gil())
+        .def("read_cache", [](Engine & e, int seq, int begin, int end) {
+                 py::list out;
+                 for (const CacheRows & rows : unlocked([&] { return e.read_cache(seq, begin, end); })) {
+                     out.append(py::make_tuple(rows.il, to_array(rows.keys), to_array(rows.values)));
+                 }
+                 return out;
+             }, py::arg("seq"), py::arg("begin"), py::arg("end"),
+             "Return (layer, keys, values) of each layer with cells; float32, flat (n_cells * width), copies.")
+        .def("fail_cache_step", &Engine::fail_cache_step, py::arg("step"), release_gil(),
+             "For tests: 1 lets edits fail as they read the cells, 2 as they write them, 3 as they put the old ones back too.")
         .def("set_gauges", &Engine::set_gauges, py::arg("seq"), py::arg("gauges"), release_gil())
         .def("start_reading", &Engine::start_reading, py::arg("seq"), py::arg("layers"), py::arg("pooling"),
              py::arg("pos_begin"), py::arg("pos_end"), release_gil())

@@ -61,12 +61,17 @@ Engine::Engine(std::shared_ptr<Model> model, const EngineParams & params, Interr
     // Every sequence may want logits in the same decode, and one decode must hold a row of each.
     params_.n_batch = std::max({std::min(params_.n_batch, params_.n_ctx), params_.n_seq_max, 2});
     params_.n_outputs_max = std::min(std::max(params_.n_outputs_max, params_.n_seq_max), params_.n_batch);
+    // One sequence more than callers can open, where it costs nothing: edits of the cache go through it.
+    if (params_.kv_unified && params_.n_seq_max < max_sequences && !model_->is_recurrent_or_hybrid()) {
+        spare_ = params_.n_seq_max;
+    }
 
     llama_context_params p = llama_context_default_params();
     p.n_ctx = uint32_t(params_.n_ctx);
-    p.n_batch = p.n_ubatch = uint32_t(params_.n_batch);  // one ubatch a decode, so row j is token j
-    p.n_seq_max = uint32_t(params_.n_seq_max);
-    p.n_outputs_max = uint32_t(params_.n_outputs_max);
+    p.n_seq_max = uint32_t(std::max(params_.n_seq_max, spare_ + 1));
+    // One ubatch a decode, so row j is token j. llama.cpp wants room for a row of each of its sequences.
+    p.n_batch = p.n_ubatch = std::max(uint32_t(params_.n_batch), p.n_seq_max);
+    p.n_outputs_max = std::max(uint32_t(params_.n_outputs_max), p.n_seq_max);
     p.n_threads = params_.n_threads;
     p.n_threads_batch = params_.n_threads_batch;
     p.type_k = p.type_v = kv_type_of(params_.kv_type);
@@ -126,14 +131,16 @@ void Engine::prove_hook() {
     }
     llama_set_n_threads(ctx_.get(), params_.n_threads, params_.n_threads_batch);
     const bool hooked = hook_.end();
+    if (!hooked) {
+        steering_unsupported_ = hook_.why();
+    }
+    prove_cache(hooked && rc == 0);
     llama_memory_clear(memory_, false);
     if (rc == 2) {
         demote_log(log_mark);
         throw Error(ErrorKind::decode_aborted, "interrupted while the engine was opened");
     }
-    if (!hooked) {
-        steering_unsupported_ = hook_.why();
-    } else if (rc != 0) {
+    if (hooked && rc != 0) {
         throw Error(ErrorKind::model_load, "the model cannot be computed: " + last_error_line());
     }
 }

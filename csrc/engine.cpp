@@ -180,6 +180,8 @@ int Engine::fork(int seq) {
     for (const ActiveSpan & span : from.spans) {
         s.spans.push_back({span.begin, span.terms, nullptr});
     }
+    s.edits = from.edits;
+    s.n_returns = from.n_returns;
     s.sampler_params = from.sampler_params;
     s.sampler = std::make_unique<Sampler>(from.sampler_params, model_->n_vocab());
     s.has_logits = from.has_logits;
@@ -352,8 +354,15 @@ void Engine::rewind(int slot, int n_decoded) {
     if (n_decoded >= s.n_decoded) {
         return;
     }
-    if (s.reader) {
-        n_decoded = s.reader->rewind(n_decoded);
+    // The cells of an edit are kept or computed anew together, and a reader goes back as far as it can.
+    for (int wanted = -1; wanted != n_decoded;) {
+        wanted = n_decoded;
+        if (s.reader) {
+            n_decoded = s.reader->rewind(n_decoded);
+        }
+        for (const CacheEdit & edit : s.edits) {
+            if (edit.deltas && edit.begin < n_decoded && n_decoded < edit.end) n_decoded = edit.begin;
+        }
     }
     // A sliding-window cache always says yes, even when the window behind the new end has been
     // overwritten, and recurrent models refuse a partial removal: both then compute anew.
@@ -380,7 +389,10 @@ void Engine::rollback(int seq, int n, bool is_followed) {
     // What stays keeps its own terms; what comes next has the newest.
     std::vector<Term> newest = s.spans.empty() ? std::vector<Term>() : s.spans.back().terms;
     s.tokens.resize(size_t(n));
+    ++s.n_returns;
     rewind(slot_of(seq), is_followed ? n : std::max(0, n - 1));
+    s.edits.erase(std::remove_if(s.edits.begin(), s.edits.end(), [n](const CacheEdit & edit) { return edit.end > n; }),
+                  s.edits.end());
     s.has_logits = false;
     add_spans(s, {{n, std::move(newest)}}, n);
 }
@@ -392,6 +404,7 @@ void Engine::refresh(int seq, const std::vector<Span> & spans, int begin) {
     for (const Span & span : spans) {
         check_terms(span.terms);
     }
+    ++s.n_returns;
     rewind(slot_of(seq), begin);
     add_spans(s, spans, begin);
 }
@@ -423,7 +436,8 @@ int Engine::n_common(int seq, const std::vector<llama_token> & tokens, const std
         }
         return n_same;
     };
-    const int n = n_alike();
+    int n = n_alike();
+    for (const CacheEdit & edit : s.edits) n = std::min(n, edit.begin);
     // A recurrent state goes on from where it is, or from nothing.
     return n < int(s.tokens.size()) && model_->is_recurrent_or_hybrid() ? 0 : n;
 }
@@ -507,8 +521,12 @@ bool Engine::wants_output(const Sequence & s, int pos) const {
 std::vector<Engine::Row> Engine::next_chunk(const std::vector<Goal> & goals) const {
     std::vector<Row> rows;
     int n_outputs = 0;
-    for (const auto & [seq, n] : goals) {
+    for (const auto & [seq, end] : goals) {
         const Sequence & s = sequences_[seq];
+        int n = end;
+        for (const CacheEdit & edit : s.edits) {
+            if (edit.deltas && edit.end > s.n_decoded) n = std::min(n, edit.end);  // what comes after it sees the edit
+        }
         // Recurrent layers always take prompts in llama.cpp's own order, which differs from ours when
         // two sequences share a batch.
         if (!rows.empty() && model_->is_recurrent_or_hybrid() && (n - s.n_decoded > 1 || rows.size() > 1)) {
@@ -637,6 +655,9 @@ void Engine::decode(const std::vector<Row> & rows, bool skip_head) {
         for (size_t i = 0; i + 1 < s.spans.size(); ++i) {
             s.spans[i].mix.reset();
         }
+    }
+    for (size_t r = 0; r < rows.size(); ++r) {
+        if (r + 1 == rows.size() || rows[r + 1].seq != rows[r].seq) apply_edits(rows[r].seq);
     }
 }
 

@@ -9,8 +9,11 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
+#include "cache_state.h"
+#include "errors.h"
 #include "interruptible.h"
 #include "mix.h"
 #include "model.h"
@@ -73,6 +76,19 @@ struct Fill {
     int n_rows = 0;
 };
 
+// What is added to a layer's values, or keys, in the cells of an edit.
+struct CacheDelta {
+    int il = 0;
+    bool of_keys = false;
+    std::vector<float> rows;  // (n_cells, width), flat
+};
+
+// What the cache holds of a layer in some cells.
+struct CacheRows {
+    int il = 0;
+    std::vector<float> keys, values;  // (n_cells, width) each, flat
+};
+
 class Engine {
 public:
     // `interrupted` is asked at most every 50 ms during long work, on the calling thread; true stops the work.
@@ -124,6 +140,21 @@ public:
     // be rolled back to.
     int n_common(int seq, const std::vector<llama_token> & tokens, const std::vector<Span> & spans) const;
 
+    // Empty if the cells of the KV cache can be read and edited; else the reason why not.
+    std::string cache_unsupported() const { return cache_refusal_ ? cache_refusal_->what() : ""; }
+    // Widths of each layer's keys and values: (layer, keys, values).
+    std::vector<std::tuple<int, int, int>> cache_widths() const;
+    // Adds to the cells of positions begin to end - 1, at once or as soon as they are decoded. Tokens decoded earlier keep what
+    // they were computed with, but for the last one, which is decoded again. Computed anew, the cells are edited again.
+    void edit_cache(int seq, int begin, int end, std::vector<CacheDelta> deltas);
+    // Takes the newest edit back.
+    void undo_cache_edit(int seq);
+    // What the cells of positions begin to end - 1 hold; decodes what is pending.
+    std::vector<CacheRows> read_cache(int seq, int begin, int end);
+    // For tests: the step of the coming edits that fails. 1: reading the cells; 2: writing them; 3: writing them, and
+    // putting the old ones back.
+    void fail_cache_step(int step);
+
     void set_gauges(int seq, std::vector<Gauge> gauges);
     void start_reading(int seq, const std::vector<int> & layers, Pooling pooling, int pos_begin, int pos_end);
     std::pair<int, std::vector<float>> reading(int seq) const;
@@ -168,6 +199,19 @@ private:
         std::vector<Term> terms;
         std::unique_ptr<Mix> mix;  // compiled when a row needs it
     };
+    // The cells of an edit as they were before it.
+    struct Before {
+        std::vector<uint8_t> cells;
+        std::vector<uint8_t> last;    // the last token's cell and logits, where it was decoded after the edited ones
+        std::vector<float> logits;
+        size_t n_tokens = 0;
+        int n_returns = 0;
+    };
+    struct CacheEdit {
+        int begin, end;  // positions
+        std::shared_ptr<const std::vector<CacheDelta>> deltas;  // nullptr where all are 0
+        std::shared_ptr<const Before> before;                   // once it has acted
+    };
     struct Sequence {
         bool used = false;
         int generation = 0;              // how many sequences this slot has held
@@ -175,6 +219,8 @@ private:
         int n_decoded = 0;
         std::vector<int64_t> cells;      // a name for the cell of each decoded token; forks share cells
         std::vector<ActiveSpan> spans;
+        std::vector<CacheEdit> edits;    // the newest last
+        int n_returns = 0;               // times that tokens were taken off
         SamplerParams sampler_params;
         std::unique_ptr<Sampler> sampler;
         bool has_logits = false;
@@ -229,6 +275,17 @@ private:
     const float * logits_of(const Sequence & s) const;
     void rewind(int slot, int n_decoded);
     void prove_hook();
+
+    void prove_cache(bool decoded);
+    void require_cache() const;
+    void check_deltas(int n_cells, const std::vector<CacheDelta> & deltas) const;
+    std::vector<uint8_t> take_cells(int slot, int begin, int end);
+    bool put_cells(int slot, int begin, int end, const std::vector<uint8_t> & cells);
+    void replace_cells(int slot, int begin, int end, const std::vector<uint8_t> & cells, const std::vector<uint8_t> & old);
+    void require_cells_to_replace(int slot, int begin, int end) const;
+    void apply_edit(int slot, CacheEdit & edit);
+    void apply_edits(int slot);
+    void decode_last_again(int slot);
     // Throws unless each job fits; returns the cells in use.
     template <typename Job>
     int check_jobs(const std::vector<Job> & jobs) const;
@@ -247,6 +304,11 @@ private:
     int n_ctx_seq_ = 0;  // tokens of one sequence at most
     int n_layer_ = 0, n_embd_ = 0;
     std::string steering_unsupported_;
+    int spare_ = -1;                     // llama.cpp's sequence through which cells are edited; nobody else's
+    std::vector<int> cache_layers_;      // the layers that have cells, in the order of llama.cpp's state
+    std::vector<std::pair<int, int>> cache_widths_;  // of their keys and values
+    std::optional<Error> cache_refusal_;
+    int failing_cache_step_ = 0;
     std::vector<Sequence> sequences_;
     int64_t n_cells_named_ = 0;
     llama_batch batch_{};

@@ -135,6 +135,7 @@ std::vector<float> Engine::score_next(int seq, const std::vector<llama_token> & 
     } catch (...) {
         s.n_given = -1;
         s.tokens.resize(n_before);
+        ++s.n_returns;
         rewind(slot, std::min(s.n_decoded, int(n_before)));
         throw;
     }

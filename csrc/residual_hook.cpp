@@ -11,16 +11,19 @@
 namespace pyemo {
 namespace {
 
-// The layer of a block output's name, or -1. A view of it has a suffix and is not meant.
-int block_output_layer(const char * name) {
-    constexpr char prefix[] = "l_out-";
-    if (std::strncmp(name, prefix, sizeof(prefix) - 1) != 0) {
+// The number after a prefix, or -1 where the name is not these two.
+int number_after(const char * prefix, const char * name) {
+    const size_t n = std::strlen(prefix);
+    if (std::strncmp(name, prefix, n) != 0) {
         return -1;
     }
     char * end = nullptr;
-    const long il = std::strtol(name + sizeof(prefix) - 1, &end, 10);
-    return *end == '\0' && end != name + sizeof(prefix) - 1 ? int(il) : -1;
+    const long number = std::strtol(name + n, &end, 10);
+    return *end == '\0' && end != name + n ? int(number) : -1;
 }
+
+// The layer of a block output's name, or -1. A view of it has a suffix and is not meant.
+int block_output_layer(const char * name) { return number_after("l_out-", name); }
 
 // Inputs are set before the first node is asked for, so their values can be read here.
 std::vector<int32_t> read_i32(const ggml_tensor * tensor) {
@@ -75,6 +78,7 @@ void ResidualHook::begin(std::vector<RowPlan> rows, bool skip_head) {
 
 void ResidualHook::begin_probe(std::vector<RowPlan> rows) {
     begin(std::move(rows), false);
+    cached_keys_.assign(size_t(n_layer_), nullptr);
     std::fill(wanted_.begin(), wanted_.end(), 1);
     last_wanted_ = n_layer_ - 1;
     active_ = is_probe_ = true;
@@ -120,6 +124,10 @@ bool ResidualHook::on_ask(ggml_tensor * tensor) {
             output_rows_ = read_i32(tensor->src[1]);
             outputs_only_ = true;
         }
+    }
+    if (is_probe_ && tensor->op == GGML_OP_SET_ROWS && tensor->view_src != nullptr) {
+        const int of_keys = number_after("cache_k_l", tensor->view_src->name);
+        if (of_keys >= 0 && of_keys < n_layer_) cached_keys_[size_t(of_keys)] = tensor->view_src;
     }
     const int il = block_output_layer(tensor->name);
     if (il < 0 || il >= n_layer_) {

@@ -45,6 +45,8 @@ public:
 
     // Asks for every layer, changes nothing: the proof that this model can be hooked.
     void begin_probe(std::vector<RowPlan> rows);
+    // The tensors of the KV cache that hold each layer's keys, as the probe saw them; nullptr where it saw none.
+    const std::vector<const ggml_tensor *> & cached_keys() const { return cached_keys_; }
 
     static bool callback(ggml_tensor * tensor, bool ask, void * self) noexcept;
 
@@ -62,6 +64,7 @@ private:
     bool active_ = false;
     bool skip_head_ = false;
     bool is_probe_ = false;
+    std::vector<const ggml_tensor *> cached_keys_;  // by layer
     std::vector<RowPlan> rows_;
     std::vector<char> wanted_;  // by layer
     int last_wanted_ = -1;

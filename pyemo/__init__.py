@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from pyemo.engine.tokens import Token
     from pyemo.errors import PyemoError
     from pyemo.measures.perplexity import Score
+    from pyemo.vectors.cache_vector import CacheVector
     from pyemo.vectors.control_vector import ControlVector
 
     __version__: str
 
 __all__ = [
+    "CacheVector",
     "Chat",
     "Condition",
     "ControlVector",
@@ -58,6 +60,7 @@ __all__ = [
 
 # public name -> the module it comes from
 _HOMES = {
+    "CacheVector": "pyemo.vectors.cache_vector",
     "Chat": "pyemo.chat",
     "Condition": "pyemo.engine.rules",
     "ControlVector": "pyemo.vectors.control_vector",

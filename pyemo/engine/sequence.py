@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceABC
 
-from pyemo.engine.base_sequence import BaseSequence
+from pyemo.engine.cached_sequence import CachedSequence
 from pyemo.engine.replies import Reply, make_token
 from pyemo.engine.rows import ReplyLimits
 from pyemo.engine.steps import step_many
@@ -13,7 +13,7 @@ from pyemo.errors import all_calls_named
 
 
 @all_calls_named
-class Sequence(BaseSequence):
+class Sequence(CachedSequence):
     """Tokens with a KV cache, a mood and a sampler. Made by :meth:`Engine.sequence`.
 
     Assigning ``steering`` acts from the next token decoded on: tokens decoded earlier keep the keys

@@ -199,7 +199,7 @@ def check_directions(directions: Mapping[int, Float32Array]) -> None:
 def _read_open(file: BinaryIO) -> VectorFile:
     """Return what an open file holds; messages lack its name, the caller puts it before them."""
     header = read_header(file, _ARCHITECTURE)
-    _check_version(header.fields)
+    check_version(header.fields)
     layers = [_layer_of(tensor) for tensor in header.tensors]
     n_data = _check_layout(header.tensors, header.alignment)
     _check_size(os.fstat(file.fileno()).st_size, header.data_start + n_data)
@@ -280,7 +280,7 @@ def _check_size(size: int, needed: int) -> None:
         refuse(f"has {size} bytes; a control vector has at most {MAX_FILE_BYTES}")
 
 
-def _check_version(fields: Mapping[str, FieldValue]) -> None:
+def check_version(fields: Mapping[str, FieldValue]) -> None:
     """Refuse a later format version, and fields of pyemo without a version."""
     if VERSION_KEY not in fields:
         if any(key.startswith("pyemo.") for key in fields):
@@ -309,7 +309,7 @@ def _check_writable(vector_file: VectorFile) -> None:
     for key in vector_file.fields:
         if not _KEY.fullmatch(key) or key in _STRUCTURE_KEYS:
             refuse(f"has the field {shown(key)}; a key is lower-case words joined by dots")
-    _check_version(vector_file.fields)
+    check_version(vector_file.fields)
 
 
 def _write_gguf(path: Path, vector_file: VectorFile) -> None:
@@ -320,7 +320,7 @@ def _write_gguf(path: Path, vector_file: VectorFile) -> None:
         writer.add_string(_MODEL_HINT_KEY, vector_file.model_hint)
         writer.add_uint32(_LAYER_COUNT_KEY, len(vector_file.directions))
         for key, value in sorted(vector_file.fields.items()):
-            plain, kind, item_kind = _gguf_value(key, value)
+            plain, kind, item_kind = gguf_value(key, value)
             item_type = None if item_kind is None else gguf.GGUFValueType(item_kind)
             writer.add_key_value(key, plain, gguf.GGUFValueType(kind), item_type)
         for layer, direction in sorted(vector_file.directions.items()):
@@ -332,7 +332,7 @@ def _write_gguf(path: Path, vector_file: VectorFile) -> None:
         writer.close()
 
 
-def _gguf_value(key: str, value: FieldValue) -> tuple[object, int, int | None]:
+def gguf_value(key: str, value: FieldValue) -> tuple[object, int, int | None]:
     """Return a field as plain Python, its GGUF type, and the type of an array's items."""
     if isinstance(value, bool):
         return value, _BOOL, None

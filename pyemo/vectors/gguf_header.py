@@ -66,19 +66,21 @@ class Header:
     data_start: int
 
 
-def read_header(file: BinaryIO, architecture: str) -> Header:
+def read_header(file: BinaryIO, architecture: str, kind: str = "a control vector") -> Header:
     """Return the header of an open GGUF file of that ``general.architecture``.
 
+    Args:
+        kind: what such a file is called in messages.
     Raises:
         VectorFileError: not GGUF, cut off, damaged, beyond the limits, or of another architecture.
     """
     size = os.fstat(file.fileno()).st_size
     cursor = _Cursor(file.read(min(size, MAX_HEADER_BYTES)), size)
     n_tensors, n_fields = _read_preamble(cursor)
-    fields, kinds = _read_fields(cursor, n_fields, architecture)
+    fields, kinds = _read_fields(cursor, n_fields, architecture, kind)
     # compared only now: a model has many tensors, and its architecture makes the better message
     if n_tensors > MAX_TENSORS:
-        refuse(f"claims {n_tensors} tensors; a control vector has at most {MAX_TENSORS}")
+        refuse(f"claims {n_tensors} tensors; {kind} has at most {MAX_TENSORS}")
     tensors = tuple(_read_tensor_info(cursor, index) for index in range(n_tensors))
     alignment = _alignment(fields)
     return Header(fields, kinds, tensors, alignment, round_up(cursor.position, alignment))
@@ -161,7 +163,7 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
 
 
 def _read_fields(
-    cursor: _Cursor, n_fields: int, architecture: str
+    cursor: _Cursor, n_fields: int, architecture: str, kind: str
 ) -> tuple[dict[str, FieldValue], dict[str, int]]:
     fields: dict[str, FieldValue] = {}
     kinds: dict[str, int] = {}
@@ -169,13 +171,13 @@ def _read_fields(
         key = cursor.text(f"the name of field {index}")
         if key in fields:
             refuse(f"is damaged: it has the field {shown(key)} twice")
-        kinds[key] = kind = cursor.number("<u4", f"the type of field {shown(key)}")
-        fields[key] = value = _read_value(cursor, kind, f"the field {shown(key)}")
+        kinds[key] = value_type = cursor.number("<u4", f"the type of field {shown(key)}")
+        fields[key] = value = _read_value(cursor, value_type, f"the field {shown(key)}")
         # compared at once: a model's remaining fields can be large
         if key == ARCHITECTURE_KEY and not (isinstance(value, str) and value == architecture):
             refuse(
                 f"has {ARCHITECTURE_KEY} {shown(value)}, not {architecture!r}: "
-                "it is a model or another kind of file; pass a control vector"
+                f"it is a model or another kind of file; pass {kind}"
             )
     if ARCHITECTURE_KEY not in fields:
         refuse(

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from tiny_models import build_tiny
 
-from pyemo import ControlVector, Engine, Model, SamplerParams, Sequence, Steering
+from pyemo import CacheVector, ControlVector, Engine, Model, SamplerParams, Sequence, Steering
 from pyemo.errors import ClosedError, DecodeAbortedError, InputError, ModelLoadError, PyemoError
 
 LONG = [30, 41, 52, 63] * 900  # some seconds of prompt for the tiny model
@@ -64,6 +64,9 @@ ASKED = {
     "append": lambda engine, other: other.append([5]),
     "rollback": lambda engine, other: other.rollback(1),
     "refresh": lambda engine, other: other.refresh(),
+    "read_cache": lambda engine, other: other.read_cache(0, 1),
+    "edit_cache": lambda engine, other: other.edit_cache(CacheVector({0: [[1.0]]}, cells=[-2])),
+    "undo_cache_edit": lambda engine, other: other.undo_cache_edit(),
     "step": lambda engine, other: other.step(),
     "logits": lambda engine, other: other.logits(),
     "reading": lambda engine, other: other.start_reading([0]),
