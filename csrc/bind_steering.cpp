@@ -28,16 +28,23 @@ void register_steering(py::module_ & m) {
 
     py::class_<Directions, std::shared_ptr<Directions>>(m, "Directions", "A control vector in the core. Immutable.")
         .def(py::init([](int n_layer, int n_embd, const std::vector<std::pair<int, FloatArray>> & directions,
-                         const std::map<int, std::pair<float, float>> & projections) {
+                         const std::map<int, std::pair<float, float>> & projections,
+                         const std::map<int, std::tuple<FloatArray, FloatArray, float>> & ellipsoids) {
                  auto out = std::make_shared<Directions>(n_layer, n_embd);
                  for (const auto & [il, row] : directions) {
                      const auto found = projections.find(il);
                      const auto [neutral, own] = found == projections.end() ? std::pair(0.0f, 0.0f) : found->second;
                      out->set(il, row_of(row, n_embd, "a direction"), neutral, own);
                  }
+                 for (const auto & [il, ellipsoid] : ellipsoids) {
+                     const auto & [components, center, radius2] = ellipsoid;
+                     out->set_ellipsoid(il, {components.data(), components.data() + components.size()},
+                                        {center.data(), center.data() + center.size()}, radius2);
+                 }
                  return out;
              }), py::arg("n_layer"), py::arg("n_embd"), py::arg("directions"),
-             py::arg("projections") = std::map<int, std::pair<float, float>>());
+             py::arg("projections") = std::map<int, std::pair<float, float>>(),
+             py::arg("ellipsoids") = std::map<int, std::tuple<FloatArray, FloatArray, float>>());
 
     py::class_<Term>(m, "Term", "One control vector at one strength, with an operator, on layers [il_begin, il_end).")
         .def(py::init([](std::shared_ptr<Directions> vector, float strength, const std::string & op, int il_begin, int il_end,

@@ -54,6 +54,28 @@ bool same_terms(const std::vector<Term> & a, const std::vector<Term> & b) {
     });
 }
 
+void Directions::set_ellipsoid(int il, std::vector<float> components, std::vector<float> center, float radius2) {
+    const std::string where = "the ellipsoid of layer " + std::to_string(il);
+    if (il < 0 || il >= n_layer() || !has(il)) {
+        throw Error(ErrorKind::vector_shape, where + " has no direction to limit");
+    }
+    if (center.empty() || components.size() != center.size() * size_t(n_embd_)) {
+        throw Error(ErrorKind::vector_shape, where + " has not one center for each component of the model's width");
+    }
+    const auto finite = [](const std::vector<float> & row) {
+        return std::all_of(row.begin(), row.end(), [](float x) { return std::isfinite(x); });
+    };
+    if (!finite(components) || !finite(center) || !std::isfinite(radius2) || !(radius2 > 0.0f)) {
+        throw Error(ErrorKind::vector_shape, where + " is not one: its numbers must be finite and its radius above 0");
+    }
+    Row & row = rows_[il];
+    std::vector<float> moved;
+    for (size_t k = 0; k < center.size(); ++k) {
+        moved.push_back(dot(components.data() + k * size_t(n_embd_), row.values.data(), n_embd_));
+    }
+    row.within = {std::move(components), std::move(center), radius2, std::move(moved)};
+}
+
 Mix::Mix(const std::vector<Term> & terms, int n_layer, int n_embd)
     : n_embd_(n_embd), terms_(terms), layers_(n_layer) {
     std::vector<size_t> first_probes;

@@ -21,18 +21,24 @@ public:
 
     bool operator==(const Directions & o) const { return rows_ == o.rows_; }
 
+    // components: (k, n_embd) whitened, center: (k,), both copied; the layer has a direction. Throws vector_shape on
+    // NaN, infinity or a radius that is not above 0.
+    void set_ellipsoid(int il, std::vector<float> components, std::vector<float> center, float radius2);
+
     int n_layer() const { return int(rows_.size()); }
     int n_embd() const { return n_embd_; }
     bool has(int il) const { return !rows_[il].values.empty(); }
     Direction at(int il) const {
         const Row & row = rows_[il];
-        return {row.values.data(), row.unit.data(), row.length, row.neutral, row.own};
+        return {row.values.data(), row.unit.data(), row.length, row.neutral, row.own,
+                row.within.center.empty() ? nullptr : &row.within};
     }
 
 private:
     struct Row {
         std::vector<float> values, unit;  // (n_embd,); see Direction
         float length = 0.0f, neutral = 0.0f, own = 0.0f;
+        Ellipsoid within;  // without components where it is not known
 
         bool operator==(const Row & o) const {
             return std::tie(values, neutral, own) ==

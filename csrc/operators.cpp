@@ -1,11 +1,19 @@
 #include "operators.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "errors.h"
 
 namespace pyemo {
 namespace {
+
+// h + k u
+void move(float * h, const float * u, float k, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        h[i] += k * u[i];
+    }
+}
 
 const Operator operators[] = {
     {"add", true, nullptr},
@@ -18,14 +26,12 @@ const Operator operators[] = {
     {"cap", false, [](float * h, const Direction & v, float s, size_t n) {
         if (v.has_way()) cap(h, v.unit, v.of_text(s), n);
     }},
+    {"add_within", true, [](float * h, const Direction & v, float s, size_t n) {
+        if (v.within == nullptr) return;
+        const float sign = s < 0.0f ? -1.0f : 1.0f;
+        move(h, v.values, sign * v.within->step(h, sign, std::fabs(s), n), n);
+    }},
 };
-
-// h + k u
-void move(float * h, const float * u, float k, size_t n) {
-    for (size_t i = 0; i < n; ++i) {
-        h[i] += k * u[i];
-    }
-}
 
 }  // namespace
 
@@ -65,6 +71,26 @@ float dot(const float * a, const float * b, size_t n) {
         total += s;
     }
     return float(total);
+}
+
+float Ellipsoid::step(const float * h, float sign, float most, size_t n) const {
+    // |r + x w|^2 = radius2, with r = W h - center and w = sign W v: a x^2 + 2 b x + c = 0
+    double a = 0.0, b = 0.0, c = -double(radius2);
+    for (size_t k = 0; k < center.size(); ++k) {
+        const double r = double(dot(components.data() + k * n, h, n)) - center[k];
+        const double w = double(sign) * moved[k];
+        a += w * w;
+        b += w * r;
+        c += r * r;
+    }
+    const double root = b * b - a * c;
+    if (!(root >= 0.0)) {
+        return 0.0f;
+    }
+    if (a == 0.0) {
+        return c <= 0.0 ? most : 0.0f;  // no component sees the direction
+    }
+    return float(std::min(double(most), std::max(0.0, (std::sqrt(root) - b) / a)));
 }
 
 float norm(const float * a, size_t n) { return std::sqrt(dot(a, a, n)); }

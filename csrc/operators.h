@@ -9,6 +9,17 @@
 
 namespace pyemo {
 
+// Where real rows lie: |W h - center|^2 <= radius2, with W the whitening of k principal components.
+struct Ellipsoid {
+    std::vector<float> components;  // W: (k, n), row by row
+    std::vector<float> center;      // (k,)
+    float radius2 = 0.0f;           // > 0
+    std::vector<float> moved;       // (k,) W v, of the direction it is kept with
+
+    // The largest x in [0, most] for which h + sign x v is inside; 0 where there is none.
+    float step(const float * h, float sign, float most, size_t n) const;
+};
+
 // A control vector at one layer.
 struct Direction {
     const float * values;  // (n,) as given
@@ -16,6 +27,8 @@ struct Direction {
     float length;          // the model's residual norm at this layer, for a vector in residual units
     float neutral = 0.0f;  // mean h.u of neutral texts; 0 where it is not known
     float own = 0.0f;      // mean h.u of the vector's own texts
+
+    const Ellipsoid * within = nullptr;  // nullptr: not known
 
     // Whether its own texts lie further along it than neutral ones, so that there is a way between them.
     bool has_way() const { return own > neutral; }

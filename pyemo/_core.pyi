@@ -60,6 +60,7 @@ class Directions:
         n_embd: int,
         directions: Sequence[tuple[int, Float32Array]],
         projections: Mapping[int, tuple[float, float]] = ...,
+        ellipsoids: Mapping[int, tuple[Float32Array, Float32Array, float]] = ...,
     ) -> None: ...
 
 class Term:

@@ -9,7 +9,9 @@ from typing import Literal, TypeAlias
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
-Operator: TypeAlias = Literal["add", "project_out", "clamp", "add_keep_norm", "raise", "cap"]
+Operator: TypeAlias = Literal[
+    "add", "project_out", "clamp", "add_keep_norm", "raise", "cap", "add_within"
+]
 """How a direction changes a row h of the residual stream; u is the unit direction, v the direction,
 s the strength, m the mean of h.u over neutral texts (0 where the vector does not say it) and o that
 over the vector's own texts.
@@ -20,6 +22,7 @@ over the vector's own texts.
 - ``add_keep_norm``: add, then scale the row back to its length
 - ``raise``: lifts h.u to m + s (o - m) where it is below; s = 1 is as emotional as real text
 - ``cap``: lowers h.u to m + s (o - m) where it is above
+- ``add_within``: h + x v with the largest x up to s that keeps it where real rows lie
 
 Strength 0 is off, but for ``clamp``, ``raise`` and ``cap``, for which it is neutral text's level.
 ``raise`` and ``cap`` leave layers alone at which o is not above m.
@@ -32,12 +35,16 @@ OPERATORS: dict[Operator, float] = {
     "add_keep_norm": 0.02,
     "raise": 1.0,
     "cap": 1.0,
+    "add_within": 0.02,
 }
 """Operator -> strength where none is given: a share of the residual norm, of the projection, or of
 the way from neutral text to the vector's own."""
 
 OF_OWN_TEXTS: tuple[Operator, ...] = ("raise", "cap")
 """Operators that need to know where the vector's own texts lie."""
+
+OF_REAL_ROWS: tuple[Operator, ...] = ("add_within",)
+"""Operators that need to know where real rows lie."""
 
 OF_UNIT_DIRECTION: tuple[Operator, ...] = ("project_out", *OF_OWN_TEXTS)
 """Operators whose strength does not depend on a direction's length."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyemo.extract.neutral import NeutralStatistics
     from pyemo.extract.signs import SignCheck
     from pyemo.vectors.control_vector import ControlVector
+    from pyemo.vectors.metadata import Ellipsoid
 
 
 @click.command(short_help="Give a vector of another tool pyemo's unit of strength.")
@@ -54,6 +55,13 @@ if TYPE_CHECKING:
     "as it is.",
 )
 @click.option(
+    "--components",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="With --own-texts: note where real rows lie too, in K principal components of each layer, "
+    "which the operator add_within needs.",
+)
+@click.option(
     "--layers", metavar="A:B", help="Keep these layers only, B not included; after the shift."
 )
 @click.option(
@@ -74,6 +82,7 @@ def rescale(
     check_sign: str | None,
     fix_sign: bool,
     own_texts: str | None,
+    components: int | None,
     layers: str | None,
     allow_other_weights: bool,
     threads: Threads,
@@ -102,6 +111,8 @@ def rescale(
 
     if fix_sign and check_sign is None:
         raise click.UsageError("--fix-sign turns what --check-sign finds: give both")
+    if components is not None and own_texts is None:
+        raise click.UsageError("--components needs the texts whose rows are real: --own-texts")
     check_target(target, force=force)
     poles = None if check_sign is None else _poles(check_sign)
     own = None if own_texts is None else _own_texts(own_texts)
@@ -111,15 +122,19 @@ def rescale(
     vector, signs = _signed(loaded, vector, threads, poles, fix_sign)
     statistics, along = _measure(loaded, vector, threads, own)
     if vector.unit == "residual":
-        rescaled = vector.with_own_projections(statistics.neutral_projections, along)
+        rescaled = vector
     else:
         rescaled = vector.rescaled(
             statistics.residual_norms,
             statistics.neutral_projections,
-            own_projections=along,
             source=loaded,
             keep_profile=not per_layer,
         )
+    if own is not None:
+        found = None
+        if components is not None:
+            found = _ellipsoids(loaded, rescaled, threads, own, components)
+        rescaled = rescaled.with_own_projections(statistics.neutral_projections, along, found)
     rescaled.save(target, force=force)
     _report(rescaled, statistics, signs, fix_sign, target, as_json)
 
@@ -253,6 +268,23 @@ def _measure(
             return neutral, ()
         found = neutral_statistics(engine, own, vector, on_progress=advance)
         return neutral, found.neutral_projections
+
+
+def _ellipsoids(
+    model: Model, vector: ControlVector, threads: Threads, own: list[str], n_components: int
+) -> dict[int, Ellipsoid]:
+    """Read all texts again, now every row of them."""
+    from pyemo.engine.engine import Engine
+    from pyemo.extract.ellipsoids import ellipsoids
+    from pyemo.texts.sources import neutral_texts
+
+    texts = neutral_texts()
+    n_ctx = min(512, model.n_ctx_train)
+    with (
+        Engine(model, n_ctx=n_ctx, n_batch=n_ctx, n_threads=threads) as engine,
+        output.progress(len(texts) + len(own), "reading rows") as advance,
+    ):
+        return ellipsoids(engine, texts, own, vector, n_components, on_progress=advance)
 
 
 def _report(

@@ -145,6 +145,10 @@ class NativeMoods:
                 self._model.n_embd,
                 list(vector.directions.items()),
                 {layer: (at, own.get(layer, at)) for layer, at in neutral.items()},
+                {
+                    layer: (found.components, found.center, found.radius2)
+                    for layer, found in vector.ellipsoids.items()
+                },
             )
             self._uploaded[vector] = directions
         return directions

@@ -10,7 +10,7 @@ import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pyemo.choices import OF_OWN_TEXTS, OPERATORS, Operator, Scope
+from pyemo.choices import OF_OWN_TEXTS, OF_REAL_ROWS, OPERATORS, Operator, Scope
 from pyemo.engine.rules import Rule, at_layer, check_order
 from pyemo.engine.schedules import Schedule
 from pyemo.engine.scopes import check_scope
@@ -59,6 +59,13 @@ class SteeringTerm:
                 )
         if self.operator in OF_OWN_TEXTS:
             self._check_own_texts()
+        known = self.vector.ellipsoids
+        if self.operator in OF_REAL_ROWS and not set(self.steered_layers) <= set(known):
+            raise VectorError(
+                f"{self.vector.name!r} does not say where real rows lie at all layers steered, "
+                f"which the operator {self.operator} needs; measure it: pyemo rescale FILE "
+                "--own-texts EMOTION_OR_FILE --components 32 -o NEW.gguf"
+            )
         if self.when is not None:
             first = self.steered_layers[0]
             object.__setattr__(self, "when", at_layer(_rule(self.when), first))

@@ -32,7 +32,7 @@ from pyemo.vectors import file as vector_file
 from pyemo.vectors.file import Float32Array, VectorFile
 from pyemo.vectors.fit import Fit, FitKind, compare
 from pyemo.vectors.gguf_header import shown, shown_path
-from pyemo.vectors.metadata import Calibration, Recommended, Unit, VectorMetadata
+from pyemo.vectors.metadata import Calibration, Ellipsoid, Recommended, Unit, VectorMetadata
 
 if TYPE_CHECKING:
     from pyemo.vectors.identity import Identified
@@ -94,9 +94,20 @@ class ControlVector:
                     f"the control vector {name!r} has a direction for layer {self.layers[-1]}, but "
                     f"norms or projections for {len(row)} layers only"
                 )
+        self._check_ellipsoids()
         self._residual_norms = MappingProxyType(dict(enumerate(metadata.residual_norms)))
         self._neutral_projections = self._at_layers(metadata.neutral_projections)
         self._own_projections = self._at_layers(metadata.own_projections)
+
+    def _check_ellipsoids(self) -> None:
+        for layer, found in self._metadata.ellipsoids:
+            width = found.components.shape[1]
+            if layer not in self._directions or width != self.n_embd:
+                raise VectorShapeError(
+                    f"the control vector {self._name!r} says where rows of width {width} lie at "
+                    f"layer {layer}; its directions are {self.n_embd} wide, of layers "
+                    f"{_ranges(self.layers)}"
+                )
 
     def _at_layers(self, row: tuple[float, ...]) -> Mapping[int, float]:
         """Return what a row over all layers says at those that have a direction."""
@@ -148,6 +159,11 @@ class ControlVector:
     def own_projections(self) -> Mapping[int, float]:
         """Layer -> mean projection of its own texts on the unit direction; empty if unknown."""
         return self._own_projections
+
+    @property
+    def ellipsoids(self) -> Mapping[int, Ellipsoid]:
+        """Layer -> where real rows lie; empty if unknown."""
+        return MappingProxyType(dict(self._metadata.ellipsoids))
 
     def __repr__(self) -> str:
         emotion = f", emotion={self._metadata.emotion!r}" if self._metadata.emotion else ""
@@ -339,6 +355,7 @@ class ControlVector:
             calibrations=(),
             strength=None,
             condition=found if found is not None and found.layer in kept else None,
+            ellipsoids=tuple(pair for pair in self._metadata.ellipsoids if pair[0] in kept),
         )
         return ControlVector(kept, name=self._name, metadata=metadata)
 
@@ -370,6 +387,7 @@ class ControlVector:
             calibrations=(),
             strength=None,
             condition=None,
+            ellipsoids=(),
         )
         return ControlVector(moved, name=self._name, metadata=metadata)
 
@@ -433,12 +451,16 @@ class ControlVector:
         return ControlVector(scaled, name=self._name, metadata=metadata)
 
     def with_own_projections(
-        self, neutral_projections: Sequence[float], own_projections: Sequence[float]
+        self,
+        neutral_projections: Sequence[float],
+        own_projections: Sequence[float],
+        ellipsoids: Mapping[int, Ellipsoid] | None = None,
     ) -> ControlVector:
         """Return the same directions with where neutral texts and their own lie along them.
 
         Args:
             neutral_projections, own_projections: for all layers of the model, layer 0 first.
+            ellipsoids: where real rows lie, by layer; None keeps what is known.
         Raises:
             InputError: a number is not finite, or the rows differ in length.
         """
@@ -446,6 +468,9 @@ class ControlVector:
             self._metadata,
             neutral_projections=tuple(neutral_projections),
             own_projections=tuple(own_projections),
+            ellipsoids=self._metadata.ellipsoids
+            if ellipsoids is None
+            else tuple(ellipsoids.items()),
         )
         return self.with_metadata(metadata)
 

@@ -117,7 +117,13 @@ def read_foreign(
             "--layer-base out"
         )
     if shift or len(rows) < len(found.rows):
-        metadata = replace(metadata, neutral_projections=(), own_projections=(), calibrations=())
+        metadata = replace(
+            metadata,
+            neutral_projections=(),
+            own_projections=(),
+            calibrations=(),
+            ellipsoids=(),
+        )
     try:
         vector = ControlVector(rows, name=_name(file), metadata=metadata)
     except VectorError as error:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from pyemo.errors import InputError, VectorFileError
 from pyemo.vectors.file import FORMAT_VERSION, VERSION_KEY, VectorFile
@@ -46,6 +47,7 @@ _ROWS = {
 }
 _CALIBRATIONS = "pyemo.calibrations"
 _STRENGTH = "pyemo.strength"
+_ELLIPSOID = "pyemo.ellipsoid."
 _CONDITION = {
     "pyemo.condition.layer": "layer",
     "pyemo.condition.threshold": "threshold",
@@ -93,6 +95,49 @@ class Calibration:
         object.__setattr__(self, "window", (low, high))
         object.__setattr__(self, "strength", strength)
         object.__setattr__(self, "evidence", _dump(_parse("evidence", self.evidence)))
+
+
+@dataclass(frozen=True, eq=False)
+class Ellipsoid:
+    """Where real rows of one layer lie: ``|components @ h - center| ** 2 <= radius2``.
+
+    Attributes:
+        components: float32 (k, n_embd), principal components over their standard deviations;
+            read-only.
+        center: float32 (k,), those of the mean row; read-only.
+        radius2: above 0.
+    """
+
+    components: npt.NDArray[np.float32]
+    center: npt.NDArray[np.float32]
+    radius2: float
+
+    def __post_init__(self) -> None:
+        for name, n_dims in (("components", 2), ("center", 1)):
+            row = np.array(getattr(self, name), dtype=np.float32)
+            if row.ndim != n_dims or not row.size or not np.isfinite(row).all():
+                _refuse(f"ellipsoid, {name}", row.shape, f"finite numbers in {n_dims} dimensions")
+            row.flags.writeable = False
+            object.__setattr__(self, name, row)
+        if len(self.components) != len(self.center):
+            _refuse("ellipsoid, center", len(self.center), f"{len(self.components)} numbers")
+        if not self.components.any(axis=1).all():
+            _refuse("ellipsoid, components", "a row of zeros", "of full rank")
+        if not _is_finite(self.radius2) or self.radius2 <= 0:
+            _refuse("ellipsoid, radius2", self.radius2, "a finite number above 0")
+        object.__setattr__(self, "radius2", np.float32(self.radius2).item())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Ellipsoid):
+            return NotImplemented
+        return (
+            np.array_equal(self.components, other.components)
+            and np.array_equal(self.center, other.center)
+            and self.radius2 == other.radius2
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.components.tobytes(), self.radius2))
 
 
 @dataclass(frozen=True)
@@ -168,6 +213,7 @@ class VectorMetadata:
             ``neutral_projections``.
         calibrations: at most one for each model file and length of text.
         strength: the one that its training recommends, above 0; None where it was not trained.
+        ellipsoids: (layer, where real rows lie), by layer; at layers with a direction only.
         condition: of a vector that was fitted to tell two kinds of text apart; else None.
         format_version: of the file it was read from; 0 for a file of another tool.
     """
@@ -186,6 +232,7 @@ class VectorMetadata:
     calibrations: tuple[Calibration, ...] = ()
     strength: float | None = None
     condition: FittedCondition | None = None
+    ellipsoids: tuple[tuple[int, Ellipsoid], ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -207,6 +254,14 @@ class VectorMetadata:
             object.__setattr__(self, "strength", float(self.strength))
         if not isinstance(self.condition, FittedCondition | None):
             _refuse("condition", self.condition, "a FittedCondition")
+        self._check_ellipsoids()
+
+    def _check_ellipsoids(self) -> None:
+        for layer, found in self.ellipsoids:
+            if type(layer) is not int or layer < 0 or not isinstance(found, Ellipsoid):
+                _refuse("ellipsoids", {layer: found}, "layers with an Ellipsoid each")
+        ordered = sorted(dict(self.ellipsoids).items())
+        object.__setattr__(self, "ellipsoids", tuple(ordered))
 
     def _check_rows(self) -> None:
         if any(norm <= 0 for norm in self.residual_norms):
@@ -236,6 +291,7 @@ class VectorMetadata:
             values["strength"] = fields.get(_STRENGTH)
             values["format_version"] = fields.get(VERSION_KEY, 0)
             values["condition"] = _condition(fields)
+            values["ellipsoids"] = _ellipsoids(fields)
             return cls(architecture=file.model_hint, **values)
         except InputError as error:
             raise VectorFileError(f"a field is wrong: {error}") from None
@@ -264,6 +320,11 @@ class VectorMetadata:
             fields[_CALIBRATIONS] = _dump([_to_json(entry) for entry in self.calibrations])
         if self.strength is not None:
             fields[_STRENGTH] = self.strength
+        for layer, found in self.ellipsoids:
+            rows = [found.components.ravel(), found.center]
+            fields[f"{_ELLIPSOID}{layer}"] = np.concatenate(rows)
+            fields[f"{_ELLIPSOID}{layer}.radius2"] = found.radius2
+            fields[f"{_ELLIPSOID}{layer}.k"] = len(found.center)
         if self.condition is not None:
             for key, attribute in _CONDITION.items():
                 fields[key] = getattr(self.condition, attribute)
@@ -298,6 +359,21 @@ def _calibration(entry: object) -> Calibration:
         _refuse("a calibration", entry, f"an object with {', '.join(missing)}")
     values = {name: entry[name] for name in names}
     return Calibration(**values, evidence=_dump(entry.get("evidence", {})))
+
+
+def _ellipsoids(fields: Mapping[str, FieldValue]) -> tuple[tuple[int, Ellipsoid], ...]:
+    found: dict[int, Ellipsoid] = {}
+    for key, values in fields.items():
+        if not (match := re.fullmatch(re.escape(_ELLIPSOID) + "([0-9]{1,7})", key)):
+            continue
+        k, radius2 = (fields.get(f"{key}.{name}") for name in ("k", "radius2"))
+        is_row = isinstance(values, np.ndarray) and values.dtype == np.float32
+        if not is_row or type(k) is not int or k < 1 or values.size % k or values.size // k < 2:
+            _refuse(key, values, "float32 numbers, with how many components they are in .k")
+        n_embd = values.size // k - 1
+        components = values[: k * n_embd].reshape(k, n_embd)
+        found[int(match[1])] = Ellipsoid(components, values[k * n_embd :], radius2)
+    return tuple(found.items())
 
 
 def _condition(fields: Mapping[str, FieldValue]) -> FittedCondition | None:

@@ -177,3 +177,19 @@ def test_vector_that_is_not_measured_is_refused_with_the_command(
     result = pyemo("run", "-m", model, "--operator", "raise", "-c", vectors / "warm.gguf", "hello")
     assert result.exit_code == 1
     assert "pyemo rescale FILE --own-texts" in result.stderr
+
+
+def test_real_rows_are_measured_for_add_within(model: Path, vectors: Path, tmp_path: Path) -> None:
+    target = tmp_path / "measured.gguf"
+    options = ("--own-texts", "angry", "--components", 4, "--threads", 1)
+    made = pyemo("rescale", vectors / "warm.gguf", "-m", model, "-o", target, *options)
+    assert made.exit_code == 0, made.stderr
+    assert sorted(ControlVector.load(target).ellipsoids) == [1, 2, 3]
+    steered = ("--threads", 1, "-n", 2, "-m", model, "-c", f"{target}=0.02@add_within")
+    assert pyemo("run", *steered, "hello").exit_code == 0
+
+
+def test_components_without_texts_are_wrong_usage(model: Path, vectors: Path) -> None:
+    result = pyemo("rescale", vectors / "warm.gguf", "-m", model, "-o", "x.gguf", "--components", 4)
+    assert result.exit_code == 2
+    assert "--own-texts" in result.stderr

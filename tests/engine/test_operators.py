@@ -58,6 +58,36 @@ def cap(h: Row, v: Row, s: float) -> Row:
     return h + min(0.0, NEUTRAL + s * (OWN - NEUTRAL) - h @ u) * u
 
 
+N_COMPONENTS = 3
+RADIUS2 = 30.0  # the rows below are outside at the larger strengths
+
+
+def ellipsoid(width: int) -> tuple[Row, Row, float]:
+    """Components, center and squared radius of where real rows lie."""
+    rng = np.random.default_rng(width)
+    components = rng.standard_normal((N_COMPONENTS, width)) / np.sqrt(width) / 2
+    return components.astype(np.float32), np.full(N_COMPONENTS, 0.1, np.float32), RADIUS2
+
+
+def add_within(h: Row, v: Row, s: float) -> Row:
+    """The same by bisection, as the largest step that stays inside is not known in closed form."""
+    components, center, radius2 = ellipsoid(len(h))
+    low, high = 0.0, abs(s)
+
+    def is_inside(x: float) -> bool:
+        r = components.astype(float) @ (h + np.sign(s) * x * v) - center
+        return bool(r @ r <= radius2)
+
+    assert is_inside(0)
+    if not is_inside(high):
+        for _ in range(200):
+            low, high = (
+                ((low + high) / 2, high) if is_inside((low + high) / 2) else (low, (low + high) / 2)
+            )
+        high = low
+    return h + np.sign(s) * high * v
+
+
 NUMPY: dict[str, Callable[[Row, Row, float], Row]] = {
     "add": add,
     "project_out": project_out,
@@ -65,6 +95,7 @@ NUMPY: dict[str, Callable[[Row, Row, float], Row]] = {
     "add_keep_norm": add_keep_norm,
     "raise": raise_,
     "cap": cap,
+    "add_within": add_within,
 }
 
 
@@ -81,7 +112,8 @@ def term(
     il_end: int = N_LAYER,
     projections: tuple[float, float] = (NEUTRAL, OWN),
 ) -> _core.Term:
-    directions = _core.Directions(N_LAYER, len(v), [(IL, v)], {IL: projections})
+    within = {IL: ellipsoid(len(v))}
+    directions = _core.Directions(N_LAYER, len(v), [(IL, v)], {IL: projections}, within)
     return _core.Term(directions, strength, operator, il_begin, il_end)
 
 
@@ -296,3 +328,67 @@ def test_the_names_are_those_that_steering_takes() -> None:
 def test_an_unknown_operator_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="'rotate' is unknown; use one of add, project_out"):
         term(np.ones(64, np.float32), 1.0, "rotate")
+
+
+def test_step_within_stops_at_the_ellipsoid() -> None:
+    h, v = random_row(64, 1), random_row(64, 2)
+    components, center, radius2 = ellipsoid(64)
+    moved = components @ apply(h, term(v, 40.0, "add_within")) - center
+    assert moved @ moved == pytest.approx(radius2, rel=1e-4)
+
+
+def test_step_within_that_stays_inside_is_add() -> None:
+    h, v = random_row(64, 1), random_row(64, 2)
+    np.testing.assert_allclose(
+        apply(h, term(v, 0.001, "add_within")), h + np.float32(0.001) * v, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("s", [3.0, -3.0])
+def test_row_that_is_outside_and_does_not_come_in_keeps_its_bits(s: float) -> None:
+    components, center, _ = ellipsoid(64)
+    h = (1000 * components[0] / np.linalg.norm(components[0]) ** 2).astype(np.float32)
+    away = np.sign(s) * components[0]
+    assert np.square(components @ h - center).sum() > RADIUS2
+    np.testing.assert_array_equal(apply(h, term(away.astype(np.float32), s, "add_within")), h)
+
+
+def test_row_that_is_outside_goes_on_to_the_far_side_at_most() -> None:
+    components, center, radius2 = ellipsoid(64)
+    h = (20 * components[0] / np.linalg.norm(components[0]) ** 2).astype(np.float32)
+    inward = (-components[0] / np.linalg.norm(components[0]) ** 2).astype(np.float32)
+    moved = components @ apply(h, term(inward, 1e4, "add_within")) - center
+    assert moved @ moved == pytest.approx(radius2, rel=1e-3)
+
+
+def test_layer_whose_real_rows_are_not_known_is_left_alone_by_the_core() -> None:
+    h, v = random_row(64, 1), random_row(64, 2)
+    directions = _core.Directions(N_LAYER, 64, [(IL, v)])
+    there = _core.Term(directions, 1.0, "add_within", 0, N_LAYER)
+    np.testing.assert_array_equal(apply(h, there), h)
+
+
+@pytest.mark.parametrize(
+    ("components", "center", "radius2", "why"),
+    [
+        (np.ones(64), np.zeros(1), 0.0, "radius above 0"),
+        (np.ones(64), np.zeros(1), -1.0, "radius above 0"),
+        (np.ones(64), np.zeros(1), np.nan, "must be finite"),
+        (np.full(64, np.nan), np.zeros(1), 1.0, "must be finite"),
+        (np.ones(64), np.full(1, np.inf), 1.0, "must be finite"),
+        (np.ones(63), np.zeros(1), 1.0, "one center for each"),
+        (np.ones(64), np.zeros(2), 1.0, "one center for each"),
+        (np.ones(0), np.zeros(0), 1.0, "one center for each"),
+    ],
+)
+def test_ellipsoid_that_is_none_is_refused(
+    components: Row, center: Row, radius2: float, why: str
+) -> None:
+    found = components.astype(np.float32), center.astype(np.float32), radius2
+    with pytest.raises(VectorShapeError, match=why):
+        _core.Directions(N_LAYER, 64, [(IL, random_row(64, 2))], {}, {IL: found})
+
+
+def test_ellipsoid_of_a_layer_without_a_direction_is_refused() -> None:
+    with pytest.raises(VectorShapeError, match="no direction to limit"):
+        _core.Directions(N_LAYER, 64, [(IL, random_row(64, 2))], {}, {0: ellipsoid(64)})

@@ -47,9 +47,23 @@ def target(vector: ControlVector, layer: int, operator: str, s: Any) -> Any:
     return neutral + s * (vector.own_projections[layer] - neutral)
 
 
+def steps_within(vector: ControlVector, layer: int, h: Array, s: float) -> Array:
+    """The largest step of each row that stays inside, from the roots of the quadratic."""
+    real = vector.ellipsoids[layer]
+    w = real.components.astype(float) @ vector.directions[layer]
+    r = h.astype(float) @ real.components.T - real.center
+    steps = []
+    for row in r:
+        roots = np.roots([w @ w, 2 * w @ row, row @ row - real.radius2])
+        steps.append(min(s, max(0.0, roots.real.max())) if np.isreal(roots).all() else 0.0)
+    return np.array(steps)
+
+
 def row_function(vector: ControlVector, layer: int, operator: str, s: Any) -> RowFunction:
     """The operator in NumPy; s is a number, or one for each token."""
     u = along(vector, layer)
+    if operator == "add_within":
+        return lambda h: h + steps_within(vector, layer, h, s)[:, None] * vector.directions[layer]
 
     def act(h: Array) -> Array:
         step = target(vector, layer, operator, s) - h @ u
@@ -61,7 +75,9 @@ def row_function(vector: ControlVector, layer: int, operator: str, s: Any) -> Ro
 
 @needs_torch
 @every_architecture
-@pytest.mark.parametrize(("operator", "s"), [("raise", 0.5), ("cap", -0.2), ("clamp", 0.2)])
+@pytest.mark.parametrize(
+    ("operator", "s"), [("raise", 0.5), ("cap", -0.2), ("clamp", 0.2), ("add_within", 0.4)]
+)
 def test_operator_is_that_of_a_hook_in_transformers(
     new_engine: Callable[..., Engine],
     model: TinyModel,
@@ -110,7 +126,7 @@ def test_rows_of_a_batch_have_each_its_own_operator(
         raised,
         Steering({vector: -0.2}, operator="cap"),
         raised + Steering({other: -0.2}, operator="cap") + Steering({other: 0.1}),
-        Steering(),
+        Steering({vector: 0.4}, operator="add_within"),
     ]
     engine = new_engine(model.architecture)
 
@@ -154,6 +170,12 @@ def test_target_that_no_row_is_beyond_leaves_the_logits_bits(
     engine = new_engine("llama")
     mood = Steering({measured(model, tokens): s}, operator=operator)
     np.testing.assert_array_equal(logits_after(engine, tokens, mood), logits_after(engine, tokens))
+
+
+def test_vector_that_does_not_know_where_real_rows_lie_is_refused_with_the_next_step() -> None:
+    vector = ControlVector({1: [1.0, 2.0]}, name="bare")
+    with pytest.raises(VectorError, match=r"'bare'.*add_within.*--components 32"):
+        Steering({vector: 1.0}, operator="add_within")
 
 
 @pytest.mark.parametrize("operator", ["raise", "cap"])

@@ -7,7 +7,7 @@ import pytest
 
 from pyemo.errors import InputError, VectorFileError
 from pyemo.vectors.file import VectorFile
-from pyemo.vectors.metadata import Calibration, FittedCondition, VectorMetadata
+from pyemo.vectors.metadata import Calibration, Ellipsoid, FittedCondition, VectorMetadata
 
 SHA = "0123456789abcdef" * 4
 CALIBRATION = Calibration(SHA, "tiny", "greedy", 48, (0.01, 0.03), 0.02)
@@ -26,6 +26,7 @@ FULL = VectorMetadata(
     calibrations=(CALIBRATION, replace(CALIBRATION, model_sha256="f" * 64, evidence="[1, 2.5]")),
     strength=0.0237,
     condition=FittedCondition(1, -0.25, "below", '{"f1":1.0}'),
+    ellipsoids=((1, Ellipsoid([[1.0, 0.5], [0.0, 2.0]], [0.25, -1.0], 3.5)),),
 )
 
 
@@ -175,4 +176,36 @@ def test_evidence_that_cannot_be_written_is_refused() -> None:
 def test_a_condition_that_does_not_hold_together_is_refused(fields, why):
     named = {f"pyemo.condition.{name}": value for name, value in fields.items()}
     with pytest.raises(VectorFileError, match=why):
+        VectorMetadata.from_file(file_of(named))
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (([[1.0]], [0.0], 0.0), "above 0"),
+        (([[1.0]], [0.0], float("nan")), "above 0"),
+        (([[1.0]], [0.0, 1.0], 1.0), "1 numbers"),
+        (([[0.0, 0.0]], [0.0], 1.0), "of full rank"),
+        (([[float("inf")]], [0.0], 1.0), "finite numbers in 2 dimensions"),
+        (([1.0], [0.0], 1.0), "finite numbers in 2 dimensions"),
+    ],
+)
+def test_an_ellipsoid_that_is_none_is_refused(values, why):
+    with pytest.raises(InputError, match=why):
+        Ellipsoid(*values)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"": np.ones(5, np.float32), ".radius2": 1.0},
+        {"": np.ones(5, np.float32), ".radius2": 1.0, ".k": 2},
+        {"": np.ones(5, np.float32), ".radius2": 1.0, ".k": 5},
+        {"": np.ones(6, np.float32), ".radius2": "x", ".k": 2},
+        {"": np.ones(6, np.float64), ".radius2": 1.0, ".k": 2},
+    ],
+)
+def test_an_ellipsoid_field_that_does_not_hold_together_is_refused(fields):
+    named = {f"pyemo.ellipsoid.1{name}": value for name, value in fields.items()}
+    with pytest.raises(VectorFileError, match="ellipsoid"):
         VectorMetadata.from_file(file_of(named))
