@@ -6,7 +6,6 @@
 #include <functional>
 #include <numeric>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "errors.h"
 
@@ -137,32 +136,41 @@ Sampler::Sampler(const SamplerParams & params, int n_vocab) : params_(params), n
 }
 
 llama_token Sampler::sample(const float * logits, const std::vector<llama_token> & tokens) {
-    if (!chain_ && params_.repeat_penalty == 1.0f && params_.dry_multiplier == 0.0f) {
+    if (!chain_ && !counts() && params_.dry_multiplier == 0.0f) {
         return argmax(logits, n_vocab_);
     }
     return sample_chain(logits, tokens);
 }
 
+// Whether it matters how often a token came.
+bool Sampler::counts() const {
+    return params_.repeat_penalty != 1.0f || params_.frequency_penalty != 0.0f || params_.presence_penalty != 0.0f;
+}
+
 llama_token Sampler::sample_chain(const float * logits, const std::vector<llama_token> & tokens) {
-    std::unordered_set<llama_token> penalised;
-    if (params_.repeat_penalty != 1.0f) {
+    std::unordered_map<llama_token, int> penalised;  // token -> how often it came
+    if (counts()) {
         const size_t n = std::min(tokens.size(), size_t(params_.repeat_last_n));
-        penalised.insert(tokens.end() - n, tokens.end());
+        for (auto token = tokens.end() - n; token != tokens.end(); ++token) {
+            ++penalised[*token];
+        }
     }
     std::unordered_map<llama_token, float> lost;
     if (params_.dry_multiplier != 0.0f) {
         lost = dry_penalties(params_, tokens);
     }
-    // A penalty of 1 or more only lowers: who is among the first k afterwards was among the first k + penalised before.
-    const bool lowers = params_.repeat_penalty >= 1.0f;
+    // These only lower: who is among the first k afterwards was among the first k + penalised before.
+    const bool lowers =
+        params_.repeat_penalty >= 1.0f && params_.frequency_penalty >= 0.0f && params_.presence_penalty >= 0.0f;
     const size_t n_lowered = penalised.size() + lost.size();
     const size_t k = chain_ ? size_t(params_.top_k) : 1;
     find_candidates(logits, lowers && k > 0 ? k + n_lowered : size_t(n_vocab_));
     for (llama_token_data & candidate : candidates_) {
-        // Keskar et al. 2019 (arXiv 1909.05858), with llama.cpp's correction for negative logits.
-        if (!penalised.empty() && penalised.count(candidate.id) != 0) {
+        // Keskar et al. 2019 (arXiv 1909.05858), with llama.cpp's correction for negative logits; then OpenAI's.
+        if (const auto found = penalised.find(candidate.id); found != penalised.end()) {
             float & logit = candidate.logit;
             logit = logit <= 0.0f ? logit * params_.repeat_penalty : logit / params_.repeat_penalty;
+            logit -= float(found->second) * params_.frequency_penalty + params_.presence_penalty;
         }
         if (const auto found = lost.find(candidate.id); found != lost.end()) {
             candidate.logit -= found->second;

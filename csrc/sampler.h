@@ -17,12 +17,14 @@ struct SamplerParams {
     float top_p = 0.95f;          // 1: off
     float min_p = 0.05f;          // 0: off
     float repeat_penalty = 1.0f;  // 1: off
-    int repeat_last_n = 64;       // tokens the penalty looks back on, >= 0
+    int repeat_last_n = 64;       // tokens the penalties look back on, >= 0
     uint64_t seed = 0;
     float dry_multiplier = 0.0f;  // 0: off
     float dry_base = 1.75f;       // >= 1
     int dry_allowed_length = 2;   // a repeat of fewer tokens costs nothing, >= 1
     int dry_last_n = 256;         // tokens that repeats are looked for in, >= 0
+    float frequency_penalty = 0.0f;  // taken for each time that a token is among the last repeat_last_n
+    float presence_penalty = 0.0f;   // taken once if it is
 };
 
 // What the unmodified logits say of a token and of the distribution it came from.
@@ -40,6 +42,7 @@ public:
     llama_token sample(const float * logits, const std::vector<llama_token> & tokens);
 
 private:
+    bool counts() const;
     llama_token sample_chain(const float * logits, const std::vector<llama_token> & tokens);
     // Fills candidates_ with logits among which the k largest are, in the vocabulary's order.
     void find_candidates(const float * logits, size_t k);

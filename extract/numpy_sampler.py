@@ -30,7 +30,8 @@ def uniform(seed: int, position: int) -> float:
 
 
 def penalized(logits: Array, tokens: Sequence[int], sampler: SamplerParams) -> Array:
-    """Return the logits after DRY and the repetition penalty (Keskar 2019, arXiv 1909.05858).
+    """Return the logits after DRY and the penalties for repeating (Keskar 2019, arXiv 1909.05858;
+    OpenAI's by frequency and presence).
 
     Args:
         logits: float32 (n_vocab,).
@@ -40,11 +41,13 @@ def penalized(logits: Array, tokens: Sequence[int], sampler: SamplerParams) -> A
     """
     recent = tokens[max(0, len(tokens) - sampler.repeat_last_n) :]
     out = logits
-    if sampler.repeat_penalty != 1.0 and recent:
+    by_count = np.float32(sampler.frequency_penalty), np.float32(sampler.presence_penalty)
+    if (sampler.repeat_penalty != 1.0 or any(by_count)) and recent:
         out = logits.copy()
-        ids = np.unique(np.asarray(recent))
+        ids, counts = np.unique(np.asarray(recent), return_counts=True)
         penalty = np.float32(sampler.repeat_penalty)
         out[ids] = np.where(out[ids] <= 0, out[ids] * penalty, out[ids] / penalty)
+        out[ids] -= counts.astype(np.float32) * by_count[0] + by_count[1]
     if sampler.dry_multiplier:
         out = out.copy()
         for token, lost in dry_penalties(tokens, sampler).items():

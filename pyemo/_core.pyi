@@ -103,6 +103,8 @@ class SamplerParams:
         dry_base: float,
         dry_allowed_length: int,
         dry_last_n: int,
+        frequency_penalty: float,
+        presence_penalty: float,
     ) -> None: ...
 
 class StepResult:

@@ -173,3 +173,29 @@ class LlamaOracle:
         )
         if status != 0:
             raise RuntimeError(f"llama_set_adapter_cvec returned {status}")
+
+
+def penalized_logits(
+    logits: Array,
+    tokens: Sequence[int],
+    *,
+    last_n: int,
+    repeat: float,
+    frequency: float,
+    presence: float,
+) -> Array:
+    """Return the logits after llama.cpp's own sampler of penalties, float32 (n_vocab,)."""
+    data = (llama_cpp.llama_token_data * len(logits))()
+    for i, logit in enumerate(logits):
+        data[i].id, data[i].logit = i, float(logit)
+    array = llama_cpp.llama_token_data_array(data, len(logits), -1, False)
+    sampler = llama_cpp.llama_sampler_init_penalties(
+        len(logits), last_n, repeat, frequency, presence
+    )
+    try:
+        for token in tokens:
+            llama_cpp.llama_sampler_accept(sampler, token)
+        llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+    finally:
+        llama_cpp.llama_sampler_free(sampler)
+    return np.array([data[i].logit for i in range(len(logits))], dtype=np.float32)

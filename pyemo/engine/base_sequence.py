@@ -580,4 +580,6 @@ def _native_sampler(sampler: SamplerParams) -> _core.SamplerParams:
         dry_base=sampler.dry_base,
         dry_allowed_length=sampler.dry_allowed_length,
         dry_last_n=sampler.dry_last_n,
+        frequency_penalty=sampler.frequency_penalty,
+        presence_penalty=sampler.presence_penalty,
     )

@@ -38,7 +38,7 @@ class SamplerParams:
             2024, arXiv 2407.01082); 0 <= min_p <= 1, 0 keeps all.
         repeat_penalty: divide positive and multiply negative logits of the last ``repeat_last_n``
             tokens by this (Keskar et al. 2019, arXiv 1909.05858); 0.01 to 100, 1 is off.
-        repeat_last_n: >= 0.
+        repeat_last_n: tokens that the penalties look back on, the prompt's included; >= 0.
         seed: 0 <= seed < 2**64.
         dry_multiplier: DRY, "don't repeat yourself" (llama.cpp's ``llama_sampler_init_dry``): the
             token that would go on with a repeat of ``length`` tokens, at least
@@ -47,6 +47,9 @@ class SamplerParams:
         dry_base: 1 <= dry_base <= 10.
         dry_allowed_length: 1 or more; repeats of fewer tokens cost nothing.
         dry_last_n: tokens that repeats are looked for in, the prompt's included; >= 0.
+        frequency_penalty: taken from a token's logit for each time that it is among the last
+            ``repeat_last_n``, as OpenAI's and llama.cpp's; -100 to 100, 0 is off.
+        presence_penalty: taken once if it is among them; -100 to 100, 0 is off.
     """
 
     temperature: float = 0.8
@@ -60,6 +63,8 @@ class SamplerParams:
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_last_n: int = 256
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         warm = self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= 100
@@ -78,6 +83,9 @@ class SamplerParams:
         length = self.dry_allowed_length
         _require("dry_allowed_length", length, 1 <= length < 2**31, "1 or more")
         _require("dry_last_n", self.dry_last_n, 0 <= self.dry_last_n < 2**31, "0 or more")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _require(name, value, -100 <= value <= 100, "-100 to 100; 0 is off")
         for name in ("top_k", "repeat_last_n", "seed", "dry_allowed_length", "dry_last_n"):
             if not isinstance(getattr(self, name), int):
                 raise InputError(f"{name} = {getattr(self, name)!r} is not a whole number")

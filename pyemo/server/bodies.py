@@ -38,6 +38,8 @@ class Body(BaseModel):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
     repeat_penalty: float | None = None
     repetition_penalty: float | None = None
     repeat_last_n: int | None = None
@@ -207,10 +209,6 @@ def text_asked(body: Mapping[str, Any]) -> Asked:
 # --- fields ---
 
 
-def _is_zero(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and value == 0
-
-
 def _is_one(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float) and value == 1
 
@@ -235,8 +233,6 @@ def _is_false(value: Any) -> bool:
 _NEUTRAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n": (_is_one, "one choice a request; send several requests, they run side by side"),
     "best_of": (_is_one, "one choice a request"),
-    "presence_penalty": (_is_zero, "it is not built; repeat_penalty and dry_multiplier are"),
-    "frequency_penalty": (_is_zero, "it is not built; repeat_penalty and dry_multiplier are"),
     "logit_bias": (_is_empty, "it is not built"),
     "tools": (_is_empty, "calls of tools are not built"),
     "functions": (_is_empty, "calls of functions are not built"),
@@ -347,6 +343,8 @@ def _sampler(found: Body) -> SamplerParams:
         "top_k": None if top_k is None else max(0, top_k) if top_k >= -1 else top_k,
         "top_p": top_p,
         "min_p": found.min_p,
+        "frequency_penalty": found.frequency_penalty,
+        "presence_penalty": found.presence_penalty,
         "repeat_penalty": 1.0 if penalty == 0 else penalty,
         "repeat_last_n": 2**31 - 1 if found.repeat_last_n == -1 else found.repeat_last_n,
         "dry_multiplier": found.dry_multiplier,

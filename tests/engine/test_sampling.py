@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from engines import Array, log_softmax, open_engine
+from llama_oracle import penalized_logits
 from scipy import stats
 
 from pyemo import Engine, Model, SamplerParams, Sequence
@@ -29,6 +30,9 @@ SAMPLERS = {
     "min_p": SamplerParams(temperature=1, top_k=0, top_p=1, min_p=0.1),
     "repeat_penalty": SamplerParams(temperature=1, top_k=0, top_p=1, min_p=0, repeat_penalty=3),
     "repeat_bonus": SamplerParams(temperature=1, top_k=0, top_p=1, min_p=0, repeat_penalty=0.5),
+    "frequency": SamplerParams(1, 0, 1, 0, frequency_penalty=1.5),
+    "presence": SamplerParams(1, 0, 1, 0, presence_penalty=2.0),
+    "bonus_by_count": SamplerParams(1, 5, 1, 0, frequency_penalty=-1.0, presence_penalty=-0.5),
     "default": SamplerParams(),
     "all": SamplerParams(0.7, 30, 0.8, 0.02, repeat_penalty=1.3, repeat_last_n=5),
 }
@@ -37,9 +41,11 @@ every_sampler = pytest.mark.parametrize("params", SAMPLERS.values(), ids=SAMPLER
 
 def penalized(logits: Array, params: SamplerParams, tokens: list[int]) -> Array:
     logits = logits.astype(np.float64)
-    for token in set(tokens[len(tokens) - min(len(tokens), params.repeat_last_n) :]):
+    recent = tokens[len(tokens) - min(len(tokens), params.repeat_last_n) :]
+    for token in set(recent):
         is_negative = logits[token] <= 0
         logits[token] *= params.repeat_penalty if is_negative else 1 / params.repeat_penalty
+        logits[token] -= recent.count(token) * params.frequency_penalty + params.presence_penalty
     return logits
 
 
@@ -87,6 +93,8 @@ def drawn(sequence: Sequence, params: SamplerParams, seed: int) -> int:
         params.repeat_penalty,
         params.repeat_last_n,
         seed,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
     )
     token = sequence.step().id
     sequence.rollback(1)
@@ -371,9 +379,23 @@ def test_dry_breaks_a_loop(engine: Engine) -> None:
     assert distinct(replace(DRY, dry_multiplier=100.0)) > distinct(GREEDY)
 
 
+def test_penalties_by_count_are_llama_cpps(engine: Engine) -> None:
+    tokens = [30, 41, 52, 41, 63, 41, 52, 30]
+    params = SamplerParams(0, repeat_last_n=6, frequency_penalty=0.7, presence_penalty=1.1)
+    params = replace(params, repeat_penalty=1.2)
+    with engine.sequence(tokens, sampler=params) as sequence:
+        logits = sequence.logits()
+        expected = int(numpy_sampler.penalized(logits, tokens, params).argmax())
+        assert sequence.step().id == expected
+    theirs = penalized_logits(logits, tokens, last_n=6, repeat=1.2, frequency=0.7, presence=1.1)
+    assert np.allclose(theirs, numpy_sampler.penalized(logits, tokens, params), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("frequency_penalty", 101.0),
+        ("presence_penalty", float("nan")),
         ("dry_multiplier", -1.0),
         ("dry_multiplier", float("nan")),
         ("dry_base", 0.5),

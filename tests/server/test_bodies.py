@@ -9,6 +9,7 @@ import pytest
 from serving import CHAT, TEXT, chat
 from starlette.testclient import TestClient
 
+from pyemo import SamplerParams
 from pyemo.server.bodies import chat_asked, read_json, text_asked
 from pyemo.server.refusals import Refusal
 
@@ -64,8 +65,8 @@ ANSWERED: dict[str, dict[str, Any]] = {
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "several choices": ({"n": 2}, "n"),
-    "presence_penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
-    "frequency_penalty": ({"frequency_penalty": -1}, "frequency_penalty"),
+    "presence_penalty": ({"presence_penalty": 500}, "presence_penalty"),
+    "frequency_penalty": ({"frequency_penalty": "much"}, "frequency_penalty"),
     "logit_bias": ({"logit_bias": {"50256": -100}}, "logit_bias"),
     "tools": ({"tools": [TOOL]}, "tools"),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice"),
@@ -204,6 +205,17 @@ def test_what_is_no_text_to_go_on_with_is_refused(
 def test_neutral_fields_of_a_text_are_answered(client: TestClient, fields: Any) -> None:
     body = {"prompt": "the happy", "max_tokens": 2, **fields}
     assert client.post(TEXT, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["presence_penalty", "frequency_penalty"])
+def test_penalties_by_count_act(client: TestClient, field: str) -> None:
+    body = chat(max_tokens=40, dry_multiplier=0)
+    plain, penalized = (
+        client.post(CHAT, json=body | {field: value}).json()["choices"][0]["message"]["content"]
+        for value in (0, 2)
+    )
+    assert penalized != plain
+    assert chat_asked(body | {field: 1.5}).sampler == SamplerParams(temperature=0, **{field: 1.5})
 
 
 def test_unknown_fields_are_named_in_a_header(client: TestClient) -> None:
