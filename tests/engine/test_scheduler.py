@@ -96,6 +96,20 @@ def test_a_request_alone_gives_what_generate_gives(
     assert (ticket.text, ticket.stop_reason) == (expected.text, expected.stop_reason)
 
 
+def test_a_request_without_the_cache_is_that_of_generate_to_the_bit_whatever_went_before(
+    new_engine: Callable[..., Engine], new_scheduler: Callable[..., Scheduler]
+) -> None:
+    prompt = [3 + i % 40 for i in range(150)]
+    with new_engine(kv_type="f16") as fresh:
+        expected = list(fresh.generate(prompt, sampler=WARM, max_tokens=40))
+    scheduler = new_scheduler(new_engine(kv_type="f16"))
+    before = [Request(prompt[:n], ReplyLimits(5 + n % 7), sampler=WARM) for n in range(70, 150, 9)]
+    for ticket in [scheduler.submit(request) for request in before]:
+        ticket.wait(WAIT_S)
+    ticket = scheduler.submit(Request(prompt, ReplyLimits(40), sampler=WARM, uses_cache=False))
+    assert ticket.wait(WAIT_S).tokens == expected
+
+
 def test_tokens_come_to_the_callback_and_to_whoever_iterates(scheduler: Scheduler) -> None:
     heard: list[Token] = []
     ended: list[Ticket] = []

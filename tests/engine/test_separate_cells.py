@@ -125,3 +125,21 @@ def test_steered_rows_are_steered_and_the_others_not(
     expected = plain[0].logits()
     np.testing.assert_array_equal(plain[2].logits(), expected)
     assert error(steered.logits(), expected) > 0.1
+
+
+@pytest.mark.parametrize("n_prompt", [5, 300])
+def test_what_a_sequence_computes_does_not_depend_on_when_another_ends(
+    new_engine: Callable[..., Engine], tiny: Callable[[str], TinyModel], n_prompt: int
+) -> None:
+    model = tiny("llama")
+    found = []
+    for ends in (False, True):
+        engine = new_engine(n_ctx=4 * 512, kv_unified=False, kv_type="f16")
+        other = engine.sequence(model.random_tokens(20, seed=1))
+        mine = engine.sequence(model.random_tokens(n_prompt, seed=2))
+        for sequence in (other, mine):
+            sequence.logits()
+        if ends:
+            other.close()
+        found.append(np.stack(forced(mine, model.random_tokens(24, seed=3), is_reply=True)))
+    np.testing.assert_array_equal(found[0], found[1])
