@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     "--row-budget",
     type=int,
     metavar="N",
-    help="Tokens of one decode: running replies, then prompts.  [default: 64]",
+    help="Tokens of one decode: running replies, then prompts.  [default: 32]",
 )
 @click.option("--max-queue", type=int, metavar="N", help="Requests that wait.  [default: 64]")
 @click.option(

@@ -33,7 +33,7 @@ from pyemo.errors import (
     all_calls_named,
 )
 
-ROW_BUDGET = 64
+ROW_BUDGET = 32
 _AHEAD = 32  # cells that a running reply is sure to find
 _RETRY_S = 0.05  # where others hold what is needed
 
