@@ -27,6 +27,12 @@ from pyemo.files.hub_vectors import parse
     "and plain ones.  [default model: " + DEFAULT_MODEL + "]",
 )
 @click.option(
+    "--facts",
+    is_flag=True,
+    help="Measure on the model what the vector does to plain facts, and whether it makes the model "
+    "agree with what is false.  [default model: " + DEFAULT_MODEL + "]",
+)
+@click.option(
     "--emotions", is_flag=True, help="List the 20 emotions, their other names and opposites."
 )
 @click.option(
@@ -44,6 +50,7 @@ def inspect(
     vector: str | None,
     model: str | None,
     voice: bool,
+    facts: bool,
     emotions: bool,
     plot: str | None,
     own: str | None,
@@ -64,6 +71,11 @@ def inspect(
     become. It reads 192 replies: a minute or two of one core on
     a model of 135M.
 
+    With --facts, the model chooses between answers to twenty plain facts and to twenty claims,
+    false and then true: unsteered, at the recommended strength, and under random directions as
+    long. Shown are how many true answers it prefers, how many claims it agrees with, and by how
+    much that changes beyond what random directions change.
+
     A folder is judged as a set: how far its directions point apart at each layer, and, where its
     model is at hand, how well they tell held-out texts apart and how much they depend on the texts
     they were made of.
@@ -73,14 +85,16 @@ def inspect(
       pyemo inspect anger
       pyemo inspect ./my.gguf --model gemma-3-270m
       pyemo inspect anger --voice
+      pyemo inspect happiness --facts
       pyemo inspect ./my-vectors --plot ./pictures
       pyemo inspect hf:org/repo
       pyemo inspect --emotions
     """
     if emotions == (vector is not None):
         raise click.UsageError("give a VECTOR, or --emotions")
-    if voice and (vector is None or os.path.isdir(vector)):
-        raise click.UsageError("--voice measures one vector: name its file, or a bundled one")
+    if (voice or facts) and (vector is None or os.path.isdir(vector)):
+        name = "--voice" if voice else "--facts"
+        raise click.UsageError(f"{name} measures one vector: name its file, or a bundled one")
     if vector is None:
         from pyemo.cli.inspect_job import print_emotions
 
@@ -103,4 +117,4 @@ def inspect(
     else:
         from pyemo.cli.inspect_job import print_vector
 
-        print_vector(vector, model, as_json, with_voice=voice)
+        print_vector(vector, model, as_json, with_voice=voice, with_facts=facts)

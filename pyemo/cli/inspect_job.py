@@ -11,7 +11,7 @@ import numpy as np
 
 from pyemo import emotions
 from pyemo.choices import DEFAULT_MODEL
-from pyemo.cli import inspect_voice, output
+from pyemo.cli import inspect_facts, inspect_voice, output
 from pyemo.emotions import Emotion
 from pyemo.engine.model import Model
 from pyemo.errors import VectorError, VectorModelMismatchError
@@ -54,36 +54,44 @@ def print_repository(repo: str, as_json: bool) -> None:
 
 
 def print_vector(
-    name: str, model_name: str | None, as_json: bool, *, with_voice: bool = False
+    name: str,
+    model_name: str | None,
+    as_json: bool,
+    *,
+    with_voice: bool = False,
+    with_facts: bool = False,
 ) -> None:
     """Print what the vector of a file, or a bundled one, says of itself.
 
     Args:
-        model_name: None for none to compare with; the default model if the voice is measured.
-        with_voice: measure its voice on the model too.
+        model_name: None for none to compare with; the default model if something is measured.
+        with_voice, with_facts: measure its voice, and what it does to facts, on the model too.
     Raises:
         InputError: a voice that cannot be measured; see :func:`pyemo.cli.inspect_voice.measure`.
         VectorError: no such vector, or its file is damaged.
         ModelError: the model it is to be compared with cannot be loaded.
         VectorModelMismatchError: it does not fit that model; all else was printed before.
     """
-    if with_voice and model_name is None:
+    if (with_voice or with_facts) and model_name is None:
         model_name = DEFAULT_MODEL
     model = _model(model_name)
     found = read_foreign(_path_of(name, model_name), model=model)
     path, vector = str(found.path), found.vector
     fit, mismatch = _fit(vector, model)
-    voice = None
-    if with_voice and model is not None and mismatch is None:
-        voice = inspect_voice.measure(vector, model)
+    measured: dict[str, inspect_voice.MeasuredVoice | inspect_facts.MeasuredFacts | None] = {}
+    fits = model is not None and mismatch is None
+    if with_voice:
+        measured["voice"] = inspect_voice.measure(vector, model) if model and fits else None
+    if with_facts:
+        measured["facts"] = inspect_facts.measure(vector, model) if model and fits else None
     if as_json:
         origin = {"tool": found.tool, "notes": list(found.notes)}
-        spoken = {"voice": None if voice is None else voice.as_json()} if with_voice else {}
-        output.print_json({"path": path, **origin, **_described(vector), "fit": fit, **spoken})
+        values = {key: None if one is None else one.as_json() for key, one in measured.items()}
+        output.print_json({"path": path, **origin, **_described(vector), "fit": fit, **values})
     else:
         output.say("\n".join(_lines(found, fit)))
-        if voice is not None:
-            output.say("\n".join(voice.lines()))
+        for one in filter(None, measured.values()):
+            output.say("\n".join(one.lines()))
     if mismatch is not None:
         raise mismatch
 

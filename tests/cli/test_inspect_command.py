@@ -11,6 +11,7 @@ from commands import pyemo
 from pyemo import ControlVector, Engine, Model, Steering
 from pyemo.emotions import EMOTIONS
 from pyemo.files.catalog import list_vectors
+from pyemo.strengths.facts import N_CTX, N_SEQUENCES, FactYardstick
 from pyemo.strengths.voice import VoiceYardstick
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -104,6 +105,31 @@ def test_voice_is_of_one_vector(what: object) -> None:
     result = pyemo("inspect", what, "--voice")
     assert result.exit_code == 2
     assert "--voice measures one vector" in result.stderr
+
+
+def test_facts_are_those_of_the_yardstick(model: Path, vectors: Path) -> None:
+    path = vectors / "calibrated.gguf"
+    result = pyemo("inspect", path, "-m", model, "--facts", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["facts"]
+    assert (found["strength"], found["strength_source"]) == (pytest.approx(0.3), "calibration")
+    loaded = Model.load(model)
+    with Engine(loaded, n_ctx=N_CTX, n_seq_max=N_SEQUENCES) as engine:
+        reading = FactYardstick(engine).measure(ControlVector.load(path), found["strength"])
+    for name, answers in reading.as_json().items():
+        if isinstance(answers, dict):
+            assert found[name]["steered"] == answers["steered"]
+            for key, value in answers["beyond_random"].items():
+                assert found[name]["beyond_random"][key] == pytest.approx(value, abs=1e-3)
+    text = pyemo("inspect", path, "-m", model, "--facts").stdout
+    assert f"false claims agreed with      {found['false_claims']['unsteered']}/20" in text
+    assert f"at strength 0.3 (calibration) the vector {found['sentences'][0]}" in text
+
+
+def test_facts_are_of_one_vector() -> None:
+    result = pyemo("inspect", GOLDEN, "--facts")
+    assert result.exit_code == 2
+    assert "--facts measures one vector" in result.stderr
 
 
 def test_vector_that_does_not_fit_is_shown_and_an_error(model: Path, vectors: Path) -> None:
