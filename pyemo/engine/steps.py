@@ -30,8 +30,8 @@ def step_many(
         InputError: no sequences, or not all of one engine.
     """
     engine = _engine_of([*sequences, *(sequence for sequence, _ in fills)])
-    each = isinstance(n_top, SequenceABC)
-    n_tops = [whole("n_top", n) for n in (n_top if each else [n_top])]
+    each = n_top if isinstance(n_top, SequenceABC) else [n_top]
+    n_tops = [whole("n_top", n) for n in each]
     with engine.turns:
         for sequence in (*sequences, *(sequence for sequence, _ in fills)):
             sequence.update_schedule()

@@ -12,10 +12,10 @@ import pytest
 from engines import PROMPT, random_vector
 
 from pyemo import Engine, SamplerParams, Steering, Token
-from pyemo.engine import rows
 from pyemo.engine.rows import ReplyLimits
 from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.sequence import Sequence
+from pyemo.engine.steps import step_many
 from pyemo.engine.tickets import Request, Ticket
 from pyemo.errors import (
     ClosedError,
@@ -136,7 +136,8 @@ def test_replies_are_written_side_by_side_each_with_its_own_mood_and_limits(
         assert len(ticket.tokens) == 6 + k or ticket.stop_reason == "end"
         assert {len(token.top) for token in ticket.tokens} == {k}
         first, expected = ticket.tokens[0], alone[k].tokens[0]
-        assert (first.id, first.logprob) == (expected.id, pytest.approx(expected.logprob, 1e-4))
+        assert first.id == expected.id
+        assert first.logprob == pytest.approx(expected.logprob, 1e-4)
     assert scheduler.stats().n_ended == 12
 
 
@@ -288,7 +289,7 @@ def test_what_cannot_be_answered_is_refused_at_once(scheduler: Scheduler) -> Non
     with pytest.raises(InputError, match="it must be a Steering"):
         Request([3], limits, steering=0.5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not a Request"):
-        scheduler.submit(PROMPT)  # type: ignore[arg-type]
+        scheduler.submit(PROMPT)
     assert scheduler.stats().n_requests == 0
 
 
@@ -324,13 +325,12 @@ def test_replies_that_fill_the_context_end_for_it_one_after_the_other(
 def turns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """For each turn of the test (sequences that drew a token, rows of prompts beside them)."""
     seen: list[tuple[int, int]] = []
-    step_many = rows.step_many
 
     def step(sequences, *, fills=(), **settings):  # type: ignore[no-untyped-def]
         seen.append((len(sequences), sum(n for _, n in fills)))
         return step_many(sequences, fills=fills, **settings)
 
-    monkeypatch.setattr(rows, "step_many", step)
+    monkeypatch.setattr("pyemo.engine.rows.step_many", step)
     return seen
 
 
@@ -366,9 +366,12 @@ def test_a_prompt_is_cancelled_between_its_chunks(
 ) -> None:
     scheduler = new_scheduler(new_engine(n_ctx=1024), row_budget=20, prompt_cache=False)
     gate, later = Gate(), Gate(at=3)
-    running = scheduler.submit(
-        request(scheduler, max_tokens=100), on_token=lambda token: (gate(token), later(token))
-    )
+
+    def wait_twice(token: Token) -> None:
+        gate(token)
+        later(token)
+
+    running = scheduler.submit(request(scheduler, max_tokens=100), on_token=wait_twice)
     gate.wait()
     long = scheduler.submit(Request([3 + i % 40 for i in range(400)], ReplyLimits(6)))
     gate.open()
