@@ -25,6 +25,14 @@ from pyemo.moods.options import MoodOptions
 @click.command(short_help="Answer one prompt, steered.")
 @click.argument("prompt")
 @mood_options
+@click.option(
+    "--cache-vector",
+    "cache",
+    multiple=True,
+    metavar="FILE[=STRENGTH]",
+    help="Add a cache vector to the prompt's cells; docs/cache-steering.md. May be given several "
+    "times.",
+)
 @click.option("--compare", is_flag=True, help="Show the unsteered reply beside the steered one.")
 @click.option(
     "--gauge",
@@ -61,6 +69,7 @@ from pyemo.moods.options import MoodOptions
 def run(
     context: click.Context,
     prompt: str,
+    cache: tuple[str, ...],
     compare: bool,
     gauges: tuple[str, ...],
     system: str | None,
@@ -84,13 +93,18 @@ def run(
     Example:
       pyemo run --cvec anger "Write to your neighbour about the noise."
       pyemo run --compare --cvec anger=0.03 --cvec calm=-0.01 "How was your day?"
+      pyemo run --compare --cache-vector ./angry-cache.gguf=0.8 "How was your day?"
       pyemo run --cvec ./my.gguf=0.02@8:20 --schedule half-life:40 "Tell me a story."
       echo "Once upon a time" | pyemo run --raw --json -
       pyemo run --server localhost:8080 --cvec anger "How was your day?"
     """
-    if compare and not mood.vectors:
-        raise click.UsageError("--compare shows the effect of vectors: name one with --cvec")
+    if compare and not mood.vectors and not cache:
+        raise click.UsageError(
+            "--compare shows the effect of vectors: name one with --cvec or --cache-vector"
+        )
     if server is not None:
+        if cache:
+            raise click.UsageError("--cache-vector needs the model here: leave out --server")
         from pyemo.cli import run_remote
 
         run_remote.refuse_what_is_the_server_s(context, mood)
@@ -128,6 +142,7 @@ def run(
         guard,
         template,
         stop_repetition,
+        cache,
     )
     with request.open() as job:
         show = print_comparison if compare else print_reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ from pyemo.cli.guard_text import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
 from pyemo.cli.options import EngineOptions
 from pyemo.cli.template_options import TemplateOptions
+from pyemo.engine.cached_sequence import CachedSequence
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import LLAMA_CPP_PYTHON, Model
@@ -36,6 +37,7 @@ from pyemo.moods.builder import (
     steering_of,
     title_of,
 )
+from pyemo.moods.cache import CacheTerm, cache_terms, edit
 from pyemo.moods.options import AUTO, MoodOptions
 
 IN_CIRCLES = (
@@ -61,6 +63,7 @@ class Request:
     guard: str | None = None
     template: TemplateOptions = field(default_factory=TemplateOptions)
     stop_repetition: bool = True
+    cache: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Job]:
@@ -77,13 +80,14 @@ class Request:
         )
         terms = builder.terms(model, builder.specs)
         gauges = builder.gauges(model, self.gauges)
+        cache = cache_terms(self.cache, model, allow_other_weights=self.mood.allow_other_weights)
         with self.engine.open(model, len(tokens) + max(self.max_tokens, 1)) as engine:
             measured = _measured(self, engine, tokens, terms)
             terms = measured.terms
             for line in [*self._notes(model, terms), *measured.notes]:
                 output.note(line)
             load_s = time.perf_counter() - began
-            yield Job(self, engine, prompt, tokens, terms, gauges, load_s, measured.push)
+            yield Job(self, engine, prompt, tokens, terms, gauges, load_s, measured.push, cache)
 
     def _notes(self, model: Model, terms: list[MoodTerm]) -> list[str]:
         notes = [line for term in terms for line in term.notes]
@@ -104,6 +108,7 @@ class Job:
     gauges: list[Gauge]
     load_s: float
     push: float | None = None
+    cache: list[CacheTerm] = field(default_factory=list)
 
     @property
     def steering(self) -> Steering:
@@ -113,10 +118,28 @@ class Job:
     @property
     def title(self) -> str:
         """The mood in words."""
-        return title_of(self.terms)
+        words = [] if self.cache and not self.terms else [title_of(self.terms)]
+        return ", ".join([*words, *map(str, self.cache)])
+
+    def steered(self) -> Answer:
+        """Begin a reply under what was asked for; nothing is decoded yet.
+
+        Raises:
+            InputError, VectorError: a cache vector that does not fit the prompt or the cache.
+        """
+        answer = self.answer(self.steering)
+        sequence = answer.reply.sequence
+        assert isinstance(sequence, CachedSequence)
+        allowed = self.request.mood.allow_other_weights
+        edit(sequence, self.cache, allow_other_weights=allowed)
+        return answer
+
+    def unsteered(self) -> Answer:
+        """Begin a reply without it."""
+        return self.answer(OFF)
 
     def answer(self, steering: Steering) -> Answer:
-        """Begin a reply under ``steering``; nothing is decoded yet."""
+        """Begin a reply under a mood alone; nothing is decoded yet."""
         request = self.request
         settings: dict[str, Any] = {
             "steering": steering,
@@ -145,6 +168,7 @@ class Job:
                 "terms": describe_terms(self.terms, model.n_layer),
                 "dose": dose_of(self.steering, model.n_layer),
                 "push": self.push,
+                "cache": [term.describe() for term in self.cache],
             },
             "model": {
                 "name": model.name,
@@ -275,7 +299,7 @@ class Answer:
 
 def print_reply(job: Job, as_json: bool) -> None:
     """Print the reply as it comes, or as one JSON object."""
-    answer = job.answer(job.steering)
+    answer = job.steered()
     if as_json:
         output.print_json({**job.describe(), **answer.finish().describe()})
         return
@@ -286,30 +310,30 @@ def print_reply(job: Job, as_json: bool) -> None:
 def print_comparison(job: Job, as_json: bool) -> None:
     """Print the unsteered and the steered reply, each computed alone, one after the other."""
     if as_json:
-        plain, steered = (job.answer(mood).finish().describe() for mood in (OFF, job.steering))
+        plain, steered = (begin().finish().describe() for begin in (job.unsteered, job.steered))
         output.print_json({**job.describe(), "unsteered": plain, "steered": steered})
         return
     titles = ("unsteered", job.title)
-    moods = (OFF, job.steering)
+    begins = (job.unsteered, job.steered)
     if output.is_wide():
         from pyemo.cli.columns import stream_side_by_side
 
         answers: list[Answer] = []
 
-        def begin(mood: Steering) -> Iterator[str]:
-            answers.append(job.answer(mood))
+        def texts(begin: Callable[[], Answer]) -> Iterator[str]:
+            answers.append(begin())
             yield from answers[-1].texts()
 
-        stream_side_by_side(titles, [begin(mood) for mood in moods])
+        stream_side_by_side(titles, [texts(begin) for begin in begins])
     else:
-        answers = [_stream_titled(job, *pair) for pair in zip(titles, moods, strict=True)]
+        answers = [_stream_titled(*pair) for pair in zip(titles, begins, strict=True)]
     for title, answer in zip(titles, answers, strict=True):
         _print_end(job, answer, f"{title}: ")
 
 
-def _stream_titled(job: Job, title: str, steering: Steering) -> Answer:
+def _stream_titled(title: str, begin: Callable[[], Answer]) -> Answer:
     click.secho(f"--- {output.printable(title)} ---", bold=True)
-    answer = job.answer(steering)
+    answer = begin()
     stream(answer)
     return answer
 

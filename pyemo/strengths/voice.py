@@ -24,6 +24,7 @@ from pyemo.errors import ContextFullError, InputError
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
 from pyemo.texts.replies import ReplyPrompt, given_for, reply_prompts
 from pyemo.texts.sources import NEUTRAL
+from pyemo.vectors.cache_vector import CacheVector
 
 OWN_TOKENS = 48
 """Tokens of the model's own unsteered replies that a mood is not to make unlikely."""
@@ -135,23 +136,31 @@ class VoiceYardstick:
         n_own = 0 if self._own is None else 1
         return len(self._prompts) * (2 + n_own + len(self._far(resolve(emotion))))
 
-    def measure(self, steering: Steering, emotion: str) -> VoiceReading:
+    def measure(
+        self,
+        steering: Steering,
+        emotion: str,
+        *,
+        cache: Sequence[tuple[CacheVector, float]] = (),
+    ) -> VoiceReading:
         """Return what ``steering`` does to replies in the voice of ``emotion`` and others.
 
+        Args:
+            cache: cache vectors with their strengths, which act on each prompt too.
         Raises:
             InputError: no such emotion.
             ContextFullError: a reply is longer than the engine has room for (:func:`reply_room`).
         """
         name = resolve(emotion)
         far = self._far(name)
-        rises = {voice: self._rise(voice, steering) for voice in (name, NEUTRAL, *far)}
+        rises = {voice: self._rise(voice, steering, cache) for voice in (name, NEUTRAL, *far)}
         specificity = None
         if far:
             away = np.mean([rises[voice] for voice in far], axis=0)
             specificity = bootstrap_interval(rises[name] - away)
         own = None
         if self._own is not None:
-            own = bootstrap_interval(-self._rise(_OWN, steering))
+            own = bootstrap_interval(-self._rise(_OWN, steering, cache))
         return VoiceReading(
             emotion=name,
             gain=bootstrap_interval(rises[name]),
@@ -171,18 +180,34 @@ class VoiceYardstick:
             )
         return far
 
-    def _rise(self, voice: str, steering: Steering) -> npt.NDArray[np.float64]:
+    def _rise(
+        self, voice: str, steering: Steering, cache: Sequence[tuple[CacheVector, float]]
+    ) -> npt.NDArray[np.float64]:
         """Return by how much each prompt's reply becomes likelier, nats per token (n_prompts,)."""
         if voice not in self._unsteered:
             self._unsteered[voice] = self._levels(voice, Steering())
-        return self._levels(voice, steering) - self._unsteered[voice]
+        return self._levels(voice, steering, cache) - self._unsteered[voice]
 
-    def _levels(self, voice: str, steering: Steering) -> npt.NDArray[np.float64]:
+    def _levels(
+        self,
+        voice: str,
+        steering: Steering,
+        cache: Sequence[tuple[CacheVector, float]] = (),
+    ) -> npt.NDArray[np.float64]:
         replies: Sequence[str | list[int]]
         if voice == _OWN:
             replies = self._own or []
         else:
             replies = [prompt.replies[voice] for prompt in self._prompts]
+        if cache:
+            levels = []
+            for reply, given in zip(replies, self._given, strict=True):
+                words = self._engine.model.tokenize(reply) if isinstance(reply, str) else reply
+                with self._engine.sequence(given, steering=steering) as sequence:
+                    for vector, strength in cache:
+                        sequence.edit_cache(vector, strength)
+                    levels.append(float(sequence.score_next(words).mean()))
+            return np.array(levels)
         scores = self._engine.score_many(
             list(zip(replies, self._given, strict=True)), steering=steering
         )

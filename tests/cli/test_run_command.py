@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import pyemo, start
 from tiny_models import build_tiny
 
-from pyemo import ControlVector, Engine, SamplerParams, Steering
+from pyemo import CacheVector, ControlVector, Engine, SamplerParams, Steering
 from pyemo.engine.sampling import STANDARD
 from pyemo.errors import VectorNotFoundError
 from pyemo.files.catalog import list_vectors
@@ -437,3 +438,60 @@ def test_what_the_prompt_decided_is_said(model: Path, vectors: Path) -> None:
     mood = f"{vectors}/warm.gguf=0.6@when-prompt:{vectors}/cold.gguf>1e6"
     result = pyemo("run", "--threads", 1, "-n", 2, "-m", model, "-c", mood, "hello")
     assert "the prompt has cold@2>1e+06: no (cold@2 " in result.stderr
+
+
+# --- cache vectors ---
+
+
+def cache_vector(model: Path, folder: Path, strength: float | None = None) -> Path:
+    with Engine(model, n_ctx=64, n_threads=1) as engine:
+        rng = np.random.default_rng(0)
+        vector = CacheVector(
+            {
+                layer: rng.standard_normal((2, width))
+                for layer, _, width in engine.native.cache_widths()
+            },
+            cells=(-3, -2),
+        ).with_source(engine.model, strength=strength)
+    vector.save(folder / "mine.gguf")
+    return folder / "mine.gguf"
+
+
+def test_a_cache_vector_acts_as_in_the_library(model: Path, tmp_path: Path) -> None:
+    path = cache_vector(model, tmp_path)
+    with Engine(model, n_ctx=256, n_batch=256, n_outputs_max=1, n_threads=1) as engine:
+        reply = engine.generate("the story", max_tokens=8, seed=3)
+        reply.sequence.edit_cache(CacheVector.load(path), 0.5)
+        expected = "".join(token.text for token in reply)
+    found = run_json("-m", model, "--cache-vector", f"{path}=0.5", "the story")
+    assert found["text"] == expected != library_text(model)
+    cells = found["steering"]["cache"]
+    assert cells == [{"name": "mine", "strength": 0.5, "cells": [-3, -2], "layers": [0, 1, 2, 3]}]
+
+
+def test_a_comparison_leaves_the_unsteered_reply_without_cache_vector(
+    model: Path, tmp_path: Path
+) -> None:
+    path = cache_vector(model, tmp_path, strength=0.5)
+    result = pyemo("run", *SMALL, "-m", model, "--compare", "--cache-vector", path, "the story")
+    assert result.exit_code == 0
+    assert "--- mine=0.5 in the cache ---" in result.stdout
+    assert library_text(model) in result.stdout
+
+
+def test_what_is_no_cache_vector_is_refused_by_name(
+    model: Path, vectors: Path, tmp_path: Path
+) -> None:
+    path = cache_vector(model, tmp_path)
+    for typed, words in (
+        (f"{vectors}/warm.gguf", "pass a cache vector"),
+        (f"{path}@2:3", "which a cache vector has not"),
+        (f"{tmp_path}/gone.gguf", "no cache vector"),
+    ):
+        result = pyemo("run", *SMALL, "-m", model, "--cache-vector", typed, "the story")
+        assert result.exit_code == 1
+        assert words in result.stderr
+    quantized = ("--kv-type", "q8_0", "--cache-vector", path)
+    result = pyemo("run", *SMALL, "-m", model, *quantized, "the story")
+    assert result.exit_code == 1
+    assert "open the engine with kv_type" in result.stderr
