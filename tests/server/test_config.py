@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import pyemo
+from pages import ROOT, blocks, read
 
 from pyemo.cli.serve import serve
 from pyemo.engine.scheduler import ROW_BUDGET
@@ -66,6 +67,15 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, words: str)
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=words):
         read_config(path, {})
+
+
+def test_the_file_that_the_manual_shows_is_read(tmp_path: Path) -> None:
+    (shown,) = blocks(read(ROOT / "docs" / "serving.md"), "toml")
+    path = tmp_path / "pyemo.toml"
+    path.write_text(shown, encoding="utf-8")
+    config = read_config(path, {})
+    assert config.presets["grumpy"].guard
+    assert config.vectors == tmp_path / "my-vectors"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

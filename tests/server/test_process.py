@@ -69,7 +69,7 @@ def test_a_reply_ends_when_its_client_leaves(server: Process, stream: bool) -> N
         else:
             while server.metric("pyemo_running") == 0:
                 time.sleep(0.001)
-    assert server.is_idle_within(5)
+    assert server.is_idle_within(10)
     assert server.metric("pyemo_cancelled_total") == n_cancelled + 1
 
 
@@ -80,7 +80,7 @@ def test_clients_that_leave_block_nobody(server: Process) -> None:
     for connection in gone:
         connection.close()
     assert server.is_well()
-    assert server.is_idle_within(5)
+    assert server.is_idle_within(10)
     assert server.metric("pyemo_cells_used") == 0
 
 
@@ -92,7 +92,7 @@ def test_a_client_that_never_sends_its_request_is_hung_up_on(server: Process, he
         connection.sendall(head)
         began = time.monotonic()
         read_all(connection)
-    assert 0.5 < time.monotonic() - began < 5
+    assert 0.5 < time.monotonic() - began < 15
     assert server.is_well()
 
 
@@ -100,10 +100,10 @@ def test_a_client_that_drips_its_head_is_hung_up_on(server: Process) -> None:
     began = time.monotonic()
     with server.connect() as connection, contextlib.suppress(OSError):
         connection.sendall(b"GET /health HTTP/1.1\r\n")
-        while time.monotonic() - began < 10:
+        while time.monotonic() - began < 30:
             connection.sendall(b"X-A: b\r\n")
             time.sleep(0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_a_body_that_never_comes_is_408(server: Process) -> None:
@@ -144,7 +144,7 @@ def test_a_half_closed_connection_leaves_nothing_behind(server: Process) -> None
         connection.sendall(posted(long_chat(stream=True)))
         connection.shutdown(socket.SHUT_WR)
         read_all(connection)
-    assert server.is_idle_within(5)
+    assert server.is_idle_within(10)
     assert server.is_well()
 
 
@@ -185,7 +185,7 @@ def test_sighup_reads_the_folder_again(
         assert server.client.post(CHAT, json=chat(steering="mine=0.1")).status_code == 400
         shutil.copy(vectors / "warm.gguf", tmp_path / "mine.gguf")
         server.popen.send_signal(signal.SIGHUP)
-        until = time.monotonic() + 5
+        until = time.monotonic() + 20
         while server.client.post(CHAT, json=chat(steering="mine=0.1")).status_code == 400:
             assert time.monotonic() < until
 
@@ -205,7 +205,7 @@ def test_sigterm_lets_a_stream_finish(options: list[object]) -> None:
     with Process(*options, "--drain", 30) as server:
         parts = events(stopped(server, signal.SIGTERM, max_tokens=400))
         assert parts[-1]["choices"][0]["finish_reason"] in ("stop", "length")
-        assert server.popen.wait(10) == 0
+        assert server.popen.wait(30) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -216,7 +216,7 @@ def test_a_signal_ends_a_stream_by_name_when_its_time_is_up(
         parts = events(stopped(server, number))
         assert parts[-2]["choices"][0]["finish_reason"] == "error"
         assert parts[-1]["error"]["code"] == "shutting_down"
-        code = server.popen.wait(10)
+        code = server.popen.wait(30)
         assert code == (0 if number == signal.SIGTERM else 130)
         assert b"Traceback" not in server.popen.communicate()[1]
 

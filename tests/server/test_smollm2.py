@@ -94,7 +94,7 @@ def test_a_client_that_leaves_within_the_prompt_frees_the_cpu(
         connection.sendall(posted(chat("the noise of the night " * 600, stream=stream)))
         while server.metric("pyemo_running") == 0:
             time.sleep(0.01)
-    assert server.is_idle_within(5)
+    assert server.is_idle_within(10)
     assert server.metric("pyemo_cells_used") == 0
     before = server.cpu_s()
     time.sleep(0.5)
