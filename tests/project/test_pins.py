@@ -54,6 +54,6 @@ def test_set_up_installs_the_packages_the_catalog_names() -> None:
 def test_models_page_lists_the_catalog() -> None:
     catalog = tomllib.loads((ROOT / "models" / "catalog.toml").read_text(encoding="utf-8"))
     page = (ROOT / "models" / "README.md").read_text(encoding="utf-8")
-    page = page.partition("## The catalog")[2]
+    page = page.partition("## The catalog")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE)
     assert listed == [model["name"] for model in catalog["model"]]
