@@ -30,7 +30,7 @@ from tiny_layouts import (
     write_hyperparameters,
 )
 from tiny_unsteerable import UNSTEERABLE
-from tiny_vocabulary import CHATML, Vocabulary, bpe_vocabulary, spm_vocabulary
+from tiny_vocabulary import CHATML, Vocabulary, bpe_vocabulary, gemma4_vocabulary, spm_vocabulary
 
 Array = NDArray[np.float32]
 RowFunction = Callable[[Array], Array]
@@ -216,7 +216,9 @@ def build_tiny(
     if n_layer is None:
         n_layer = family.n_layer if family else 6 if architecture == "gemma3" else 4
     vocabulary = vocabulary or (
-        spm_vocabulary()
+        gemma4_vocabulary()
+        if architecture == "gemma4"
+        else spm_vocabulary()
         if is_spm
         else bpe_vocabulary("<|eos|>" if architecture == "gpt2" else "<|im_end|>")
     )

@@ -7,7 +7,7 @@ a GGUF file. Knows nothing of weights. Any text can be written in either: every 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gguf
 
@@ -100,6 +100,14 @@ def spm_vocabulary() -> Vocabulary:
         merges=None,
         special={"bos": 2, "eos": 1, "unk": 3, "pad": 0, "eot": 5},
     )
+
+
+def gemma4_vocabulary() -> Vocabulary:
+    """Return the same tokens joined by merges, as Gemma 4 has them: bytes where none fits."""
+    vocabulary = spm_vocabulary()
+    texts = (vocabulary.tokens[token] for token in vocabulary.normal_ids)
+    merges = tuple(f"{text[:-1]} {text[-1]}" for text in texts if len(text) > 1)
+    return replace(vocabulary, model="gemma4", merges=merges)
 
 
 def _beginnings(words: Iterable[str]) -> dict[str, None]:

@@ -114,6 +114,14 @@ def test_logits_are_those_of_llama_cpps_own_control_vectors(
     np.testing.assert_array_equal(found, expected)
 
 
+@every_family
+def test_any_text_survives_the_tokenizer(engine: Engine) -> None:
+    text = "I was happy, and the day\nwas ½ over: 幸せ 🙂"
+    tokens = engine.model.tokenize(text)
+    assert engine.model.detokenize(tokens).decode() == text
+    assert len(tokens) < len(text.encode()), "no word was joined"
+
+
 # --- the dose ---
 
 
