@@ -162,9 +162,15 @@ class Scheduler:
         """Raise unless the mood fits the model.
 
         Raises:
-            InputError, VectorError: no mood, or none for this model.
+            InputError, VectorError: no mood, none for this model, or one with a rule on the prompt,
+                which a sequence of one's own decides (:meth:`Engine.sequence`).
         """
         self.engine.moods.check(steering)
+        if any(term.when_prompt is not None for term in steering.terms):
+            raise InputError(
+                "the scheduler decides no rules on the prompt (when_prompt); use Engine.generate, "
+                "or give the mood that the rule comes to"
+            )
 
     def wake(self) -> None:
         """Look at the tickets again: one was cancelled or steered."""

@@ -160,7 +160,7 @@ def _of_text(text: str, param: str) -> Wanted:
 def _terms_of_text(text: str) -> tuple[TermSpec, ...]:
     tight = re.sub(r"\s*([=@:])\s*", r"\1", text.strip())
     between = r"\s*,\s*|\s*\+\s*(?=[^\W\d])"
-    if "@when:" not in tight:  # a rule has blanks of its own
+    if "@when" not in tight:  # a rule has blanks of its own
         between += r"|\s+"
     words = re.split(between, tight)
     words = [word for word in words if word not in ("", "+", "--cvec", "-c")]
@@ -169,6 +169,10 @@ def _terms_of_text(text: str) -> tuple[TermSpec, ...]:
 
 def _of_word(word: str) -> TermSpec:
     spec = parse_vector_spec(word, may_be_file=False)
+    if spec.when_prompt:
+        raise InputError(
+            f"{word!r}: rules on the prompt are not built in the server; @when: rules on rows are"
+        )
     strength = _strength(spec.source, spec.strength)
     return TermSpec(spec.source, strength, spec.layers, spec.operator or "add", when=spec.when)
 

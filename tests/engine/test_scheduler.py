@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from engines import PROMPT, random_vector
+from measured_vectors import measured
+from tiny_models import TinyModel
 
-from pyemo import Engine, SamplerParams, Steering, Token
+from pyemo import Condition, Engine, SamplerParams, Steering, Token
 from pyemo.engine.rows import ReplyLimits
 from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.sequence import Sequence
@@ -220,6 +222,17 @@ def test_a_mood_given_in_mid_reply_acts_from_the_next_token(
                 sequence.steering = mood
             expected.append(sequence.step())
     assert [token.logprob for token in ticket.tokens] == [token.logprob for token in expected]
+
+
+def test_a_rule_on_the_prompt_is_refused_and_ends_nothing(
+    scheduler: Scheduler, tiny: Callable[[str], TinyModel]
+) -> None:
+    model = tiny("llama")
+    vector = measured(model, model.random_tokens(32))
+    mood = Steering({vector: 1.0}, when_prompt=Condition(vector, 0.0, layer=2))
+    with pytest.raises(InputError, match="no rules on the prompt"):
+        scheduler.submit(request(scheduler, steering=mood))
+    assert scheduler.submit(request(scheduler)).wait(WAIT_S).stop_reason == "length"
 
 
 def test_a_mood_that_comes_while_it_waits_is_its_first(scheduler: Scheduler) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from serving import CHAT, chat
 from starlette.testclient import TestClient
 
+from pyemo.moods.grammar import parse_vector_spec
 from pyemo.server.refusals import Refusal
 from pyemo.server.service import Service
 from pyemo.server.steering_field import TermSpec, parsed, spelled
@@ -69,6 +71,23 @@ def test_a_text_may_have_operators_and_rules() -> None:
 def test_a_term_may_have_a_rule() -> None:
     term = {"name": "calm", "strength": 0.02, "when": "anger>0.1"}
     assert parsed([term], "steering").terms == (TermSpec("calm", 0.02, when="anger>0.1"),)
+
+
+def test_nothing_that_a_text_may_say_is_lost() -> None:
+    text = "calm=0.02@add_keep_norm@10:12@when:anger>0.1"
+    (found,) = parsed(text, "steering").terms
+    said = asdict(parse_vector_spec(text, may_be_file=False))
+    said["name"] = said.pop("source")
+    unsaid = [name for name, value in said.items() if not value]
+    assert unsaid == ["when_prompt"]
+    assert all(getattr(found, name) == value for name, value in said.items() if value)
+
+
+def test_a_rule_on_the_prompt_is_refused(client: TestClient) -> None:
+    answer = client.post(CHAT, json=chat(steering="warm=0.5@when-prompt:cold<9 and warm>0"))
+    assert answer.status_code == 400
+    assert "rules on the prompt" in answer.json()["error"]["message"]
+    assert client.post(CHAT, json=chat()).status_code == 200
 
 
 def test_a_rule_acts_and_its_names_are_looked_up_here(client: TestClient) -> None:
