@@ -240,9 +240,10 @@ class Llama:
             raise NotBuiltError("suffix: filling in the middle is not built in pyemo; leave it out")
         if echo and logprobs is not None:
             raise NotBuiltError("log-probabilities of an echoed prompt are not built in pyemo")
-        is_text = isinstance(prompt, str)
-        native = self._engine.model
-        tokens = native.prompt_tokens(prompt, raw=True) if is_text else list(prompt)
+        if isinstance(prompt, str):
+            tokens = self._engine.model.prompt_tokens(prompt, raw=True)
+        else:
+            tokens = list(prompt)
         completion = self._begin(
             tokens,
             sampler=self._sampler(temperature, top_p, min_p, top_k, repeat_penalty, seed),
@@ -253,7 +254,7 @@ class Llama:
             steering=steering,
             model=model,
             text_offset=len(prompt),
-            echoed=str(prompt) if echo and is_text else "",
+            echoed=prompt if echo and isinstance(prompt, str) else "",
         )
         return completion.chunks() if stream else completion.whole()
 
