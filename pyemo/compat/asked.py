@@ -15,8 +15,6 @@ from pyemo.errors import InputError, NotBuiltError
 # argument -> the values that ask for nothing; None always does
 _CALL: dict[str, tuple[Any, ...]] = {
     "typical_p": (1.0,),
-    "frequency_penalty": (0.0,),
-    "presence_penalty": (0.0,),
     "tfs_z": (1.0,),
     "mirostat_mode": (0,),
     "stopping_criteria": ([],),

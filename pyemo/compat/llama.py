@@ -64,7 +64,7 @@ class Llama:
         n_ctx: tokens that prompt and reply may have; 0 for as many as the model was trained on.
         n_threads: see :class:`pyemo.Engine`.
         seed: where the seeds of calls without one come from; -1 or 2**32 - 1: from chance.
-        last_n_tokens_size: tokens that ``repeat_penalty`` looks back on.
+        last_n_tokens_size: tokens that penalties look back on.
         type_k, type_v: llama.cpp's number of the KV cache's type, the same for both.
         steering: the mood of calls that do not say one; see :attr:`steering`.
         others: llama-cpp-python's other arguments, which are accepted where they ask for nothing.
@@ -209,6 +209,8 @@ class Llama:
         echo: bool = False,
         stop: str | Sequence[str] | None = None,
         repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
         top_k: int = 40,
         stream: bool = False,
         seed: int | None = None,
@@ -246,7 +248,16 @@ class Llama:
             tokens = list(prompt)
         completion = self._begin(
             tokens,
-            sampler=self._sampler(temperature, top_p, min_p, top_k, repeat_penalty, seed),
+            sampler=self._sampler(
+                seed,
+                temperature=temperature,
+                top_p=top_p,
+                min_p=min_p,
+                top_k=max(0, top_k),
+                repeat_penalty=repeat_penalty,
+                frequency_penalty=frequency_penalty,
+                presence_penalty=presence_penalty,
+            ),
             uses_cache=seed is None,
             max_tokens=max_tokens,
             stop=stop,
@@ -273,6 +284,8 @@ class Llama:
         seed: int | None = None,
         max_tokens: int | None = None,
         repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
         model: str | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
@@ -295,7 +308,16 @@ class Llama:
         text = self._engine.model
         completion = self._begin(
             text.prompt_tokens(messages),
-            sampler=self._sampler(temperature, top_p, min_p, top_k, repeat_penalty, seed),
+            sampler=self._sampler(
+                seed,
+                temperature=temperature,
+                top_p=top_p,
+                min_p=min_p,
+                top_k=max(0, top_k),
+                repeat_penalty=repeat_penalty,
+                frequency_penalty=frequency_penalty,
+                presence_penalty=presence_penalty,
+            ),
             uses_cache=seed is None,
             max_tokens=max_tokens,
             stop=stop,
@@ -352,21 +374,9 @@ class Llama:
         submit = functools.partial(self._scheduler.submit, request)
         return Completion(submit, name, len(tokens), text_offset, logprobs, echoed)
 
-    def _sampler(
-        self,
-        temperature: float,
-        top_p: float,
-        min_p: float,
-        top_k: int,
-        repeat_penalty: float,
-        seed: int | None,
-    ) -> SamplerParams:
+    def _sampler(self, seed: int | None, **values: Any) -> SamplerParams:
         return SamplerParams(
-            temperature=temperature,
-            top_p=top_p,
-            min_p=min_p,
-            top_k=max(0, top_k),
-            repeat_penalty=repeat_penalty,
+            **values,
             repeat_last_n=self._repeat_last_n,
             seed=self._next_seed() if seed is None or seed in RANDOM else seed,
         )

@@ -235,8 +235,6 @@ def test_value_that_asks_for_nothing_is_accepted(ours: Llama) -> None:
         ("tools", [{"type": "function"}]),
         ("grammar", object()),
         ("logit_bias", {5: -100.0}),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", 0.5),
         ("response_format", {"type": "json_object"}),
         ("tool_choice", "required"),
         ("mirostat_mode", 2),
@@ -277,6 +275,17 @@ def test_prompt_longer_than_the_context_is_a_value_error_as_there(
     for llm in (ours, theirs):
         with pytest.raises(ValueError, match="context window"):
             llm([5] * 300)  # type: ignore[operator]
+
+
+def test_penalties_are_the_engine_s(ours: Llama, tiny_model_path: Path) -> None:
+    penalties = {"frequency_penalty": -1.5, "presence_penalty": -1.5, "repeat_penalty": 0.7}
+    sampler = SamplerParams(temperature=0, **penalties)
+    with Engine(tiny_model_path, n_ctx=256, n_threads=1) as engine:
+        reply = engine.generate("the happy story", raw=True, max_tokens=24, sampler=sampler)
+        expected = "".join(token.text for token in reply).replace("\ufffd", "")
+    settings = {**GREEDY, "max_tokens": 24}
+    assert text(ours("the happy story", **settings, **penalties)) == expected
+    assert text(ours("the happy story", **settings)) != expected
 
 
 # --- moods ---
