@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_families import FAMILIES
-from serving import CHAT, chat, client_of, events, long_chat
+from engines import random_vector
+from serving import CHAT, TEXT, chat, client_of, events, long_chat
 from starlette.testclient import TestClient
+from tiny_models import UNSTEERABLE, TinyModel
 
+from pyemo import Model
 from pyemo.server.config import ServerConfig
 from pyemo.server.service import Service
+from pyemo.vectors.metadata import VectorMetadata
 
 
 def all_at_once(client: TestClient, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,3 +111,21 @@ def test_thoughts_are_reasoning_content(thinker: TestClient) -> None:
 def test_thoughts_have_no_logprobs_in_the_content(thinker: TestClient) -> None:
     answer = thinker.post(CHAT, json=chat(logprobs=True)).json()
     assert answer["choices"][0]["logprobs"]["content"] == []
+
+
+def test_a_mood_for_a_model_that_cannot_be_steered_is_refused(
+    tiny: Callable[[str], TinyModel], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tiny(next(iter(UNSTEERABLE))).path
+    loaded = Model.load(path)
+    known = VectorMetadata(unit="raw").with_source(loaded)
+    random_vector(loaded, layers=[1], metadata=known).save(tmp_path / "mine.gguf")
+    service = Service(ServerConfig(**{**settings, "model": str(path), "vectors": tmp_path}))
+    client = client_of(service)
+    body = {"prompt": [1, 2, 3], "max_tokens": 2}
+    for stream in (False, True):
+        answer = client.post(TEXT, json=body | {"steering": "mine=1", "stream": stream})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["code"] == "steering_unsupported"
+    assert client.post(TEXT, json=body).status_code == 200
+    service.close()
