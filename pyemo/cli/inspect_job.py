@@ -90,8 +90,9 @@ def print_vector(
         output.print_json({"path": path, **origin, **_described(vector), "fit": fit, **values})
     else:
         output.say("\n".join(_lines(found, fit)))
-        for one in filter(None, measured.values()):
-            output.say("\n".join(one.lines()))
+        for one in measured.values():
+            if one is not None:
+                output.say("\n".join(one.lines()))
     if mismatch is not None:
         raise mismatch
 

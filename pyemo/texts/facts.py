@@ -53,7 +53,7 @@ def fact_texts() -> FactTexts:
     Raises:
         InputError: the file breaks a rule.
     """
-    data = files("pyemo.extract").joinpath("data", "facts.toml").read_text(encoding="utf-8")
+    data = (files("pyemo.extract") / "data" / "facts.toml").read_text(encoding="utf-8")
     document: dict[str, Any] = tomllib.loads(data)
     check_keys("facts.toml", document, ("question", "agrees", "disagrees", "fact", "claim"))
     for fact in document["fact"]:
