@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +56,17 @@ class CacheChoices:
     rate: float = 0.05
     cap: float = 4.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, is_count = getattr(self, field.name), field.type == "int"
+            least = 0 if field.name == "seed" else 1 if is_count else 1e-9
+            kinds = (int,) if is_count else (int, float)
+            if type(value) not in kinds or not least <= value <= 1_000_000:
+                raise InputError(
+                    f"{field.name} = {value!r}; it must be a {'whole ' if is_count else ''}number "
+                    f"from {least:g} on"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +179,9 @@ class CacheTrainer:
 
     Args:
         model, device, dtype: as for :class:`pyemo.extract.voices.VoiceTrainer`.
+    Raises:
+        InputError: sliding windows, or no chat template.
+        otherwise as :class:`pyemo.extract.voices.VoiceTrainer`.
     """
 
     def __init__(
@@ -179,6 +193,11 @@ class CacheTrainer:
     ) -> None:
         loaded = load_for_training(model, device, dtype)
         self._words, self.source = loaded.words, loaded.source
+        if "sliding_attention" in (getattr(loaded.model.config, "layer_types", None) or ()):
+            raise InputError(
+                f"{self.source.name} has sliding windows, and cache vectors are learned on models "
+                "without; make one of contrasting prompts: emotion_contrast"
+            )
         self.cells = tail_cells(self._words)
         self._tail = CacheTail(loaded.model, len(self.cells))
 

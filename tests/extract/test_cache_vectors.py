@@ -6,6 +6,7 @@ What the trainer computes with transformers is held against the engine's edit of
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +98,19 @@ def test_training_raises_replies_not_trained_on_by_what_the_engine_sees(
     assert seen.damage.value == pytest.approx(best.damage, abs=1e-3)
     unmoved = yardstick.measure(Steering(), "angry", cache=[(trained.vector, 0.0)])
     assert unmoved.gain.value == pytest.approx(0.0, abs=1e-5)
+
+
+@needs_torch
+def test_a_model_with_sliding_windows_is_refused_for_training(
+    tiny: Callable[[str], TinyModel],
+) -> None:
+    with pytest.raises(InputError, match="has sliding windows"):
+        CacheTrainer(tiny("gemma3").path, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"rate": float("nan")}, {"batch": 1.5}, {"cap": True}, {"seed": -1}]
+)
+def test_what_is_no_choice_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} = .*number from"):
+        CacheChoices(**wrong)
