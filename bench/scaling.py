@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from harness import HEADER, Ratio, beside, paired, random_rows, stored, write
 
-from pyemo import ControlVector, Engine, Gauge, Model, Sequence, Steering
+from pyemo import Condition, ControlVector, Engine, Gauge, Model, Sequence, Steering
 from pyemo.engine.sampling import GREEDY
 from pyemo.engine.steps import step_many
+from pyemo.vectors.metadata import Ellipsoid
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct")
 N_PROMPT = 32
@@ -27,6 +28,7 @@ N_SEQUENCES = (2, 4, 8, 16, 32)
 N_CONTEXT = (128, 512, 1024, 2048)
 N_VECTORS = (2, 5, 10, 20)
 N_GAUGES = (1, 5, 20)
+N_COMPONENTS = 32
 
 
 def vector_of(model: Model, seed: int) -> ControlVector:
@@ -177,6 +179,36 @@ def by_gauges(bench: Bench) -> Iterator[Ratio]:
     return one_sequence(bench, cases, Steering())
 
 
+def by_methods(bench: Bench) -> Iterator[Ratio]:
+    """Every way to steer a row, on all layers, against none."""
+    n, first = bench.model.n_layer, range(bench.model.n_layer)
+    plain = bench.vectors[0]
+    rows = [np.random.default_rng(il).normal(size=(N_COMPONENTS, plain.n_embd)) for il in first]
+    real = {il: Ellipsoid(rows[il], np.zeros(N_COMPONENTS), 1e9) for il in first}
+    vector = plain.with_own_projections([0.0] * n, [1.0] * n, real)
+    reads = Condition(bench.vectors[1], -1e6, layer=0)
+    soft = Condition(bench.vectors[1], 0.0, layer=0, softness=1e6)
+    cases: list[tuple[str, Steering, list[Gauge]]] = [
+        ("add / none", Steering({vector: 0.02}), []),
+        ("raise / none", Steering({vector: 0.02}, operator="raise"), []),
+        ("cap / none", Steering({vector: 0.02}, operator="cap"), []),
+        ("clamp / none", Steering({vector: 0.02}, operator="clamp"), []),
+        (
+            f"add_within, {N_COMPONENTS} components / none",
+            Steering({vector: 0.02}, operator="add_within"),
+            [],
+        ),
+        ("add under an open condition / none", Steering({vector: 0.02}, when=reads), []),
+        ("add under a closed condition / none", Steering({vector: 0.02}, when=~reads), []),
+        (
+            "raise under a soft condition / none",
+            Steering({vector: 0.02}, operator="raise", when=soft),
+            [],
+        ),
+    ]
+    return one_sequence(bench, cases, Steering())
+
+
 def by_model(bench: Bench) -> Iterator[Ratio]:
     """This model against the smallest."""
     if bench.name == MODELS[0]:
@@ -205,6 +237,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Ratio]]] = {
     "vectors": by_vectors,
     "layers": by_layers,
     "gauges": by_gauges,
+    "methods": by_methods,
     "model": by_model,
 }
 

@@ -41,8 +41,9 @@ private:
         Ellipsoid within;  // without components where it is not known
 
         bool operator==(const Row & o) const {
-            return std::tie(values, neutral, own) ==
-                   std::tie(o.values, o.neutral, o.own);
+            const Ellipsoid & a = within, & b = o.within;
+            return std::tie(values, neutral, own, a.components, a.center, a.radius2) ==
+                   std::tie(o.values, o.neutral, o.own, b.components, b.center, b.radius2);
         }
     };
     int n_embd_;

@@ -200,6 +200,7 @@ def _terms(mood: MoodOptions) -> list[dict[str, Any]]:
             "scope": mood.scope,
             "schedule": None if mood.schedule == CONSTANT else mood.schedule,
             "when": spec.when or None,
+            "when_prompt": spec.when_prompt or None,
         }
         terms.append({key: value for key, value in term.items() if value is not None})
     return terms

@@ -66,7 +66,7 @@ def terms_of(
         as :func:`mood_of`.
     """
     between = r"\s*,\s*|\s+\+\s+"
-    if "@when:" not in text:  # a rule has blanks of its own
+    if "@when" not in text:  # a rule has blanks of its own
         between += r"|\s+"
     words = [text] if os.path.isfile(text) else re.split(between, text.strip())
     options = MoodOptions(tuple(filter(None, words)), scope=scope, schedule=schedule)

@@ -351,6 +351,7 @@ class BaseSequence:
             self._native.stop_reading(self.id)
             self._segments = [(0, "prompt")] if n else []
             self._thoughts, self._kept, self._steering = [], 0, OFF
+            self._decisions = {}
             self.sampler = sampler
             self.append(tokens[n:])
             self.steering = steering
@@ -362,7 +363,8 @@ class BaseSequence:
         Alike is what acts on a row, number by number, wherever it comes from: a vector that was
         loaded anew from a file that changed is another one.
         """
-        spans = self._engine.moods.spans(steering, [(0, "prompt")], 0, len(tokens))
+        segments: Segments = [(0, "prompt")]
+        spans = self._engine.moods.spans(steering, segments, 0, len(tokens), decisions={})
         return self._native.n_common(self.id, token_ids(tokens), spans)
 
     # --- reading while it runs ---

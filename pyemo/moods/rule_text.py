@@ -9,6 +9,7 @@ from typing import NoReturn
 from pyemo.engine.rules import Condition, Rule
 from pyemo.errors import InputError
 from pyemo.vectors.control_vector import ControlVector
+from pyemo.vectors.gguf_header import shown
 
 RULE_FORM = "NAME_OR_FILE[@LAYER] > or < NUMBER[:SOFTNESS], joined by and, or, not and brackets"
 """What may be typed for a rule, in words."""
@@ -16,6 +17,7 @@ RULE_FORM = "NAME_OR_FILE[@LAYER] > or < NUMBER[:SOFTNESS], joined by and, or, n
 _WORD = re.compile(r"\s*([()<>&|!]|[^\s()<>&|!]+)")
 _SIGNS = {"&": "and", "|": "or", "!": "not"}
 _MOST_BRACKETS = 50
+_MOST_CONDITIONS = 50
 _Load = Callable[[str], ControlVector]
 
 
@@ -40,6 +42,7 @@ class _Parser:
         self._load = load
         self._words = [_SIGNS.get(word, word) for word in _WORD.findall(text)]
         self._depth = 0
+        self._n_conditions = 0
 
     def rule(self) -> Rule:
         found = self._either()
@@ -77,6 +80,9 @@ class _Parser:
 
     def _condition(self) -> Rule:
         name = self._next("a vector")
+        self._n_conditions += 1
+        if self._n_conditions > _MOST_CONDITIONS:
+            self._refuse(f"it has more than {_MOST_CONDITIONS} conditions")
         if name in ("and", "or", "not", ")", "<", ">"):
             self._refuse(f"{name!r} stands where a vector should")
         source, at, layer_text = name.rpartition("@")
@@ -115,4 +121,4 @@ class _Parser:
         return self._words.pop(0)
 
     def _refuse(self, why: str) -> NoReturn:
-        raise InputError(f"the rule {self._text!r} cannot be read: {why}; write {RULE_FORM}")
+        raise InputError(f"the rule {shown(self._text)} cannot be read: {why}; write {RULE_FORM}")

@@ -66,7 +66,12 @@ class Applied:
         return {
             "steering": self.text,
             "terms": [
-                {"name": one["vector"], **{key: one[key] for key in asked}, "when": spec.when}
+                {
+                    "name": one["vector"],
+                    **{key: one[key] for key in asked},
+                    "when": spec.when,
+                    "when_prompt": spec.when_prompt,
+                }
                 for one, spec in zip(found, self.specs, strict=True)
             ],
             "dose": dose_of(self.steering, n_layer),
@@ -138,5 +143,7 @@ class MoodDesk:
             scope=spec.scope,
             allow_other_weights=self._allow_other_weights,
         )
-        typed = VectorSpec(spec.name, spec.strength, spec.layers, spec.operator, spec.when)
+        typed = VectorSpec(
+            spec.name, spec.strength, spec.layers, spec.operator, spec.when, spec.when_prompt
+        )
         return MoodBuilder(options, n_tokens, self._load).terms(self.model, [typed])[0]

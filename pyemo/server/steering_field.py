@@ -29,7 +29,7 @@ NEAR_MISSES = ("control_vector", "control_vectors", "steering_vector", "steering
 """What people write for ``steering``; to ignore it would be to answer unsteered."""
 
 _SYNONYMS = {"source": "name", "vector": "name", "scale": "strength"}
-_KEYS = ("name", "strength", "layers", "operator", "scope", "schedule", "when")
+_KEYS = ("name", "strength", "layers", "operator", "scope", "schedule", "when", "when_prompt")
 _LISTS = ("terms", "vectors")
 _MOST_TERMS = 64
 _LONGEST = 4096
@@ -44,7 +44,8 @@ class TermSpec:
         strength: None for what the vector recommends.
         layers: half-open; None for all.
         schedule: a form of :func:`pyemo.moods.grammar.parse_schedule`.
-        when: the text of a rule (:mod:`pyemo.moods.rule_text`); empty for none.
+        when: the text of a rule on each row (:mod:`pyemo.moods.rule_text`); empty for none.
+        when_prompt: likewise on the prompt.
     """
 
     name: str
@@ -54,6 +55,7 @@ class TermSpec:
     scope: Scope = "both"
     schedule: str = CONSTANT
     when: str = ""
+    when_prompt: str = ""
 
 
 class Wanted(NamedTuple):
@@ -127,6 +129,7 @@ def spelled(terms: Sequence[TermSpec]) -> str:
         operator = "" if term.operator == "add" else f"@{term.operator}"
         layers = "" if term.layers is None else f"@{term.layers.start}:{term.layers.stop}"
         when = f"@when:{term.when}" if term.when else ""
+        when += f"@when-prompt:{term.when_prompt}" if term.when_prompt else ""
         parts.append(f"{term.name}{strength}{operator}{layers}{when}")
     return " + ".join(parts)
 
@@ -174,7 +177,14 @@ def _of_word(word: str) -> TermSpec:
             f"{word!r}: rules on the prompt are not built in the server; @when: rules on rows are"
         )
     strength = _strength(spec.source, spec.strength)
-    return TermSpec(spec.source, strength, spec.layers, spec.operator or "add", when=spec.when)
+    return TermSpec(
+        spec.source,
+        strength,
+        spec.layers,
+        spec.operator or "add",
+        when=spec.when,
+        when_prompt=spec.when_prompt,
+    )
 
 
 def _of_object(value: Mapping[str, Any]) -> Wanted:
@@ -232,11 +242,12 @@ def _of_item(item: Any) -> TermSpec:
     if not isinstance(schedule, str):
         raise InputError(f"schedule = {schedule!r}; use {SCHEDULE_FORMS}")
     parse_schedule(schedule)
-    when = found.get("when", "")
-    if not isinstance(when, str):
-        raise InputError(f"when = {when!r}; it is a rule such as 'anger>0.1 and not joy>0.1'")
+    rules = [found.get(key, "") for key in ("when", "when_prompt")]
+    for rule in rules:
+        if not isinstance(rule, str):
+            raise InputError(f"when = {rule!r}; it is a rule such as 'anger>0.1 and not joy>0.1'")
     strength = _strength(name, found.get("strength"))
-    return TermSpec(name, strength, _layers(found), operator, scope, schedule, when)
+    return TermSpec(name, strength, _layers(found), operator, scope, schedule, *rules)
 
 
 def _layers(found: Mapping[str, Any]) -> range | None:

@@ -233,6 +233,19 @@ def test_prompt_that_was_taken_back_decides_anew(
         np.testing.assert_array_equal(found, sequence.logits())
 
 
+def test_sequence_that_starts_again_decides_anew(
+    engine: Engine, tokens: list[int], vector: ControlVector, other: ControlVector
+) -> None:
+    mood = Steering({vector: 0.4}, when_prompt=always(other))
+    with engine.sequence(tokens[:N_PROMPT], steering=mood) as sequence:
+        sequence.step()
+        sequence.restart(tokens[:N_PROMPT], mood, sequence.sampler, ())
+        assert sequence.decisions == ()
+        found = sequence.logits()
+        assert len(sequence.decisions) == 1
+    np.testing.assert_array_equal(found, stream(engine, tokens, Steering({vector: 0.4}))[0])
+
+
 def test_mood_that_comes_after_the_prompt_was_computed_decides_it_all_the_same(
     engine: Engine, tokens: list[int], vector: ControlVector, other: ControlVector
 ) -> None:

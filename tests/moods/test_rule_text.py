@@ -78,6 +78,7 @@ def test_name_alone_is_a_fitted_condition() -> None:
         ("()", r"'\)' stands where a vector should"),
         (">0.1", "'>' stands where a vector should"),
         ("(" * 5000, "more than 50 brackets"),
+        (" and ".join(["anger>0.1"] * 5000), "more than 50 conditions"),
     ],
 )
 def test_what_is_no_rule_is_refused_with_what_is_wrong(text: str, why: str) -> None:

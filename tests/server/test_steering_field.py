@@ -71,6 +71,8 @@ def test_a_text_may_have_operators_and_rules() -> None:
 def test_a_term_may_have_a_rule() -> None:
     term = {"name": "calm", "strength": 0.02, "when": "anger>0.1"}
     assert parsed([term], "steering").terms == (TermSpec("calm", 0.02, when="anger>0.1"),)
+    term = {"name": "calm", "strength": 0.02, "when_prompt": "anger>0.1"}
+    assert parsed([term], "steering").terms == (TermSpec("calm", 0.02, when_prompt="anger>0.1"),)
 
 
 def test_nothing_that_a_text_may_say_is_lost() -> None:
@@ -98,6 +100,8 @@ def test_a_rule_acts_and_its_names_are_looked_up_here(client: TestClient) -> Non
 
     assert text("warm=0.5@when:cold>9") == text("")
     assert text("warm=0.5@when:cold<9") == text("warm=0.5")
+    assert text("warm=0.5@when-prompt:cold>9") == text("")
+    assert text("warm=0.5@when-prompt:cold<9 or cold>9") == text("warm=0.5")
     answer = client.post(CHAT, json=chat(steering="warm=0.5@when:/etc/passwd>1"))
     assert answer.json()["error"]["code"] == "unknown_vector"
 
