@@ -178,12 +178,11 @@ class VoiceTrainer:
             training or self.recipe.training,
             progress,
         )
-        own = np.mean(
-            [text.means for text in self._tail.freeze([text.own for text in texts])],
-            axis=0,
-            dtype=np.float64,
+        frozen = self._tail.freeze([text.own for text in texts])
+        own = np.stack([text.means for text in frozen]).astype(np.float64).mean(axis=0)
+        return Voice(
+            self._vector(name, trained, np.asarray(own), len(replies), len(watch)), trained
         )
-        return Voice(self._vector(name, trained, own, len(replies), len(watch)), trained)
 
     def plain_replies(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
         """Return the model's own unsteered greedy reply to each prompt."""
