@@ -306,6 +306,7 @@ def _asked(
     think: bool | None = None,
 ) -> Asked:
     ours = _ours(found.pyemo)
+    has_seed = found.seed is not None and found.seed != -1
     known = {*type(found).model_fields, *_NEUTRAL, *_HARMLESS, *FIELDS}
     return Asked(
         body=body,
@@ -317,12 +318,12 @@ def _asked(
         max_tokens=max_tokens,
         stop=_stop(found.stop),
         sampler=_sampler(found),
-        has_seed=found.seed is not None and found.seed != -1,
+        has_seed=has_seed,
         has_logprobs=has_logprobs,
         n_top=n_top,
         template_kwargs=template_kwargs or {},
         think=think,
-        uses_cache=found.cache_prompt is not False,
+        uses_cache=not has_seed if found.cache_prompt is None else found.cache_prompt,
         gauges=tuple(ours.get("gauges") or ()),
         guard=ours.get("guard"),
         repetition_stop=ours.get("repetition_stop"),

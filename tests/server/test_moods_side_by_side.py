@@ -53,7 +53,7 @@ def test_sixteen_clients_have_sixteen_moods(settings: dict[str, Any]) -> None:
 def test_a_mood_leaves_nothing_in_the_cache_of_the_next(new_client: Callable[..., Any]) -> None:
     client = new_client(n_seq_max=8, n_ctx=2048)
     moods = ["warm=0.5", "cold=0.5", "", "warm=0.5@1:2", "warm=0.25", "warm=0.5"]
-    bodies = [chat("the happy story " * 40, steering=mood) for mood in moods]
+    bodies = [chat("the happy story " * 40, steering=mood, cache_prompt=True) for mood in moods]
     served = [client.post(CHAT, json=body).json() for body in bodies]
     fresh = [new_client(prompt_cache=False).post(CHAT, json=body).json() for body in bodies]
     texts = [[answer["choices"][0]["message"] for answer in answers] for answers in (served, fresh)]
@@ -69,11 +69,12 @@ def test_a_second_turn_reads_only_what_is_new(new_client: Callable[..., Any]) ->
     first = client.post(CHAT, json=chat(steering="warm=0.2") | {"messages": messages}).json()
     said = first["choices"][0]["message"]["content"]
     messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "and then"}]
-    body = chat(steering="warm=0.2") | {"messages": messages}
+    body = chat(steering="warm=0.2", cache_prompt=True) | {"messages": messages}
     second = client.post(CHAT, json=body).json()["usage"]
     assert second["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["prompt_tokens"]
-    again = client.post(CHAT, json=body | {"cache_prompt": False}).json()["usage"]
-    assert again["prompt_tokens_details"]["cached_tokens"] == 0
+    for anew in ({"cache_prompt": False}, {"cache_prompt": None, "seed": 7}):
+        again = client.post(CHAT, json=body | anew).json()["usage"]
+        assert again["prompt_tokens_details"]["cached_tokens"] == 0
 
 
 def test_clients_with_broken_bodies_disturb_nobody(client: TestClient) -> None:
