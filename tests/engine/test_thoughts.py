@@ -96,8 +96,8 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine, str], None]:
             def __getattr__(self, name: str) -> Any:
                 return getattr(self._core, name)
 
-            def step(self, seqs: list[int], n_top: int) -> list[Any]:
-                results = native(self._core, seqs, n_top)
+            def step(self, seqs: list[int], *settings: Any) -> list[Any]:
+                results = native(self._core, seqs, *settings)
                 for seq in seqs:
                     n = self._core.n_tokens(seq)
                     self._core.rollback(seq, n - 1)
