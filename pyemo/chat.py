@@ -113,18 +113,11 @@ class Chat:
     ) -> None:
         self._model = engine.model
         self._has_template = self._model.chat_template is not None
-        if system is not None and not self._has_template:
-            raise InputError(
-                f"{self._model.name} has no chat template and cannot take a system message; "
-                "say it in the first turn"
-            )
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise InputError(
                 f"max_tokens = {max_tokens!r}; it must be a whole number of at least 1"
             )
-        if system is not None and not isinstance(system, str):
-            raise InputError(f"system = {system!r}; it must be a text")
-        self._system = system
+        self._system = self._checked_system(system)
         self._template_kwargs = chat_template_kwargs
         self._max_tokens = max_tokens
         self._stop = stop
@@ -181,6 +174,23 @@ class Chat:
         self._sequence.steering = steering
 
     @property
+    def system(self) -> str | None:
+        """The system message in front, None for none. Assigning acts from the next turn on, for
+        which the conversation is read again.
+
+        Raises:
+            InputError: the model has no chat template.
+        """
+        return self._system
+
+    @system.setter
+    def system(self, system: str | None) -> None:
+        checked = self._checked_system(system)
+        if checked != self._system:
+            self._settle()
+            self._system, self._layout = checked, None
+
+    @property
     def gauges(self) -> tuple[Gauge, ...]:
         """What is read at every token."""
         return self._sequence.gauges
@@ -202,7 +212,10 @@ class Chat:
         if not isinstance(user, str):
             raise InputError(f"not a text: {user!r}; say a string")
         self._settle()
-        layout = self._extended(self._layout, self._turns, user)
+        if self._layout is None:
+            layout = self._laid_out(self._turns, user)
+        else:
+            layout = self._extended(self._layout, self._turns, user)
         if layout.n_tokens > self._room:
             layout = self._shortened(user)
         self._decode_from(layout)
@@ -223,6 +236,16 @@ class Chat:
         self._sequence.rollback(self._sequence.n_tokens)
 
     # --- inside ---
+
+    def _checked_system(self, system: str | None) -> str | None:
+        if system is not None and not self._has_template:
+            raise InputError(
+                f"{self._model.name} has no chat template and cannot take a system message; "
+                "say it in the first turn"
+            )
+        if system is not None and not isinstance(system, str):
+            raise InputError(f"system = {system!r}; it must be a text")
+        return system
 
     def _begin_reply(self) -> Reply:
         """Begin the reply to what the sequence holds: the one place where replies are made."""

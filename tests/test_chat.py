@@ -103,6 +103,26 @@ def test_system_message_is_in_front(engine: Engine) -> None:
         assert chat.sequence.tokens == expected
 
 
+def test_a_system_message_that_is_assigned_is_that_of_the_next_turn(engine: Engine) -> None:
+    with Chat(engine, sampler=GREEDY, max_tokens=6) as chat:
+        said = finish(chat.say("the story"))
+        chat.system = "you are happy"
+        chat.say("and you")
+        messages = [
+            {"role": "system", "content": "you are happy"},
+            {"role": "user", "content": "the story"},
+            {"role": "assistant", "content": said},
+            {"role": "user", "content": "and you"},
+        ]
+        held = engine.model.detokenize(chat.sequence.tokens).decode("utf-8", "replace")
+        assert held == re.sub(r"<\|\w+\|>", "", engine.model.prompt_text(messages))
+        assert len(chat.turns) == 1
+        chat.system = None
+        chat.say("the end")
+        held = engine.model.detokenize(chat.sequence.tokens).decode("utf-8", "replace")
+        assert "you are happy" not in held
+
+
 def test_interrupted_reply_stays_as_far_as_it_came(chat: Chat) -> None:
     reply = chat.say("the story")
     next(reply)

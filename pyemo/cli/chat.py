@@ -13,6 +13,7 @@ from pyemo.cli.options import (
     repetition_option,
     sampler_options,
     stop_option,
+    system_line_option,
 )
 from pyemo.cli.template_options import TemplateOptions, template_options
 from pyemo.engine.sampling import SamplerParams
@@ -29,6 +30,7 @@ from pyemo.moods.options import MoodOptions
     help="Read this direction too: NAME_OR_FILE[@LAYER]. May be given several times.",
 )
 @click.option("--system", metavar="TEXT", help="A system message in front, which always stays.")
+@system_line_option
 @click.option(
     "--max-tokens",
     "-n",
@@ -51,6 +53,7 @@ def chat(
     ctx: click.Context,
     gauges: tuple[str, ...],
     system: str | None,
+    has_line: bool,
     max_tokens: int,
     stop: tuple[str, ...],
     as_json: bool,
@@ -83,7 +86,17 @@ def chat(
     from pyemo.cli.chat_job import Request
 
     request = Request(
-        system, max_tokens, stop, gauges, sampler, engine, mood, guard, template, stop_repetition
+        system,
+        max_tokens,
+        stop,
+        gauges,
+        sampler,
+        engine,
+        mood,
+        guard,
+        template,
+        stop_repetition,
+        has_line,
     )
     with request.open(as_json) as session:
         session.run()

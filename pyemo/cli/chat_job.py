@@ -31,6 +31,7 @@ from pyemo.moods.builder import (
     dose_of,
     gauges_of,
     steering_of,
+    system_line_of,
     title_of,
 )
 from pyemo.moods.grammar import parse_vector_spec
@@ -64,13 +65,15 @@ class Request:
     guard: str | None = None
     template: TemplateOptions = field(default_factory=TemplateOptions)
     stop_repetition: bool = True
+    has_line: bool = False
 
     @contextlib.contextmanager
     def open(self, as_json: bool) -> Iterator[ChatSession]:
         """Open the model and the chat; say what was chosen."""
         if self.mood.auto:
             raise InputError("--strength auto is for pyemo run; take the strength that it finds")
-        builder = MoodBuilder(self.mood, self.max_tokens)
+        with_lines = self.has_line and self.system is None
+        builder = MoodBuilder(self.mood, self.max_tokens, with_lines=with_lines)
         model = self.engine.load_model()
         terms = builder.terms(model, builder.specs)
         gauges = builder.gauges(model, self.gauges)
@@ -91,7 +94,9 @@ class Request:
                 output.note(
                     f"{model.name} has no chat template: it continues the text line by line"
                 )
-            session = ChatSession(chat, model, builder, gauges, as_json)
+            if self.has_line and not with_lines:
+                output.note("--system is the system message; vectors bring none")
+            session = ChatSession(chat, model, builder, gauges, as_json, with_lines)
             session.set_mood(terms)
             yield session
 
@@ -110,8 +115,10 @@ class ChatSession:
         builder: MoodBuilder,
         gauges: list[Gauge],
         as_json: bool,
+        with_lines: bool,
     ) -> None:
         self.n_errors = 0
+        self._with_lines = with_lines
         self._chat = chat
         self._model = model
         self._builder = builder
@@ -155,6 +162,8 @@ class ChatSession:
         gauges = {gauge.name: gauge for gauge in [*gauges_of(terms), *self._extra_gauges]}
         self._chat.steering = steering_of(terms) if terms else OFF
         self._chat.gauges = gauges.values()
+        if self._with_lines:
+            self._chat.system = system_line_of(terms)
         self._terms = terms
         for line in (line for term in terms for line in term.notes):
             output.note(line)

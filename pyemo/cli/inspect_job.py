@@ -143,6 +143,8 @@ def _described(vector: ControlVector) -> dict[str, Any]:
         "strength": meta.strength,
         "calibrations": [_calibration(entry) for entry in meta.calibrations],
         "condition": None if meta.condition is None else _condition(meta.condition),
+        "system_line": meta.system_line or None,
+        "line_calibrations": [_calibration(entry) for entry in meta.line_calibrations],
         "lengths": _lengths(vector),
         "residual_norms": list(meta.residual_norms),
         "neutral_projections": list(meta.neutral_projections),
@@ -190,6 +192,7 @@ def _lines(found: ForeignVector, fit: dict[str, str] | None) -> list[str]:
         *_trained(meta),
         *(_calibrated(entry) for entry in meta.calibrations),
         *([] if meta.condition is None else [_fitted(meta.condition)]),
+        *_line(meta),
         *_chart(vector),
         *_dose_lines(vector),
     ]
@@ -249,6 +252,14 @@ def _trained(meta: VectorMetadata) -> list[str]:
     if meta.strength is None:
         return []
     return [f"strength     {meta.strength:g}, which its training recommends"]
+
+
+def _line(meta: VectorMetadata) -> list[str]:
+    """Return the lines of the system message that goes with the vector, and of its strengths."""
+    if not meta.system_line:
+        return []
+    found = [f"{_calibrated(entry)}, with the system line" for entry in meta.line_calibrations]
+    return [f"system line  {meta.system_line!r}; --system-line on", *found]
 
 
 def _calibrated(entry: Calibration) -> str:

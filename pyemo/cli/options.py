@@ -95,6 +95,19 @@ class ThreadsType(click.ParamType):  # type: ignore[type-arg]  # generic in newe
             self.fail(f"{value!r} is not a number, auto or live", param, ctx)
 
 
+class OnOff(click.ParamType):  # type: ignore[type-arg]  # generic in newer ones only
+    """``on`` or ``off``."""
+
+    name = "on|off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if isinstance(value, bool):
+            return value
+        if value not in ("on", "off"):
+            self.fail(f"{value!r} is neither on nor off", param, ctx)
+        return bool(value == "on")
+
+
 class StrengthType(click.ParamType):  # type: ignore[type-arg]  # generic in newer ones only
     """A number, or the word that asks for one to be found."""
 
@@ -209,6 +222,20 @@ def stop_option(command: Command) -> Command:
         callback=lambda _context, _option, texts: tuple(map(_unescaped, texts)),
         help="Stop before this text, in which \\n is a new line, \\t a tab and \\\\ a backslash. "
         "May be given several times.",
+    )(command)
+
+
+def system_line_option(command: Command) -> Command:
+    """Add ``--system-line``, handed over as ``has_line``."""
+    return click.option(
+        "--system-line",
+        "has_line",
+        type=OnOff(),
+        default="off",
+        show_default=True,
+        metavar="on|off",
+        help="Let a vector bring the system message that was calibrated with it; not beside "
+        "--system.",
     )(command)
 
 

@@ -16,6 +16,7 @@ from pyemo.cli.options import (
     repetition_option,
     sampler_options,
     stop_option,
+    system_line_option,
 )
 from pyemo.cli.template_options import TemplateOptions, template_options
 from pyemo.engine.sampling import SamplerParams
@@ -42,6 +43,7 @@ from pyemo.moods.options import MoodOptions
     help="Read this direction at every token: NAME_OR_FILE[@LAYER]. May be given several times.",
 )
 @click.option("--system", metavar="TEXT", help="A system message in front.")
+@system_line_option
 @click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template.")
 @click.option(
     "--max-tokens",
@@ -73,6 +75,7 @@ def run(
     compare: bool,
     gauges: tuple[str, ...],
     system: str | None,
+    has_line: bool,
     raw: bool,
     max_tokens: int,
     stop: tuple[str, ...],
@@ -143,6 +146,7 @@ def run(
         template,
         stop_repetition,
         cache,
+        has_line,
     )
     with request.open() as job:
         show = print_comparison if compare else print_reply

@@ -35,6 +35,7 @@ from pyemo.moods.builder import (
     describe_terms,
     dose_of,
     steering_of,
+    system_line_of,
     title_of,
 )
 from pyemo.moods.cache import CacheTerm, cache_terms, edit
@@ -64,33 +65,56 @@ class Request:
     template: TemplateOptions = field(default_factory=TemplateOptions)
     stop_repetition: bool = True
     cache: tuple[str, ...] = ()
+    has_line: bool = False
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Job]:
         """Open the model and an engine just large enough for the job; say what was chosen."""
         began = time.perf_counter()
-        builder = MoodBuilder(self.mood, self.max_tokens)
+        with_lines = self.has_line and self.system is None and not self.raw
+        builder = MoodBuilder(self.mood, self.max_tokens, with_lines=with_lines)
         prompt = output.read_prompt(self.prompt)
         model = self.engine.load_model()
-        tokens = model.prompt_tokens(
+        plain = self._tokens(model, prompt, self.system)
+        terms = builder.terms(model, builder.specs)
+        line = system_line_of(terms)
+        tokens = plain if line is None else self._tokens(model, prompt, line)
+        gauges = builder.gauges(model, self.gauges)
+        cache = cache_terms(self.cache, model, allow_other_weights=self.mood.allow_other_weights)
+        with self.engine.open(
+            model, max(len(tokens), len(plain)) + max(self.max_tokens, 1)
+        ) as engine:
+            measured = _measured(self, engine, tokens, terms)
+            terms = measured.terms
+            for note in [*self._notes(model, terms), *measured.notes]:
+                output.note(note)
+            load_s = time.perf_counter() - began
+            yield Job(
+                self,
+                engine,
+                prompt,
+                tokens,
+                plain,
+                terms,
+                gauges,
+                load_s,
+                measured.push,
+                cache,
+                line,
+            )
+
+    def _tokens(self, model: Model, prompt: str, system: str | None) -> list[int]:
+        return model.prompt_tokens(
             prompt,
-            system=self.system,
+            system=system,
             raw=self.raw,
             chat_template_kwargs=self.template.kwargs(model),
         )
-        terms = builder.terms(model, builder.specs)
-        gauges = builder.gauges(model, self.gauges)
-        cache = cache_terms(self.cache, model, allow_other_weights=self.mood.allow_other_weights)
-        with self.engine.open(model, len(tokens) + max(self.max_tokens, 1)) as engine:
-            measured = _measured(self, engine, tokens, terms)
-            terms = measured.terms
-            for line in [*self._notes(model, terms), *measured.notes]:
-                output.note(line)
-            load_s = time.perf_counter() - began
-            yield Job(self, engine, prompt, tokens, terms, gauges, load_s, measured.push, cache)
 
     def _notes(self, model: Model, terms: list[MoodTerm]) -> list[str]:
         notes = [line for term in terms for line in term.notes]
+        if self.has_line and self.system is not None:
+            notes.append("--system is the system message; vectors bring none")
         if model.chat_template is None and not self.raw:
             notes.append(f"{model.name} has no chat template: it continues the prompt as it is")
         return notes
@@ -98,17 +122,25 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A request with its engine open."""
+    """A request with its engine open.
+
+    Attributes:
+        tokens: the prompt's, with the system message that the mood brings.
+        plain_tokens: the prompt's without it.
+        system_line: what the mood brings; None for nothing.
+    """
 
     request: Request
     engine: Engine
     prompt: str
     tokens: list[int]
+    plain_tokens: list[int]
     terms: list[MoodTerm]
     gauges: list[Gauge]
     load_s: float
     push: float | None = None
     cache: list[CacheTerm] = field(default_factory=list)
+    system_line: str | None = None
 
     @property
     def steering(self) -> Steering:
@@ -139,8 +171,12 @@ class Job:
         return self.answer(OFF)
 
     def answer(self, steering: Steering) -> Answer:
-        """Begin a reply under a mood alone; nothing is decoded yet."""
+        """Begin a reply under a mood alone; nothing is decoded yet.
+
+        Unsteered, the mood's system message is left out too.
+        """
         request = self.request
+        tokens = self.plain_tokens if steering is OFF else self.tokens
         settings: dict[str, Any] = {
             "steering": steering,
             "max_tokens": request.max_tokens,
@@ -150,18 +186,18 @@ class Job:
             "gauges": self.gauges,
         }
         if request.guard is None:
-            return Answer(self.engine.generate(self.tokens, **settings))
+            return Answer(self.engine.generate(tokens, **settings))
         from pyemo.guard import Guard
 
         guard = Guard(mode=request.guard)  # type: ignore[arg-type]
-        return Answer(guard.generate(self.engine, self.tokens, **settings))
+        return Answer(guard.generate(self.engine, tokens, **settings))
 
     def describe(self) -> dict[str, Any]:
         """Return for JSON what all replies of the job share."""
         model = self.engine.model
         return {
             "prompt": output.valid_text(self.prompt),
-            "system": self.request.system,
+            "system": self.request.system or self.system_line,
             "n_prompt_tokens": len(self.tokens),
             "load_s": self.load_s,
             "steering": {

@@ -41,6 +41,7 @@ class MoodTerm:
             steer (all layers, prompt and reply, by ``add``).
         mix_remark: a sentence on the mix that the term completes; else empty.
         schedule: the term's schedule, as it was typed.
+        system_line: the system message that goes with it; else empty.
     """
 
     term: SteeringTerm
@@ -50,12 +51,19 @@ class MoodTerm:
     calibration: Calibration | None = None
     mix_remark: str = ""
     schedule: str = CONSTANT
+    system_line: str = ""
 
     @property
     def notes(self) -> list[str]:
         """What the user should know: a strength that was chosen, a fit that is not certain."""
         fit = [] if self.fit.kind is FitKind.SAME_FILE else [self.fit.sentence]
-        return [*filter(None, [self.remark]), *fit, *filter(None, [self.mix_remark])]
+        line = f"{self.term.vector.name}: system line {self.system_line!r}"
+        return [
+            *filter(None, [self.remark]),
+            *([line] if self.system_line else []),
+            *fit,
+            *filter(None, [self.mix_remark]),
+        ]
 
     @property
     def share(self) -> float:
@@ -70,9 +78,18 @@ class MoodBuilder:
     Args:
         n_tokens: of the reply to come, which a calibration should hold for.
         load: finds a vector by its name; None for :meth:`ControlVector.load`.
+        with_lines: let vectors bring their system lines: the caller has no system message, and the
+            prompt goes into the chat template.
     """
 
-    def __init__(self, options: MoodOptions, n_tokens: int, load: Load | None = None) -> None:
+    def __init__(
+        self,
+        options: MoodOptions,
+        n_tokens: int,
+        load: Load | None = None,
+        *,
+        with_lines: bool = False,
+    ) -> None:
         """Check what can be checked without a model.
 
         Raises:
@@ -83,6 +100,7 @@ class MoodBuilder:
         self._schedule = parse_schedule(options.schedule)
         self._layers = None if options.layers is None else parse_layers(options.layers)
         self._find = load
+        self._with_lines = with_lines
         self._loaded: dict[tuple[str, VectorUse], ControlVector] = {}
         self.specs = [parse_vector_spec(text) for text in options.vectors]
 
@@ -137,7 +155,9 @@ class MoodBuilder:
         vector = self._load(model, spec.source)
         layers = self._layers if spec.layers is None else spec.layers
         operator = spec.operator or options.operator
-        found = self._recommended(model, vector, layers, operator)
+        has_line = self._with_lines and model.chat_template is not None
+        line = vector.metadata.system_line if has_line else ""
+        found = self._recommended(model, vector, layers, operator, with_line=bool(line))
         calibration = None if found is None else found.calibration
         strength, source, remark = self._strength(model, vector, spec, found, operator)
         term = SteeringTerm(
@@ -151,19 +171,33 @@ class MoodBuilder:
             when_prompt=self._rule(model, spec.when_prompt),
         )
         fit = vector.check(model, allow_other_weights=options.allow_other_weights)
-        return MoodTerm(term, fit, source, remark, calibration, schedule=options.schedule)
+        return MoodTerm(
+            term,
+            fit,
+            source,
+            remark,
+            calibration,
+            schedule=options.schedule,
+            system_line=line,
+        )
 
     def _rule(self, model: Model, text: str) -> Rule | None:
         return parse_rule(text, lambda name: self._load(model, name, "reading")) if text else None
 
     def _recommended(
-        self, model: Model, vector: ControlVector, layers: range | None, operator: Operator
+        self,
+        model: Model,
+        vector: ControlVector,
+        layers: range | None,
+        operator: Operator,
+        *,
+        with_line: bool,
     ) -> Recommended | None:
         """Return what the vector recommends for how it is to be used; None if it says nothing."""
         is_covered = operator == "add" and self._options.scope == "both"
-        if not is_covered or layers is not None or not _recommends(model, vector):
+        if not is_covered or layers is not None or not _recommends(model, vector, with_line):
             return None
-        return vector.recommended(model, self._n_tokens)
+        return vector.recommended(model, self._n_tokens, with_line=with_line)
 
     def _strength(
         self,
@@ -200,7 +234,10 @@ class MoodBuilder:
                 remark += "; longer ones may loop (--guard)"
             return calibration.strength, "calibration", remark
         if found is not None:
-            remark = f"{vector.name}: strength {found.strength:g}, which its training recommends"
+            why = "which its training recommends"
+            if vector.metadata.strength != found.strength:
+                why = "two thirds of what it recommends without its system line"
+            remark = f"{vector.name}: strength {found.strength:g}, {why}"
             if vector.metadata.source_sha256 != model.file_sha256:
                 remark += "; it is not calibrated on this model file"
             if self._n_tokens > TRAINED_TOKENS and self._schedule is None:
@@ -216,10 +253,11 @@ class MoodBuilder:
         return default, "default", f"{vector.name}: strength {default:g}, the default; {why}"
 
 
-def _recommends(model: Model, vector: ControlVector) -> bool:
+def _recommends(model: Model, vector: ControlVector, with_line: bool = False) -> bool:
     """Return whether the vector itself says a strength for this model file."""
-    is_calibrated = vector.calibration_for(model.file_sha256) is not None
-    return is_calibrated or vector.metadata.strength is not None
+    kinds = {False, with_line}
+    found = [vector.calibration_for(model.file_sha256, with_line=kind) for kind in kinds]
+    return any(found) or vector.metadata.strength is not None
 
 
 def window_remark(name: str, strength: float, calibration: Calibration | None) -> str:
@@ -271,6 +309,11 @@ def title_of(terms: Iterable[MoodTerm]) -> str:
     return ", ".join(parts) or "unsteered"
 
 
+def system_line_of(terms: Iterable[MoodTerm]) -> str | None:
+    """Return the system message that the mood brings, None for none."""
+    return " ".join(dict.fromkeys(filter(None, (term.system_line for term in terms)))) or None
+
+
 def gauges_of(terms: Iterable[MoodTerm]) -> list[Gauge]:
     """Return a gauge for each vector of the mood that says what a gauge needs."""
     vectors = dict.fromkeys(mood_term.term.vector for mood_term in terms)
@@ -314,6 +357,7 @@ def _describe(mood_term: MoodTerm, n_layer: int) -> dict[str, Any]:
         "layers": [steered[0], steered[-1] + 1],
         "scope": term.scope,
         "schedule": mood_term.schedule,
+        "system_line": mood_term.system_line or None,
         "dose": dose_of(Steering.from_terms(term), n_layer) if is_add else None,
         "fit": mood_term.fit.kind.value,
         "fit_sentence": mood_term.fit.sentence,

@@ -37,6 +37,9 @@ from pyemo.vectors.metadata import Calibration, Ellipsoid, Recommended, Unit, Ve
 if TYPE_CHECKING:
     from pyemo.vectors.identity import Identified
 
+LINE_SHARE = 2 / 3
+"""Of a strength, beside a system line that was not calibrated (docs/measurements/voices.md)."""
+
 __all__ = ["Calibration", "ControlVector", "Fit", "FitKind", "Recommended", "VectorMetadata"]
 
 
@@ -165,6 +168,10 @@ class ControlVector:
         """Layer -> where real rows lie; empty if unknown."""
         return MappingProxyType(dict(self._metadata.ellipsoids))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy is made elsewhere: vectors go to other processes by value."""
+        return _rebuilt, (dict(self._directions), self._name, self._metadata)
+
     def __repr__(self) -> str:
         emotion = f", emotion={self._metadata.emotion!r}" if self._metadata.emotion else ""
         return (
@@ -246,29 +253,42 @@ class ControlVector:
         """
         return compare(self, model, allow_other_weights=allow_other_weights)
 
-    def calibration_for(self, model_sha256: str, n_tokens: int = 1) -> Calibration | None:
+    def calibration_for(
+        self, model_sha256: str, n_tokens: int = 1, *, with_line: bool = False
+    ) -> Calibration | None:
         """Return the calibration on the model file with that SHA-256, None if there is none.
 
         Of several, the one of the shortest texts that are as long as ``n_tokens``, else that of
         the longest: a strength that lasts for a text lasts for its beginning.
+
+        Args:
+            with_line: that of the vector together with its system line.
         """
-        own = [e for e in self._metadata.calibrations if e.model_sha256 == model_sha256]
+        own = [e for e in self._calibrations(with_line) if e.model_sha256 == model_sha256]
         own.sort(key=lambda entry: entry.n_tokens)
         long_enough = [entry for entry in own if entry.n_tokens >= n_tokens]
         return next(iter(long_enough or own[::-1]), None)
 
-    def recommended(self, model: Identified, n_tokens: int = 1) -> Recommended:
+    def recommended(
+        self, model: Identified, n_tokens: int = 1, *, with_line: bool = False
+    ) -> Recommended:
         """Return the strength to take on ``model`` for replies of ``n_tokens``.
 
         That of a calibration on the model's file, else the one its training recommends, else the
         default, 0.02. ``Steering({angry: angry.recommended(engine.model).strength})``
 
+        Args:
+            with_line: together with the system line; where it is not calibrated so, two thirds of
+                the strength without it.
         Raises:
             InputError: a raw vector without a calibration: a number says nothing of it.
         """
-        calibration = self.calibration_for(model.file_sha256, n_tokens)
+        calibration = self.calibration_for(model.file_sha256, n_tokens, with_line=with_line)
         if calibration is not None:
             return Recommended(calibration.strength, "calibration", calibration)
+        if with_line:
+            alone = self.recommended(model, n_tokens)
+            return Recommended(float(f"{alone.strength * LINE_SHARE:.3g}"), alone.source)
         if self._metadata.strength is not None:
             return Recommended(self._metadata.strength, "trained")
         if self.unit == "raw":
@@ -278,18 +298,46 @@ class ControlVector:
             )
         return Recommended(OPERATORS["add"], "default")
 
-    def with_calibration(self, calibration: Calibration) -> ControlVector:
+    def with_calibration(
+        self, calibration: Calibration, *, with_line: bool = False
+    ) -> ControlVector:
         """Return the vector with a calibration, which replaces one of the same file and length."""
-        others = self.without_calibrations(calibration.model_sha256, [calibration.n_tokens])
-        kept = (*others.metadata.calibrations, calibration)
-        return self.with_metadata(replace(self._metadata, calibrations=kept))
+        others = self.without_calibrations(
+            calibration.model_sha256, [calibration.n_tokens], with_line=with_line
+        )
+        kept = (*others._calibrations(with_line), calibration)
+        return others._with_calibrations(kept, with_line)
 
-    def without_calibrations(self, model_sha256: str, lengths: Iterable[int]) -> ControlVector:
+    def without_calibrations(
+        self, model_sha256: str, lengths: Iterable[int], *, with_line: bool = False
+    ) -> ControlVector:
         """Return the vector without what it says of that model file and texts of these lengths."""
         dropped = {(model_sha256, n_tokens) for n_tokens in lengths}
-        entries = self._metadata.calibrations
+        entries = self._calibrations(with_line)
         kept = tuple(e for e in entries if (e.model_sha256, e.n_tokens) not in dropped)
-        return self.with_metadata(replace(self._metadata, calibrations=kept))
+        return self._with_calibrations(kept, with_line)
+
+    def with_system_line(self, line: str) -> ControlVector:
+        """Return the vector with that system line; what was measured with another one goes.
+
+        Raises:
+            InputError: it is no line of text.
+        """
+        if line == self._metadata.system_line:
+            return self
+        metadata = replace(self._metadata, system_line=line, line_calibrations=())
+        return self.with_metadata(metadata)
+
+    def _calibrations(self, with_line: bool) -> tuple[Calibration, ...]:
+        meta = self._metadata
+        return meta.line_calibrations if with_line else meta.calibrations
+
+    def _with_calibrations(
+        self, entries: tuple[Calibration, ...], with_line: bool
+    ) -> ControlVector:
+        name = "line_calibrations" if with_line else "calibrations"
+        changed: dict[str, Any] = {name: entries}
+        return self.with_metadata(replace(self._metadata, **changed))
 
     def with_metadata(self, metadata: VectorMetadata, *, name: str | None = None) -> ControlVector:
         """Return the same directions with other metadata, and another name if one is given."""
@@ -353,6 +401,7 @@ class ControlVector:
             neutral_projections=neutral,
             own_projections=own,
             calibrations=(),
+            line_calibrations=(),
             strength=None,
             condition=found if found is not None and found.layer in kept else None,
             ellipsoids=tuple(pair for pair in self._metadata.ellipsoids if pair[0] in kept),
@@ -385,6 +434,7 @@ class ControlVector:
             neutral_projections=(),
             own_projections=(),
             calibrations=(),
+            line_calibrations=(),
             strength=None,
             condition=None,
             ellipsoids=(),
@@ -425,6 +475,7 @@ class ControlVector:
             neutral_projections=tuple(neutral_projections),
             own_projections=tuple(own_projections),
             calibrations=(),
+            line_calibrations=(),
             strength=None,
             condition=None,
         )
@@ -539,6 +590,7 @@ class ControlVector:
             neutral_projections=neutral,
             own_projections=own,
             calibrations=(),
+            line_calibrations=(),
             strength=None,
             condition=None,
         )
@@ -573,6 +625,12 @@ def find_vector(
             "together with a model: ControlVector.load(name, model=engine.model)"
         )
     return catalog.vector_path(text, model_name, use)
+
+
+def _rebuilt(
+    directions: Mapping[int, npt.ArrayLike], name: str, metadata: VectorMetadata
+) -> ControlVector:
+    return ControlVector(directions, name=name, metadata=metadata)
 
 
 def _is_path(text: str) -> bool:

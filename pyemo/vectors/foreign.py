@@ -123,6 +123,7 @@ def read_foreign(
             own_projections=(),
             calibrations=(),
             ellipsoids=(),
+            line_calibrations=(),
         )
     try:
         vector = ControlVector(rows, name=_name(file), metadata=metadata)

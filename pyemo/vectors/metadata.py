@@ -33,6 +33,7 @@ _LONGEST_NAME = 200
 _TEXTS = {
     "pyemo.emotion": "emotion",
     "pyemo.recipe": "recipe",
+    "pyemo.system_line": "system_line",
     "pyemo.unit": "unit",
     "pyemo.source.name": "source_model",
     "pyemo.source.sha256": "source_sha256",
@@ -45,7 +46,11 @@ _ROWS = {
     "pyemo.neutral_projections": "neutral_projections",
     "pyemo.own_projections": "own_projections",
 }
-_CALIBRATIONS = "pyemo.calibrations"
+# JSON arrays of calibrations: key -> attribute
+_CALIBRATIONS = {
+    "pyemo.calibrations": "calibrations",
+    "pyemo.line_calibrations": "line_calibrations",
+}
 _STRENGTH = "pyemo.strength"
 _ELLIPSOID = "pyemo.ellipsoid."
 _CONDITION = {
@@ -212,6 +217,9 @@ class VectorMetadata:
         own_projections: the same mean over the texts that the vector was made of; only beside
             ``neutral_projections``.
         calibrations: at most one for each model file and length of text.
+        system_line: a system message that goes with the vector where the caller has none, such as
+            "You are furious."
+        line_calibrations: as ``calibrations``, of the vector together with its system line.
         strength: the one that its training recommends, above 0; None where it was not trained.
         ellipsoids: (layer, where real rows lie), by layer; at layers with a direction only.
         condition: of a vector that was fitted to tell two kinds of text apart; else None.
@@ -230,6 +238,8 @@ class VectorMetadata:
     neutral_projections: tuple[float, ...] = ()
     own_projections: tuple[float, ...] = ()
     calibrations: tuple[Calibration, ...] = ()
+    system_line: str = ""
+    line_calibrations: tuple[Calibration, ...] = ()
     strength: float | None = None
     condition: FittedCondition | None = None
     ellipsoids: tuple[tuple[int, Ellipsoid], ...] = ()
@@ -238,7 +248,7 @@ class VectorMetadata:
     def __post_init__(self) -> None:
         if not isinstance(self.unit, str) or self.unit not in ("residual", "raw"):
             _refuse("unit", self.unit, "'residual' or 'raw'")
-        for name in ("emotion", "architecture", "source_model"):
+        for name in ("emotion", "architecture", "source_model", "system_line"):
             _check_name(name, getattr(self, name), may_be_empty=True)
         if not isinstance(self.recipe, str) or not _is_printable(self.recipe):
             _refuse("recipe", self.recipe, "TOML text without control characters")
@@ -247,7 +257,10 @@ class VectorMetadata:
         for name in _ROWS.values():
             object.__setattr__(self, name, _row(name, getattr(self, name)))
         self._check_rows()
-        object.__setattr__(self, "calibrations", _calibrations(self.calibrations))
+        for name in _CALIBRATIONS.values():
+            object.__setattr__(self, name, _calibrations(name, getattr(self, name)))
+        if self.line_calibrations and not self.system_line:
+            _refuse("line_calibrations", self.line_calibrations, "beside a system_line")
         if self.strength is not None:
             if not _is_finite(self.strength) or self.strength <= 0:
                 _refuse("strength", self.strength, "a finite number above 0")
@@ -287,7 +300,8 @@ class VectorMetadata:
             for key, attribute in _ROWS.items():
                 if key in fields:
                     values[attribute] = _float32_row(key, fields[key])
-            values["calibrations"] = _from_json(fields.get(_CALIBRATIONS, "[]"))
+            for key, attribute in _CALIBRATIONS.items():
+                values[attribute] = _from_json(attribute, fields.get(key, "[]"))
             values["strength"] = fields.get(_STRENGTH)
             values["format_version"] = fields.get(VERSION_KEY, 0)
             values["condition"] = _condition(fields)
@@ -316,8 +330,9 @@ class VectorMetadata:
         for key, attribute in _ROWS.items():
             if row := getattr(self, attribute):
                 fields[key] = np.array(row, dtype=np.float32)
-        if self.calibrations:
-            fields[_CALIBRATIONS] = _dump([_to_json(entry) for entry in self.calibrations])
+        for key, attribute in _CALIBRATIONS.items():
+            if entries := getattr(self, attribute):
+                fields[key] = _dump([_to_json(entry) for entry in entries])
         if self.strength is not None:
             fields[_STRENGTH] = self.strength
         for layer, found in self.ellipsoids:
@@ -343,10 +358,10 @@ def _to_json(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def _from_json(text: object) -> tuple[Calibration, ...]:
-    entries = _parse("calibrations", text)
+def _from_json(name: str, text: object) -> tuple[Calibration, ...]:
+    entries = _parse(name, text)
     if not isinstance(entries, list):
-        _refuse("calibrations", entries, "a JSON array of objects")
+        _refuse(name, entries, "a JSON array of objects")
     return tuple(_calibration(entry) for entry in entries)
 
 
@@ -387,12 +402,12 @@ def _condition(fields: Mapping[str, FieldValue]) -> FittedCondition | None:
     return FittedCondition(**values)
 
 
-def _calibrations(entries: object) -> tuple[Calibration, ...]:
+def _calibrations(name: str, entries: object) -> tuple[Calibration, ...]:
     if not isinstance(entries, Sequence) or not all(isinstance(e, Calibration) for e in entries):
-        _refuse("calibrations", entries, "a tuple of Calibration")
+        _refuse(name, entries, "a tuple of Calibration")
     keys = [(entry.model_sha256, entry.n_tokens) for entry in entries]
     if len(set(keys)) < len(keys):
-        _refuse("calibrations", keys, "at most one for each model file and n_tokens")
+        _refuse(name, keys, "at most one for each model file and n_tokens")
     return tuple(entries)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -495,3 +496,49 @@ def test_what_is_no_cache_vector_is_refused_by_name(
     result = pyemo("run", *SMALL, "-m", model, *quantized, "the story")
     assert result.exit_code == 1
     assert "open the engine with kv_type" in result.stderr
+
+
+# --- system lines ---
+
+
+@pytest.fixture
+def lined(model: Path, vectors: Path, tmp_path: Path) -> Path:
+    """A vector calibrated at 0.3, and at 0.1 together with a system line."""
+    found = ControlVector.load(vectors / "calibrated.gguf").with_system_line("you are happy")
+    (alone,) = found.metadata.calibrations
+    together = replace(alone, window=(0.1, 0.2), strength=0.1)
+    path = tmp_path / "lined.gguf"
+    found.with_calibration(together, with_line=True).save(path)
+    return path
+
+
+def test_a_system_line_comes_with_its_own_strength_where_it_is_asked_for(
+    model: Path, lined: Path
+) -> None:
+    mood = ("-m", model, "-c", lined)
+    off = run_json(*mood, "the story")
+    assert (off["system"], off["steering"]["terms"][0]["strength"]) == (None, 0.3)
+    on = run_json(*mood, "--system-line", "on", "the story")
+    assert (on["system"], on["steering"]["terms"][0]["strength"]) == ("you are happy", 0.1)
+    same = run_json("-m", model, "-c", f"{lined}=0.1", "--system", "you are happy", "the story")
+    assert on["text"] == same["text"]
+
+
+def test_a_system_message_of_the_callers_own_leaves_the_line_out(model: Path, lined: Path) -> None:
+    asked = ("-m", model, "-c", lined, "--system", "you are sad", "--system-line", "on")
+    result = pyemo("run", *SMALL, "--json", *asked, "the story")
+    described = json.loads(result.stdout)
+    assert described["system"] == "you are sad"
+    assert described["steering"]["terms"][0]["strength"] == 0.3
+    assert "vectors bring none" in result.stderr
+
+
+def test_the_unsteered_reply_beside_it_has_no_system_line(model: Path, lined: Path) -> None:
+    asked = ("-m", model, "-c", lined, "--system-line", "on", "--compare")
+    described = run_json(*asked, "the story")
+    assert described["unsteered"]["text"] == run_json("-m", model, "the story")["text"]
+
+
+def test_a_model_without_a_chat_template_gets_no_system_line(base_model: Path, lined: Path) -> None:
+    asked = ("-m", base_model, "-c", lined, "--allow-other-weights", "--system-line", "on")
+    assert run_json(*asked, "the story")["system"] is None

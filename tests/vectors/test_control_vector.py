@@ -447,6 +447,19 @@ def test_a_multiple_or_a_part_has_no_strength_of_training(angry):
     assert trained.only_layers([1, 2]).metadata.strength == 0.03
 
 
+def test_strengths_beside_a_system_line_are_kept_apart(angry):
+    line = angry.with_system_line("You are furious.")
+    assert line.recommended(Model(), with_line=True).strength == pytest.approx(0.0133)
+    both = line.with_calibration(replace(CALIBRATION, strength=0.015), with_line=True)
+    assert both.recommended(Model(), with_line=True).strength == 0.015
+    assert both.recommended(Model()).strength == CALIBRATION.strength
+    assert both.with_system_line("You are furious.") is both
+    other = both.with_system_line("You are cross.").metadata
+    assert (other.system_line, other.line_calibrations) == ("You are cross.", ())
+    assert other.calibrations == (CALIBRATION,)
+    assert both.without_calibrations(SHA, [48], with_line=True).metadata == line.metadata
+
+
 def test_a_calibration_of_another_file_is_added(angry):
     other = replace(CALIBRATION, model_sha256="d" * 64)
     assert angry.with_calibration(other).metadata.calibrations == (CALIBRATION, other)

@@ -24,6 +24,8 @@ FULL = VectorMetadata(
     neutral_projections=(0.0, -0.3),
     own_projections=(0.0, 0.4),
     calibrations=(CALIBRATION, replace(CALIBRATION, model_sha256="f" * 64, evidence="[1, 2.5]")),
+    system_line="You are furious.",
+    line_calibrations=(CALIBRATION,),
     strength=0.0237,
     condition=FittedCondition(1, -0.25, "below", '{"f1":1.0}'),
     ellipsoids=((1, Ellipsoid([[1.0, 0.5], [0.0, 2.0]], [0.25, -1.0], 3.5)),),
@@ -209,3 +211,10 @@ def test_an_ellipsoid_field_that_does_not_hold_together_is_refused(fields):
     named = {f"pyemo.ellipsoid.1{name}": value for name, value in fields.items()}
     with pytest.raises(VectorFileError, match="ellipsoid"):
         VectorMetadata.from_file(file_of(named))
+
+
+def test_calibrations_with_a_system_line_need_one():
+    with pytest.raises(InputError, match="beside a system_line"):
+        VectorMetadata(line_calibrations=(CALIBRATION,))
+    with pytest.raises(InputError, match="system_line"):
+        VectorMetadata(system_line="two\nlines")
