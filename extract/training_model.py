@@ -43,13 +43,19 @@ def training_bytes(path: str | os.PathLike[str], dtype: DType, recipe: VoiceReci
 
 
 def require_training_room(
-    name: str | os.PathLike[str], dtype: DType, recipe: VoiceRecipe, device: str = "auto"
+    name: str | os.PathLike[str],
+    dtype: DType,
+    recipe: VoiceRecipe,
+    device: str = "auto",
+    n_at_once: int = 1,
 ) -> None:
     """Refuse a GGUF file that the machine has no memory to train on, before it is loaded.
 
     Does nothing for other models, other devices than the CPU, and where the system shows no
     reading.
 
+    Args:
+        n_at_once: trainings side by side.
     Raises:
         ModelLoadError: it takes more than is available.
     """
@@ -59,11 +65,13 @@ def require_training_room(
     if free is None or is_elsewhere or not is_gguf(text, Path(text).expanduser().absolute()):
         return
     path = resolve_model(text).path
-    need = training_bytes(path, dtype, recipe)
+    need = n_at_once * training_bytes(path, dtype, recipe)
     if need > free:
         raise ModelLoadError(
-            f"training on {text} takes about {need / 1e6:.0f} MB, and {free / 1e6:.0f} MB are "
-            "available; take --dtype bfloat16, a recipe with a smaller batch, or a smaller model"
+            f"training on {text} takes about {need / 1e6:.0f} MB"
+            f"{f', {n_at_once} at once' if n_at_once > 1 else ''}, and {free / 1e6:.0f} MB are "
+            f"available; take {'fewer --workers, ' if n_at_once > 1 else ''}--dtype bfloat16, a "
+            "recipe with a smaller batch, or a smaller model"
         )
 
 

@@ -281,8 +281,13 @@ class VoiceTrainer:
         return ControlVector(directions, name=name, metadata=metadata)
 
 
-def is_made_by(path: Path, recipe: VoiceRecipe, source: ModelIdentity) -> bool:
-    """Return whether a file holds a vector that this recipe made of this model's file."""
+def is_made_by(path: Path, recipe: VoiceRecipe, sha256: str, model: str = "") -> bool:
+    """Return whether a file holds a vector that this recipe made of a model.
+
+    Args:
+        sha256: of the model's file; "" for a model without one, which is told by its name.
+        model: its name.
+    """
     if not path.is_file():
         return False
     try:
@@ -290,4 +295,5 @@ def is_made_by(path: Path, recipe: VoiceRecipe, source: ModelIdentity) -> bool:
         made_by = VoiceRecipe.from_toml(metadata.recipe)
     except (InputError, VectorError):
         return False
-    return made_by == recipe and metadata.source_sha256 == source.file_sha256
+    made_on = metadata.source_sha256 or metadata.source_model
+    return made_by == recipe and made_on == (sha256 or model)

@@ -13,6 +13,7 @@ import click
 
 from pyemo.choices import DTYPES, DType
 from pyemo.cli import output
+from pyemo.cli.job_options import Workers, workers_options
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
 from pyemo.cli.progress_bars import progress_bars
 from pyemo.cli.quality_text import quality_lines
@@ -168,6 +169,7 @@ class BackendOptions:
     is_flag=True,
     help="Find each vector's surgical strengths on the model too; as `pyemo calibrate` does.",
 )
+@workers_options
 @json_option
 @debug_option
 def extract(
@@ -189,6 +191,7 @@ def extract(
     fallback: bool,
     allow_no_chat_template: bool,
     is_calibrated: bool,
+    workers: Workers,
     as_json: bool,
 ) -> None:
     """Make the control vectors of EMOTIONs on a model, and say how well they tell emotions apart.
@@ -210,10 +213,10 @@ def extract(
 
     began = time.monotonic()
     if replies is not None:
-        if emotions or is_all or own or is_calibrated or kind == "engine":
+        if emotions or is_all or own or is_calibrated or kind == "engine" or not workers.is_here:
             raise click.UsageError(
                 "--replies is one voice of its own: leave out emotions, --all, --emotions, "
-                "--calibrate and --backend engine"
+                "--calibrate, --backend engine, --workers and --scheduler"
             )
         of_own = voice_recipe("trained" if recipe == "default" else recipe, seed)
         if of_own is None:
@@ -224,8 +227,15 @@ def extract(
     of_voices = voice_recipe(recipe, seed)
     if of_voices is not None:
         paths = _targets(list(_asked(emotions, is_all, {})), target, force)
-        extract_emotions(of_voices, paths, model, device, dtype, threads, as_json, force=force)
+        extract_emotions(
+            of_voices, paths, model, device, dtype, threads, workers, as_json, force=force
+        )
         return
+    if not (workers.is_here or is_calibrated):
+        raise click.UsageError(
+            f"recipe {recipe} reads all emotions' texts in one process; --workers and --scheduler "
+            "are for the recipe trained, and for --calibrate"
+        )
     chosen = Recipe.load(recipe)
     if seed is not None:
         chosen = replace(chosen, seed=seed)
@@ -258,7 +268,7 @@ def extract(
     if is_calibrated:
         from pyemo.cli.calibrate import calibrate_files
 
-        calibrations = calibrate_files(list(paths.values()), model, threads, as_json)
+        calibrations = calibrate_files(list(paths.values()), model, threads, workers, as_json)
     seconds = time.monotonic() - began
     _report(vectors, quality, paths, backend, calibrations, seconds, as_json)
 

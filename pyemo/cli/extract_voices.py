@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyemo.cli import output
+from pyemo.cli.job_options import Workers
 
 if TYPE_CHECKING:
+    from pyemo.choices import DType
     from pyemo.extract.own_voice import OwnVoice
     from pyemo.extract.voice_recipe import VoiceRecipe
     from pyemo.extract.voices import Voice, VoiceTrainer
@@ -35,34 +36,101 @@ def extract_emotions(
     paths: Mapping[str, Path],
     model: str,
     device: str,
-    dtype: str,
+    dtype: DType,
     threads: int | None,
+    workers: Workers,
     as_json: bool,
     *,
     force: bool,
 ) -> None:
-    """Train each emotion's vector and write it to its path.
+    """Train each emotion's vector and write it to its path, each when it is done.
 
     A file that is there already from the same recipe and model is kept, so that a run that was
     stopped goes on.
     """
-    from pyemo.extract.voices import is_made_by
-
-    trainer = _trainer(recipe, model, device, dtype, threads)
-    lines = []
-    for name, path in paths.items():
-        if is_made_by(path, recipe, trainer.source):
+    job = Trainings(recipe, model, device, dtype, threads)
+    lines = {}
+    for name, voice in job.voices(paths, workers):
+        path = paths[name]
+        if voice is None:
             output.note(f"{path}: kept, it is of this recipe and model already")
-            lines.append({"emotion": name, "path": str(path), "kept": True})
+            lines[name] = {"emotion": name, "path": str(path), "kept": True}
             continue
-        voice = trainer.emotion(name, _progress(name))
         voice.vector.save(path, force=force)
-        lines.append(_facts(name, path, voice))
+        lines[name] = _facts(name, path, voice)
         if not as_json:
             output.say(_line(path, voice))
     if as_json:
-        value = {"vectors": lines, "recipe": recipe.name, "source_model": trainer.source.name}
+        value = {
+            "vectors": [lines[name] for name in paths],
+            "recipe": recipe.name,
+            "source_model": job.source_model,
+        }
         output.print_json(value)
+
+
+@dataclass
+class Trainings:
+    """The training of several emotions' voices, in this process or in others.
+
+    Attributes:
+        source_model: the model's name, once it is known.
+    """
+
+    recipe: VoiceRecipe
+    model: str
+    device: str
+    dtype: DType
+    threads: int | None
+    source_model: str = ""
+
+    def voices(
+        self, paths: Mapping[str, Path], workers: Workers
+    ) -> Iterator[tuple[str, Voice | None]]:
+        """Yield (emotion, voice) as they come; None for what is at its path already."""
+        yield from self._here(paths) if workers.is_here else self._elsewhere(paths, workers)
+
+    def _here(self, paths: Mapping[str, Path]) -> Iterator[tuple[str, Voice | None]]:
+        from pyemo.extract.voices import is_made_by
+
+        trainer = _trainer(self.recipe, self.model, self.device, self.dtype, self.threads)
+        source = trainer.source
+        self.source_model = source.name
+        for name, path in paths.items():
+            is_made = is_made_by(path, self.recipe, source.file_sha256, source.name)
+            yield name, None if is_made else trainer.emotion(name, _progress(name))
+
+    def _elsewhere(
+        self, paths: Mapping[str, Path], workers: Workers
+    ) -> Iterator[tuple[str, Voice | None]]:
+        from pyemo.extract.voice_jobs import voice_jobs
+        from pyemo.extract.voices import is_made_by
+        from pyemo.files.catalog import resolve_model
+
+        jobs = voice_jobs(
+            paths,
+            self.model,
+            self.recipe,
+            device=self.device,
+            dtype=self.dtype,
+            n_threads=self.threads or 1,
+            n_at_once=workers.n_here,
+        )
+        self.source_model = resolve_model(self.model).name
+        to_do = []
+        for job in jobs:
+            if is_made_by(paths[job.emotion], self.recipe, job.model.sha256):
+                yield job.emotion, None
+            else:
+                to_do.append(job)
+        if not to_do:
+            return
+        with workers.open() as run:
+            for n, (index, voice) in enumerate(run.run(to_do), start=1):
+                if n == 1 and not voice.vector.metadata.chat_template_sha256:
+                    output.note(_plain_text(self.source_model))
+                yield to_do[index].emotion, voice
+                output.note(f"{n} of {len(to_do)} voices")
 
 
 def extract_own(
@@ -71,7 +139,7 @@ def extract_own(
     path: Path,
     model: str,
     device: str,
-    dtype: str,
+    dtype: DType,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -111,25 +179,24 @@ def extract_own(
 
 
 def _trainer(
-    recipe: VoiceRecipe, model: str, device: str, dtype: str, threads: int | None
+    recipe: VoiceRecipe, model: str, device: str, dtype: DType, threads: int | None
 ) -> VoiceTrainer:
+    from pyemo.extract.voice_jobs import set_threads
     from pyemo.extract.voices import VoiceTrainer
 
-    _set_threads(threads)
-    trainer = VoiceTrainer(model, recipe, device=device, dtype=dtype)  # type: ignore[arg-type]
+    if threads is not None:
+        set_threads(threads)
+    trainer = VoiceTrainer(model, recipe, device=device, dtype=dtype)
     if not trainer.source.chat_template_sha256:
-        output.note(
-            f"{trainer.source.name} has no chat template: trained as plain text, the prompt, a "
-            "blank line and the reply; steer it so, too"
-        )
+        output.note(_plain_text(trainer.source.name))
     return trainer
 
 
-def _set_threads(threads: int | None) -> None:
-    if threads is not None and find_spec("torch") is not None:  # else the trainer says so
-        import torch
-
-        torch.set_num_threads(threads)
+def _plain_text(model: str) -> str:
+    return (
+        f"{model} has no chat template: trained as plain text, the prompt, a blank line and the "
+        "reply; steer it so, too"
+    )
 
 
 def _progress(name: str) -> Any:

@@ -12,6 +12,7 @@ import click
 
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.cli import output
+from pyemo.cli.job_options import scheduler_option
 from pyemo.cli.options import debug_option, json_option
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "--workers", type=int, metavar="N", help="Processes here.  [default: cores over threads]"
 )
-@click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
+@scheduler_option
 @click.option("--store", type=click.Path(), metavar="DIR", help="Results.  [default: the cache]")
 @json_option
 @debug_option

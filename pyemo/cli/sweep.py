@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,14 @@ from pyemo.cli.options import (
     threads_option,
 )
 from pyemo.cli.trial_options import load_judge, prompts_option, read_prompts
+from pyemo.errors import InputError
 
 if TYPE_CHECKING:
     from pyemo.engine.threads import Threads
     from pyemo.strengths.sweeps import SweepResult
     from pyemo.strengths.trials import Trial
+    from pyemo.strengths.voice import VoiceReading
+    from pyemo.vectors.control_vector import ControlVector
 
 
 @click.command(short_help="Show what each strength of a vector does to the text.")
@@ -81,6 +85,11 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Who says whether the text moved: minilm, another judge of docs/strengths.md, or none.",
 )
+@click.option(
+    "--voice",
+    is_flag=True,
+    help="Measure gain, specificity and damage on written replies too; docs/strengths.md.",
+)
 @click.option("--raw", is_flag=True, help="Continue the prompts as they are.")
 @click.option("--plot", metavar="FILE", help="Write the curves as a PNG picture.")
 @click.option(
@@ -103,6 +112,7 @@ def sweep(
     temperature: float,
     seed: int,
     judge: str,
+    voice: bool,
     raw: bool,
     plot: str | None,
     rows: int,
@@ -131,6 +141,7 @@ def sweep(
     from pyemo.moods.grammar import parse_layers
     from pyemo.strengths.sweeps import check_sweep, n_texts_of_sweep, parse_strengths
     from pyemo.strengths.sweeps import sweep as run_sweep
+    from pyemo.strengths.voice import FEW_OTHERS, VoiceYardstick, reply_room
     from pyemo.vectors.control_vector import ControlVector
 
     if plot is not None:
@@ -155,6 +166,9 @@ def sweep(
     tokens = [loaded.answer_tokens(text, raw=raw) for text in texts]
     check_lengths(loaded, tokens, max_tokens)
     n_ctx = n_ctx_for(tokens, max_tokens, rows)
+    if voice:
+        check_voices(found)
+        n_ctx = max(n_ctx, reply_room(loaded))
     n_texts = n_texts_of_sweep(found, wanted, len(texts), judging is not None)
     with (
         Engine(loaded, n_ctx=n_ctx, n_seq_max=rows, n_threads=threads) as engine,
@@ -172,6 +186,7 @@ def sweep(
             scope=scope,
             n_rows=rows,
             raw=raw,
+            yardstick=VoiceYardstick(engine, others=FEW_OTHERS) if voice else None,
             on_progress=advance,
         )
     _report(result, as_json)
@@ -182,6 +197,22 @@ def sweep(
         strength_curves(plot, curves, f"{result.model}, {len(texts)} prompts, {max_tokens} tokens")
 
 
+def check_voices(vectors: Sequence[ControlVector]) -> None:
+    """Raise if the voice of none of the vectors can be measured.
+
+    Raises:
+        InputError: none is of the 20 emotions.
+    """
+    from pyemo.strengths.trials import voice_of
+
+    if not any(map(voice_of, vectors)):
+        names = ", ".join(vector.name for vector in vectors)
+        raise InputError(
+            f"none of {names} is of the 20 emotions that replies are written in; name a file by "
+            "one, or leave out --voice"
+        )
+
+
 def _report(result: SweepResult, as_json: bool) -> None:
     if as_json:
         output.print_json(result.as_json())
@@ -189,6 +220,11 @@ def _report(result: SweepResult, as_json: bool) -> None:
     for name in result.vectors:
         for line in strength_table(name, result.of(name)):
             output.say(line)
+    if any(trial.voice is not None for trial in result.trials):
+        output.note(
+            "gain, specific, damage: nats per token of written replies in the emotion's voice, "
+            "beyond others', and of plain ones lost"
+        )
     if not result.judge:
         output.note("not judged: inert strengths count as surgical where the text stays coherent")
     else:
@@ -201,7 +237,9 @@ def _report(result: SweepResult, as_json: bool) -> None:
 def strength_table(name: str, trials: list[Trial]) -> list[str]:
     """Return a table of a vector's strengths, with a heading."""
     head = f"{'strength':>9} {'dose':>6} {'ratio':>22} {'distinct':>8} {'coherent':>8}"
-    lines = [name, f"{head} {'emotion':>8} {'random':>7}  regime"]
+    has_voice = any(trial.voice is not None for trial in trials)
+    voice = f" {'gain':>6} {'specific':>8} {'damage':>6}" if has_voice else ""
+    lines = [name, f"{head} {'emotion':>8} {'random':>7}{voice}  regime"]
     for trial in trials:
         report = trial.report
         ratio = report.ratio
@@ -209,10 +247,17 @@ def strength_table(name: str, trials: list[Trial]) -> list[str]:
         lines.append(
             f"{trial.strength:>9.4g} {_or_dash(trial.dose, '.3f'):>6} {interval:>22} "
             f"{trial.distinct_tokens:>8.2f} {report.coherent_share:>8.0%} "
-            f"{_or_dash(trial.effect, '+.3f'):>8} {_or_dash(trial.noise, '+.3f'):>7}  "
-            f"{report.regime.value}"
+            f"{_or_dash(trial.effect, '+.3f'):>8} {_or_dash(trial.noise, '+.3f'):>7}"
+            f"{_of_voice(trial.voice) if has_voice else ''}  {report.regime.value}"
         )
     return lines
+
+
+def _of_voice(reading: VoiceReading | None) -> str:
+    if reading is None:
+        return f" {'-':>6} {'-':>8} {'-':>6}"
+    away = None if reading.specificity is None else reading.specificity.value
+    return f" {reading.gain.value:>+6.2f} {_or_dash(away, '+.2f'):>8} {reading.damage.value:>+6.2f}"
 
 
 def _or_dash(value: float | None, form: str) -> str:

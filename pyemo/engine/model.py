@@ -291,7 +291,9 @@ class Model:
             )
         return found
 
-    def answer_tokens(self, prompt: str, *, raw: bool = False) -> list[int]:
+    def answer_tokens(
+        self, prompt: str, *, system: str | None = None, raw: bool = False
+    ) -> list[int]:
         """Return the tokens an answer to ``prompt`` starts from, without thoughts before it.
 
         As :meth:`prompt_tokens`, with thinking off where the template has a switch for it: what is
@@ -302,7 +304,7 @@ class Model:
                 :meth:`prompt_tokens`.
         """
         off = {} if raw else switches_of(variables(self.chat_template or ""), on=False)
-        tokens = self.prompt_tokens(prompt, raw=raw, chat_template_kwargs=off)
+        tokens = self.prompt_tokens(prompt, system=system, raw=raw, chat_template_kwargs=off)
         state = None if raw else self.thoughts_after(tokens)
         if state is not None and state.kind == "thinking":
             raise InputError(

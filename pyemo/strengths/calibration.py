@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from pyemo.choices import GREEDY_NAME
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.engine import Engine
-from pyemo.engine.model import LLAMA_CPP_PYTHON
+from pyemo.engine.model import LLAMA_CPP_PYTHON, Model
 from pyemo.engine.sampling import STANDARD, SamplerParams
-from pyemo.errors import InputError, VectorError
+from pyemo.engine.steering import Steering
+from pyemo.errors import ContextFullError, InputError, VectorError
 from pyemo.measures.regimes import Regime
-from pyemo.strengths.trials import Trial, Trials, emotion_of
+from pyemo.strengths.trials import Trial, Trials, emotion_of, voice_of
+from pyemo.strengths.voice import FEW_OTHERS, VoiceReading, VoiceYardstick, reply_room
 from pyemo.vectors.control_vector import ControlVector
 from pyemo.vectors.metadata import Calibration
 
@@ -62,12 +64,15 @@ class CalibrationResult:
             is surgical has none.
         reason: in words what has none, and why; "" if every length has one.
         trials: all that was tried, by ascending strength and length.
+        voices: what the recommended strengths do to written replies, for each calibration; empty
+            for a vector of none of the 20 emotions, and on an engine without room for a reply.
     """
 
     vector: str
     calibrations: tuple[Calibration, ...]
     reason: str
     trials: tuple[Trial, ...]
+    voices: tuple[VoiceReading, ...] = ()
 
     @property
     def emotion(self) -> float | None:
@@ -86,6 +91,7 @@ class Calibrator:
         lengths: of texts, ascending; the first searches, and each has a window of its own.
         samplers: prompt i is answered with sampler i, round and round, to search; with each of
             them, to confirm.
+        system_line: a system message that is calibrated together with each vector.
         on_trial: called with each trial when it is done.
     Raises:
         see :class:`pyemo.strengths.trials.Trials`.
@@ -102,6 +108,7 @@ class Calibrator:
         n_rows: int = N_ROWS,
         raw: bool = False,
         emotions: Sequence[str] = tuple(EMOTIONS),
+        system_line: str | None = None,
         on_trial: Callable[[Trial], None] | None = None,
     ) -> None:
         if prompts is None:
@@ -121,12 +128,14 @@ class Calibrator:
                 n_rows=n_rows,
                 raw=raw,
                 emotions=emotions,
+                system_line=system_line,
             )
             for is_quick in (True, False)
         )
         self._lengths = tuple(lengths)
         self._judge = judge
-        self._expected: tuple[tuple[int, ...], int, int] | None = None  # layers, end, steps below
+        self._line = system_line
+        self._yardstick: VoiceYardstick | None = None
         self._on_trial = on_trial
 
     @property
@@ -138,60 +147,77 @@ class Calibrator:
         """Return the surgical windows of ``vector``, the best strengths, and what they rest on.
 
         With the shortest texts, one for each prompt, the strongest coherent strength is sought in
-        growing steps from where it is expected (by dose, or where the last vector's was) and then
-        by bisection; likewise the weakest that moves the text more than random directions do. Here
-        one failing text is not held against a strength: of eight it is more than a tenth. From the
-        strongest without a failing text downwards, strengths are then confirmed with every prompt
-        answered by every sampler, until every length has one that is surgical. That is the upper
-        end of the length's window. Recommended is the strength in the window with the most judged
-        emotion, of those that were tried and are confirmed too.
+        growing steps from where it is expected by dose, and then by bisection; likewise the weakest
+        that moves the text more than random directions do. Here one failing text is not held
+        against a strength: of eight it is more than a tenth. From the strongest without a failing
+        text downwards, strengths are then confirmed with every prompt answered by every sampler,
+        until every length has one that is surgical. That is the upper end of the length's window.
+        Recommended is the strength in the window with the most judged emotion, of those that were
+        tried and are confirmed too.
 
         Raises:
             InputError: the vector names no emotion that the judge knows.
             VectorError: a raw vector, whose strengths mean nothing, or one without the model's
                 residual norms; rescale it.
         """
-        self.check(vector)
+        check_vector(vector, self.engine.model, self._judge)
         dose = vector.dose(1.0)
         start = START_DOSE / dose if dose > 0 else strength_at(0)
-        by_dose = round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
-        expected = by_dose, STEPS_PER_DOUBLING
-        if self._expected is not None and self._expected[0] == vector.layers:
-            expected = self._expected[1:]
+        first = round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
         search = _Search(self._trials, self._full, self._lengths, vector, self._on_trial)
-        result = search.run(self._describe(), expected, by_dose)
-        if search.found is not None:
-            self._expected = vector.layers, *search.found
-        return result
+        return self._with_voices(vector, search.run(self._describe(), first))
 
-    def check(self, vector: ControlVector) -> None:
-        """Raise what :meth:`calibrate` would raise of a vector, before any work.
+    def _with_voices(self, vector: ControlVector, found: CalibrationResult) -> CalibrationResult:
+        """Return it with what the recommended strengths do to replies, in the evidence too."""
+        emotion = voice_of(vector)
+        engine = self.engine
+        if emotion is None or not found.calibrations or not _has_reply_room(engine, self._line):
+            return found
+        if self._yardstick is None:
+            self._yardstick = VoiceYardstick(engine, others=FEW_OTHERS)
+        readings = {
+            strength: self._yardstick.measure(
+                Steering({vector: strength}), emotion, system=self._line
+            )
+            for strength in dict.fromkeys(one.strength for one in found.calibrations)
+        }
+        kept = tuple(
+            replace(
+                one,
+                evidence=json.dumps(
+                    {**json.loads(one.evidence), "voice": _rounded_voice(readings[one.strength])}
+                ),
+            )
+            for one in found.calibrations
+        )
+        voices = tuple(readings[one.strength] for one in kept)
+        return replace(found, calibrations=kept, voices=voices)
 
-        Raises:
-            InputError, VectorError: see there.
-            VectorModelMismatchError: it does not fit the engine's model.
+    def has_calibrated(self, vector: ControlVector) -> bool:
+        """Return whether the vector keeps what :meth:`calibrate` would find of it again.
+
+        One at which no strength was found keeps nothing.
         """
-        vector.check(self.engine.model, allow_other_weights=True)
-        if vector.unit == "raw":
-            raise VectorError(
-                f"the control vector {vector.name!r} does not say its unit (raw); rescale it "
-                "first: pyemo rescale"
-            )
-        vector.dose(1.0)  # a vector without the model's residual norms says so now
-        emotion = emotion_of(vector)
-        if emotion is None:
-            raise InputError(
-                f"the vector {vector.name!r} does not say its emotion, so no judge can tell "
-                "whether it acts; name its file by one of the 20 emotions"
-            )
-        self._judge.scores(["Hello."], [emotion])  # a judge that does not know it says so now
+        how = self._describe()
+        model = self.engine.model.file_sha256
+        meta = vector.metadata
+        kept = meta.calibrations if self._line is None else meta.line_calibrations
+        for one in kept:
+            evidence = json.loads(one.evidence)
+            if one.model_sha256 != model or not isinstance(evidence, dict):
+                continue
+            if {**evidence, **how} == evidence:
+                return True
+        return False
 
     def _describe(self) -> dict[str, Any]:
         """Return what the evidence says of how it was measured."""
         import pyemo
 
         trials, engine = self._trials, self._trials.engine
+        line = {} if self._line is None else {"system_line": self._line}
         return {
+            **line,
             "judge": self._judge.name,
             "lengths": list(self._lengths),
             "prompts": list(trials.prompts),
@@ -208,6 +234,29 @@ class Calibrator:
                 "llama-cpp-python": LLAMA_CPP_PYTHON,
             },
         }
+
+
+def check_vector(vector: ControlVector, model: Model, judge: Judge) -> None:
+    """Raise what :meth:`Calibrator.calibrate` would raise of a vector, before any work.
+
+    Raises:
+        InputError, VectorError: see there.
+        VectorModelMismatchError: it does not fit the model.
+    """
+    vector.check(model, allow_other_weights=True)
+    if vector.unit == "raw":
+        raise VectorError(
+            f"the control vector {vector.name!r} does not say its unit (raw); rescale it "
+            "first: pyemo rescale"
+        )
+    vector.dose(1.0)  # a vector without the model's residual norms says so now
+    emotion = emotion_of(vector)
+    if emotion is None:
+        raise InputError(
+            f"the vector {vector.name!r} does not say its emotion, so no judge can tell "
+            "whether it acts; name its file by one of the 20 emotions"
+        )
+    judge.scores(["Hello."], [emotion])  # a judge that does not know it says so now
 
 
 def calibrate(
@@ -293,26 +342,16 @@ class _Search:
         self._on_trial = on_trial
         self._short: dict[int, Trial] = {}
         self._long: dict[int, list[Trial]] = {}
-        self.found: tuple[int, int] | None = None  # as ``expected``, for the next vector
 
-    def run(
-        self, how: dict[str, Any], expected: tuple[int, int], otherwise: int
-    ) -> CalibrationResult:
-        """Return what the search finds; a wrong guess costs trials, no more.
+    def run(self, how: dict[str, Any], start: int) -> CalibrationResult:
+        """Return what the search finds.
 
         Args:
-            expected: the step where the upper end is expected, and how many steps below it the
-                lower one is.
-            otherwise: the step to begin at where the upper end is not near there.
+            start: the step where the upper end is expected; a wrong guess costs trials, no more.
         """
-        start, below_it = expected
         high = _last_true(self._is_coherent, start)
-        if high in (None, start + MAX_STRIDE) and otherwise != start:  # too far away to see
-            again = _last_true(self._is_coherent, otherwise)
-            high = max((step for step in (high, again) if step is not None), default=None)
         if high is None:
             return self._none("even the weakest strength tried breaks the text")
-        self.found = high, below_it
         tried = range(high, high - N_TOPS, -1)
         top = next((step for step in tried if self._moves(step)), None)
         if top is None:
@@ -321,10 +360,9 @@ class _Search:
                 f"{strength_at(tried[-1]):g} does it move more than under random directions"
             )
         # Downwards, the last step that still moves the text; steps there are counted from the top.
-        n_below = _last_true(lambda below: self._moves(top - below), below_it, known=0)
+        n_below = _last_true(lambda below: self._moves(top - below), STEPS_PER_DOUBLING, known=0)
         assert n_below is not None
         low = top - n_below
-        self.found = high, n_below
         first = top if self._try(top).report.is_coherent else max(low, top - 1)
         highs = self._upper_ends(first, low)
         if not highs:
@@ -430,6 +468,27 @@ def _evidence(trial: Trial) -> dict[str, Any]:
         "effect": None if trial.effect is None else round(trial.effect, 4),
         "random_effect": None if trial.noise is None else round(trial.noise, 4),
         "effect_over_random": None if over is None else _rounded(over),
+    }
+
+
+def _has_reply_room(engine: Engine, line: str | None) -> bool:
+    try:
+        return reply_room(engine.model, system=line) <= engine.n_ctx
+    except ContextFullError:
+        return False
+
+
+def _rounded_voice(reading: VoiceReading) -> dict[str, Any]:
+    """Return a reading for a vector's file: intervals as [value, low, high]."""
+    intervals = {
+        "gain": reading.gain,
+        "specificity": reading.specificity,
+        "damage": reading.damage,
+    }
+    return {
+        **{name: None if i is None else _rounded(i) for name, i in intervals.items()},
+        "others": list(reading.others),
+        "n_prompts": reading.n_prompts,
     }
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pyemo.choices import Scope
 from pyemo.engine.engine import Engine
 from pyemo.engine.sampling import GREEDY, SamplerParams
+from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.measures.bootstrap import Interval
-from pyemo.strengths.trials import N_ROWS, Trial, Trials, emotion_of
+from pyemo.strengths.trials import N_ROWS, Trial, Trials, emotion_of, voice_of
+from pyemo.strengths.voice import VoiceReading, VoiceYardstick
 from pyemo.vectors.control_vector import ControlVector
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ def sweep(
     scope: Scope = "both",
     n_rows: int = N_ROWS,
     raw: bool = False,
+    yardstick: VoiceYardstick | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> SweepResult:
     """Return what each strength of each vector does to the texts of all prompts.
@@ -102,6 +105,8 @@ def sweep(
             (:func:`pyemo.engine.batches.n_ctx_for`).
         strengths: finite, in any order; each is tried once.
         judge: None to judge nothing.
+        yardstick: measures each strength but 0 on replies, for vectors of the 20 emotions; on the
+            same engine.
         on_progress: called with the number of texts written since the last call;
             :func:`n_texts_of_sweep` says how many there will be.
     Raises:
@@ -123,7 +128,12 @@ def sweep(
         emotions=emotions,
     )
     pairs = [(vector, strength) for vector in vectors for strength in sorted(set(strengths))]
-    found = trials.run(pairs, on_progress=on_progress)
+    found = [trial for (trial,) in trials.run(pairs, on_progress=on_progress)]
+    if yardstick is not None:
+        found = [
+            replace(trial, voice=_voice(yardstick, *pair, layers, scope))
+            for trial, pair in zip(found, pairs, strict=True)
+        ]
     return SweepResult(
         model=engine.model.name,
         model_sha256=engine.model.file_sha256,
@@ -137,8 +147,21 @@ def sweep(
         threads=engine.n_threads,
         chunk=engine.n_outputs_max,
         kv_type=engine.kv_type,
-        trials=tuple(trial for (trial,) in found),
+        trials=tuple(found),
     )
+
+
+def _voice(
+    yardstick: VoiceYardstick,
+    vector: ControlVector,
+    strength: float,
+    layers: range | None,
+    scope: Scope,
+) -> VoiceReading | None:
+    emotion = voice_of(vector)
+    if emotion is None or not strength:
+        return None
+    return yardstick.measure(Steering({vector: strength}, layers=layers, scope=scope), emotion)
 
 
 def check_sweep(
@@ -217,6 +240,7 @@ def describe_trial(trial: Trial) -> dict[str, Any]:
         "effect": trial.effect,
         "random_effect": trial.noise,
         "effect_over_random": _interval(report.effect),
+        "voice": None if trial.voice is None else trial.voice.as_json(),
         "texts": [
             {
                 **asdict(text),

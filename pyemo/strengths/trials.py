@@ -31,6 +31,7 @@ from pyemo.errors import InputError
 from pyemo.measures.perplexity import ratio_of
 from pyemo.measures.regimes import StrengthReport, TextRegime, classify_strength, classify_text
 from pyemo.measures.text import MIN_TOKENS, TextMeasures, measure_text
+from pyemo.strengths.voice import VoiceReading
 from pyemo.vectors.control_vector import ControlVector
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class Trial:
         noise: the same of random directions of equal norm; one for each prompt.
         distinct_tokens: mean over texts, 0 to 1.
         dose: None where the vector does not say the residual norms.
+        voice: what the strength does to replies in the emotion's voice; None if not measured.
     """
 
     vector: str
@@ -139,6 +141,7 @@ class Trial:
     distinct_tokens: float
     dose: float | None
     texts: tuple[JudgedText, ...] = field(repr=False)
+    voice: VoiceReading | None = None
 
 
 class Trials:
@@ -158,6 +161,8 @@ class Trials:
         n_rows: rows of a batch.
         raw: take prompts as they are, without the chat template.
         emotions: those that texts will be judged by; asking the judge for all at once saves time.
+        system_line: a system message before the prompts of steered texts, which is tried together
+            with each vector; twins and random controls have none.
     Raises:
         InputError: no prompts, no samplers, or a number outside its range.
         ContextFullError: a prompt that leaves no room for its continuation.
@@ -178,6 +183,7 @@ class Trials:
         n_rows: int = N_ROWS,
         raw: bool = False,
         emotions: Sequence[str] = (),
+        system_line: str | None = None,
     ) -> None:
         if isinstance(prompts, str) or not prompts or not samplers:
             raise InputError("a trial needs at least one prompt and one sampler")
@@ -194,9 +200,16 @@ class Trials:
         self.n_rows = n_rows
         self._emotions = tuple(dict.fromkeys(emotions))
         self._prompt_tokens = [tuple(engine.model.answer_tokens(text, raw=raw)) for text in prompts]
+        self._steered_tokens = self._prompt_tokens
+        if system_line is not None:
+            self._steered_tokens = [
+                tuple(engine.model.answer_tokens(text, system=system_line, raw=raw))
+                for text in prompts
+            ]
         self._shared: dict[object, TextSet] = {}  # length -> twins, and the controls
         self._random: dict[tuple[str, int], ControlVector] = {}
-        check_room(engine, self._prompt_tokens, max_tokens, n_rows)
+        for given in (self._prompt_tokens, self._steered_tokens):
+            check_room(engine, given, max_tokens, n_rows)
 
     @property
     def n_texts(self) -> int:
@@ -230,9 +243,12 @@ class Trials:
         missing = {key: pair for key, pair in controls.items() if key not in self._shared}
         if n not in self._shared:
             missing[n] = None
-        moods = [[self._mood(*pair)] * self.n_texts for pair in steered]
-        moods += [self._shared_moods(pair) for pair in missing.values()]
-        sets = self._write(moods, n, on_progress)
+        sets = self._write(
+            [[self._mood(*pair)] * self.n_texts for pair in steered],
+            [self._shared_moods(pair) for pair in missing.values()],
+            n,
+            on_progress,
+        )
         self._shared.update(zip(missing, sets[len(steered) :], strict=True))
         own = iter(sets)
         found = []
@@ -246,27 +262,36 @@ class Trials:
     def twins(self, n_tokens: int) -> TextSet:
         """Return the unsteered texts, computed once for each length."""
         if n_tokens not in self._shared:
-            self._shared[n_tokens] = self._write([self._shared_moods(None)], n_tokens, None)[0]
+            self._shared[n_tokens] = self._write([], [self._shared_moods(None)], n_tokens, None)[0]
         return self._shared[n_tokens]
 
     # --- writing ---
 
     def _write(
-        self, moods: Sequence[Sequence[Steering]], n_tokens: int, on_progress: Progress | None
+        self,
+        steered: Sequence[Sequence[Steering]],
+        shared: Sequence[Sequence[Steering]],
+        n_tokens: int,
+        on_progress: Progress | None,
     ) -> list[TextSet]:
-        """Return a set of texts for each list of moods, one mood for each of its texts."""
+        """Return a set of texts for each list of moods, one mood for each of its texts.
+
+        All are scored as answers to the prompts alone.
+        """
         places = self._places
         samplers = [replace(self.samplers[s], seed=self.samplers[s].seed + p) for p, s in places]
-        prompts = [self._prompt_tokens[p] for p, _ in places]
+        kinds = ((self._steered_tokens, steered), (self._prompt_tokens, shared))
         jobs = [
-            Job(prompt, mood, sampler)
+            Job(tokens[p], mood, sampler)
+            for tokens, moods in kinds
             for own in moods
-            for prompt, mood, sampler in zip(prompts, own, samplers, strict=True)
+            for (p, _), mood, sampler in zip(places, own, samplers, strict=True)
         ]
+        asked = [self._prompt_tokens[p] for p, _ in places] * (len(steered) + len(shared))
         written = continue_many(
             self.engine, jobs, max_tokens=n_tokens, n_rows=self.n_rows, on_progress=on_progress
         )
-        logprobs = score_unsteered(self.engine, [job.prompt for job in jobs], written)
+        logprobs = score_unsteered(self.engine, asked, written)
         texts = [
             TrialText(*places[i % len(places)], text, row)
             for i, (text, row) in enumerate(zip(written, logprobs, strict=True))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -142,32 +141,36 @@ class VoiceYardstick:
         emotion: str,
         *,
         cache: Sequence[tuple[CacheVector, float]] = (),
+        system: str | None = None,
     ) -> VoiceReading:
         """Return what ``steering`` does to replies in the voice of ``emotion`` and others.
 
         Args:
             cache: cache vectors with their strengths, which act on each prompt too.
+            system: a system message that goes with it; unsteered there is none.
         Raises:
             InputError: no such emotion.
             ContextFullError: a reply is longer than the engine has room for (:func:`reply_room`).
         """
         name = resolve(emotion)
         far = self._far(name)
-        rises = {voice: self._rise(voice, steering, cache) for voice in (name, NEUTRAL, *far)}
+        rises = {
+            voice: self._rise(voice, steering, cache, system) for voice in (name, NEUTRAL, *far)
+        }
         specificity = None
         if far:
             away = np.mean([rises[voice] for voice in far], axis=0)
             specificity = bootstrap_interval(rises[name] - away)
         own = None
         if self._own is not None:
-            own = bootstrap_interval(-self._rise(_OWN, steering, cache))
+            own = bootstrap_interval(-self._rise(_OWN, steering, cache, system))
         return VoiceReading(
             emotion=name,
             gain=bootstrap_interval(rises[name]),
             specificity=specificity,
             damage=bootstrap_interval(-rises[NEUTRAL]),
             own_damage=own,
-            rises=MappingProxyType({voice: float(rows.mean()) for voice, rows in rises.items()}),
+            rises={voice: float(rows.mean()) for voice, rows in rises.items()},
             n_prompts=len(self._prompts),
         )
 
@@ -181,36 +184,42 @@ class VoiceYardstick:
         return far
 
     def _rise(
-        self, voice: str, steering: Steering, cache: Sequence[tuple[CacheVector, float]]
+        self,
+        voice: str,
+        steering: Steering,
+        cache: Sequence[tuple[CacheVector, float]],
+        system: str | None,
     ) -> npt.NDArray[np.float64]:
         """Return by how much each prompt's reply becomes likelier, nats per token (n_prompts,)."""
         if voice not in self._unsteered:
             self._unsteered[voice] = self._levels(voice, Steering())
-        return self._levels(voice, steering, cache) - self._unsteered[voice]
+        return self._levels(voice, steering, cache, system) - self._unsteered[voice]
 
     def _levels(
         self,
         voice: str,
         steering: Steering,
         cache: Sequence[tuple[CacheVector, float]] = (),
+        system: str | None = None,
     ) -> npt.NDArray[np.float64]:
         replies: Sequence[str | list[int]]
         if voice == _OWN:
             replies = self._own or []
         else:
             replies = [prompt.replies[voice] for prompt in self._prompts]
+        before = self._given
+        if system is not None:
+            before = [_before(self._engine.model, one.text, system) for one in self._prompts]
         if cache:
             levels = []
-            for reply, given in zip(replies, self._given, strict=True):
+            for reply, given in zip(replies, before, strict=True):
                 words = self._engine.model.tokenize(reply) if isinstance(reply, str) else reply
                 with self._engine.sequence(given, steering=steering) as sequence:
                     for vector, strength in cache:
                         sequence.edit_cache(vector, strength)
                     levels.append(float(sequence.score_next(words).mean()))
             return np.array(levels)
-        scores = self._engine.score_many(
-            list(zip(replies, self._given, strict=True)), steering=steering
-        )
+        scores = self._engine.score_many(list(zip(replies, before, strict=True)), steering=steering)
         return np.array([score.mean_logprob for score in scores])
 
     def _write(self) -> list[list[int]]:
@@ -225,17 +234,20 @@ class VoiceYardstick:
 _OWN = "own"
 
 
-def reply_room(model: Model, prompts: Sequence[ReplyPrompt] | None = None) -> int:
+def reply_room(
+    model: Model, prompts: Sequence[ReplyPrompt] | None = None, *, system: str | None = None
+) -> int:
     """Return the tokens that the longest reply with its prompt takes: what an engine must hold.
 
     Args:
         prompts: None for those of the watch split.
+        system: a system message before each prompt.
     Raises:
         ContextFullError: more than the model reads.
     """
     chosen = reply_prompts("watch") if prompts is None else prompts
     n_tokens = max(
-        len(_before(model, prompt.text)) + max(map(len, map(model.tokenize, replies)))
+        len(_before(model, prompt.text, system)) + max(map(len, map(model.tokenize, replies)))
         for prompt in chosen
         for replies in [prompt.replies.values()]
     )
@@ -247,6 +259,7 @@ def reply_room(model: Model, prompts: Sequence[ReplyPrompt] | None = None) -> in
     return n_tokens
 
 
-def _before(model: Model, prompt: str) -> list[int]:
+def _before(model: Model, prompt: str, system: str | None = None) -> list[int]:
     """Return the tokens before a reply: chat, or plain text where there is no template."""
-    return model.answer_tokens(given_for(prompt, is_chat=bool(model.chat_template_sha256)))
+    given = given_for(prompt, is_chat=bool(model.chat_template_sha256))
+    return model.answer_tokens(given, system=system)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pyemo.engine.model_file import ModelFile
 from pyemo.jobs.store import Result
 from pyemo.measures.regimes import TextRegime, classify_text
 from pyemo.measures.text import MIN_TOKENS, TextMeasures, measure_text
-from pyemo.study.cells import Cell, ModelFile, replies_cell
+from pyemo.study.cells import Cell, replies_cell
 from pyemo.study.context import Work
 
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
+from pyemo.engine.model_file import ModelFile, load_model
 from pyemo.engine.rows import ReplyLimits, Row, run
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
-from pyemo.errors import InputError
 from pyemo.extract.backend import Passage
 from pyemo.extract.engine_backend import EngineBackend
 from pyemo.extract.extraction import extract, read_neutral
@@ -39,15 +39,6 @@ from pyemo.vectors.control_vector import ControlVector
 
 VERSION = 1
 """Part of every key: grows when a cell computes something else from the same spec."""
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A model as a cell names it: where a machine finds it, and which bytes it must have."""
-
-    name: str
-    sha256: str
-    n_threads: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -423,22 +414,6 @@ COMPUTERS: Mapping[str, Callable[[Cell], Result]] = {
 def _model(cell: Cell) -> Model:
     assert cell.model is not None
     return load_model(cell.model.name, cell.model.sha256)
-
-
-@functools.lru_cache(maxsize=4)
-def load_model(name: str, sha256: str) -> Model:
-    """Return the model of that name, loaded once a process.
-
-    Raises:
-        InputError: the file has another hash on this machine.
-    """
-    model = Model.load(name)
-    if model.file_sha256 != sha256:
-        raise InputError(
-            f"the model {name} is another file on this machine: its SHA-256 is "
-            f"{model.file_sha256}, the study's {sha256}; put the same file there"
-        )
-    return model
 
 
 def _engine(cell: Cell, *, n_ctx: int, n_seq_max: int) -> Engine:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.model import Model
-from pyemo.files.catalog import resolve_model
-from pyemo.files.split_files import model_sha256
+from pyemo.engine.model_file import ModelFile, load_model
 from pyemo.jobs.runner import Runner, Tell, run_stored
 from pyemo.jobs.store import Result, Store
-from pyemo.study.cells import Cell, ModelFile, load_model
+from pyemo.study.cells import Cell
 from pyemo.study.plan import Plan
 from pyemo.texts.sources import EmotionSource
 
@@ -36,7 +35,7 @@ class Work:
         self._tell = tell
 
     def _file(self, name: str) -> ModelFile:
-        file = ModelFile(name, model_sha256(resolve_model(name).path), self.plan.n_threads)
+        file = ModelFile.find(name, self.plan.n_threads)
         self.model(file)
         return file
 

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo.engine.model import Model
+from pyemo.engine.model_file import ModelFile
 from pyemo.errors import InputError, VectorError
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.recipe_texts import MIN_TEXTS
 from pyemo.jobs.store import Result
-from pyemo.study.cells import Cell, ModelFile, class_cell, neutral_cell, vectors_cell
+from pyemo.study.cells import Cell, class_cell, neutral_cell, vectors_cell
 from pyemo.study.context import Work
 from pyemo.study.states import METHODS, NEUTRAL, Method, States
 from pyemo.texts.sources import vignettes

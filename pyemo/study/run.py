@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pyemo.engine.model_file import ModelFile
 from pyemo.files.local import cache_dir
 from pyemo.jobs.runner import Runner, Tell
 from pyemo.jobs.store import Result, Store
@@ -25,7 +26,7 @@ from pyemo.study import (
     separation,
     steering_check,
 )
-from pyemo.study.cells import ModelFile, machine
+from pyemo.study.cells import machine
 from pyemo.study.context import Work
 from pyemo.study.finding import Finding
 from pyemo.study.inputs import Directions, directions_of, hidden_states

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyemo.engine.model_file import ModelFile
 from pyemo.study import steering_check
 from pyemo.study.batches import Batch, Job, reply_job, write
-from pyemo.study.cells import ModelFile, judge_cell, preference_cell
+from pyemo.study.cells import judge_cell, preference_cell
 from pyemo.study.context import Work
 from pyemo.study.inputs import Directions, turned
 from pyemo.study.strengths import RANDOM_SEED

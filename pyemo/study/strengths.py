@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pyemo.engine.model_file import ModelFile
 from pyemo.measures.perplexity import ratio_of
 from pyemo.measures.regimes import MIN_COHERENT_SHARE
 from pyemo.study import leakage, regime_map
 from pyemo.study.batches import Batch, Job, reply_job, write
-from pyemo.study.cells import ModelFile, judge_cell
+from pyemo.study.cells import judge_cell
 from pyemo.study.context import Work
 from pyemo.study.inputs import Directions, turned
 from pyemo.study.writing_systems import script_of

@@ -321,7 +321,7 @@ KEEPER = """
 import sys
 from pathlib import Path
 from pyemo import ControlVector
-from pyemo.cli.calibrate import keep_calibrations
+from pyemo.cli.calibrate_job import keep_calibrations
 from pyemo.vectors.metadata import Calibration
 path, sha = Path(sys.argv[1]), sys.argv[2] * 64
 vector = ControlVector.load(path)
@@ -367,3 +367,48 @@ def test_what_was_found_is_shown_where_it_cannot_be_kept(
     result = pyemo(*FAST, "-m", model, calm)
     assert result.exit_code == 1
     assert "surgical from 0.1 to 0.3" in result.stderr
+
+
+def test_what_is_found_with_a_system_line_stands_beside_what_is_found_without(
+    model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, (0.1, 0.3))
+    assert pyemo(*FAST, "-m", model, calm).exit_code == 0
+    scripted(monkeypatch, (0.2, 0.4))
+    result = pyemo(*FAST, "-m", model, calm, "--system-line", "You are calm.")
+    assert result.exit_code == 0, result.stderr
+    found = ControlVector.load(calm).metadata
+    assert found.system_line == "You are calm."
+    assert [one.strength for one in found.calibrations] == [0.1]
+    assert [one.strength for one in found.line_calibrations] == [0.2]
+    inspected = CliRunner().invoke(main, ["inspect", str(calm)])
+    assert "system line  'You are calm.'" in inspected.stdout
+    scripted(monkeypatch, None)
+    assert pyemo(*FAST, "-m", model, calm, "--system-line", "You are ill.").exit_code == 0
+    assert ControlVector.load(calm).metadata == found  # nothing was found with this one
+
+
+def test_a_system_line_without_a_chat_template_is_refused(model: Path, calm: Path) -> None:
+    result = pyemo(*FAST, "-m", model, calm, "--raw", "--system-line", "You are calm.")
+    assert result.exit_code == 1
+    assert "--system-line needs a chat template, and --raw takes none" in result.stderr
+
+
+def test_gain_and_damage_of_what_is_recommended_are_in_the_file(
+    model: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyemo.strengths import calibration
+
+    def found(self: calibration._Search, how: object, start: int) -> calibration.CalibrationResult:
+        mine = self._trials.engine.model
+        value = Calibration(mine.file_sha256, mine.name, "greedy", 40, (0.1, 0.3), 0.1, "{}")
+        return calibration.CalibrationResult(self._vector.name, (value,), "", ())
+
+    monkeypatch.setattr(calibration._Search, "run", found)
+    result = pyemo("--threads", 1, "-m", model, calm, "--lengths", "40")
+    assert result.exit_code == 0, result.stderr
+    (kept,) = ControlVector.load(calm).metadata.calibrations
+    voice = json.loads(kept.evidence)["voice"]
+    assert voice["gain"][1] <= voice["gain"][0] <= voice["gain"][2]
+    assert f"gain {voice['gain'][0]:+.2f}, specificity" in result.stdout
+    assert voice["n_prompts"] == 8

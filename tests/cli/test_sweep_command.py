@@ -163,3 +163,22 @@ def test_a_vector_that_float32_cannot_add_is_named(
     result = pyemo(*FAST, "-m", model, "-c", path, *options)
     assert result.exit_code == 1, result.stdout
     assert "the steering is far too strong" in result.stderr
+
+
+def test_voice_adds_gain_specificity_and_damage(model: Path, vectors: Path, prompts: Path) -> None:
+    words = (*FAST, "-m", model, "-c", vectors / "warm.gguf", "--prompts", prompts, "--voice")
+    result = pyemo(*words, "--strengths", "0,0.2", "--json")
+    assert result.exit_code == 0, result.stderr
+    none, some = json.loads(result.stdout)["strengths"]
+    assert none["voice"] is None
+    assert some["voice"]["emotion"] == "loving"
+    table = pyemo(*words, "--strengths", "0,0.2").stdout.splitlines()
+    assert table[1].split()[-4:] == ["gain", "specific", "damage", "regime"]
+    assert f"{some['voice']['gain']['value']:+.2f}" in table[3].split()
+
+
+def test_voice_of_what_is_no_emotion_is_refused(model: Path, vectors: Path) -> None:
+    words = (*FAST, "-m", model, "-c", vectors / "raw.gguf", "--judge", "none", "--voice")
+    result = pyemo(*words, "--strengths", "0.1")
+    assert result.exit_code == 1
+    assert "leave out --voice" in result.stderr

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from tiny_models import TinyModel
 
+from pyemo.engine.model_file import ModelFile, load_model
 from pyemo.errors import InputError, SchedulerError
 from pyemo.extract.recipe import Recipe
 from pyemo.files.local import file_sha256
 from pyemo.jobs.runner import Here, Job, T, run_stored, runner
 from pyemo.jobs.store import Store
-from pyemo.study.cells import Cell, ModelFile, class_cell, load_model, replies_cell
+from pyemo.study.cells import Cell, class_cell, replies_cell
 from pyemo.texts.sources import emotion_source
 
 NAMES = ("happy", "sad", "calm", "angry")

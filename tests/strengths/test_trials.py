@@ -102,6 +102,22 @@ def own_mood(own: ControlVector, strength: float):  # type: ignore[no-untyped-de
     return Steering({own: strength})
 
 
+def test_a_system_line_is_before_steered_texts_alone(engine: Engine) -> None:
+    own = vector(engine)
+    line = "you are happy"
+    asked = PROMPTS[:2]
+    trials = Trials(engine, asked, max_tokens=N, n_rows=1, system_line=line)
+    ((trial,),) = trials.run([(own, 0.3)])
+    for text, prompt in zip(trial.texts, asked, strict=True):
+        reply = engine.generate(
+            prompt, system=line, steering=own_mood(own, 0.3), max_tokens=N, sampler=GREEDY
+        )
+        list(reply)
+        assert text.text == reply.text
+    plain = Trials(engine, asked, max_tokens=N, n_rows=1)
+    assert trials.twins(N).written(N) == plain.twins(N).written(N)
+
+
 def test_without_a_judge_nothing_is_inert_and_no_control_is_written(engine: Engine) -> None:
     seen: list[int] = []
     result = sweep(

@@ -82,6 +82,20 @@ def test_without_others_there_is_no_specificity_and_the_rest_is_the_same(
     assert alone.as_json()["gain"]["value"] == whole.gain.value
 
 
+def test_a_system_message_goes_before_what_is_steered(
+    engine: Engine, vector: ControlVector
+) -> None:
+    mood, line = Steering({vector: 1.0}), "you are happy"
+    reading = VoiceYardstick(engine, PROMPTS, others=()).measure(mood, "angry", system=line)
+    replies = [p.replies["angry"] for p in PROMPTS]
+    with_line = [engine.model.prompt_tokens(p.text, system=line) for p in PROMPTS]
+    without = [engine.model.prompt_tokens(p.text) for p in PROMPTS]
+    steered = engine.score_many(list(zip(replies, with_line, strict=True)), steering=mood)
+    plain = engine.score_many(list(zip(replies, without, strict=True)))
+    rises = [s.mean_logprob - p.mean_logprob for s, p in zip(steered, plain, strict=True)]
+    assert reading.gain.value == pytest.approx(np.mean(rises), abs=1e-6)
+
+
 def test_few_others_leave_three_for_each_emotion(engine: Engine) -> None:
     yardstick = VoiceYardstick(engine, PROMPTS, others=FEW_OTHERS)
     assert all(yardstick.n_replies(name) >= (2 + 3) * len(PROMPTS) for name in EMOTIONS)
