@@ -129,6 +129,7 @@ class Calibrator:
                 raw=raw,
                 emotions=emotions,
                 system_line=system_line,
+                apart=True,
             )
             for is_quick in (True, False)
         )

@@ -163,6 +163,8 @@ class Trials:
         emotions: those that texts will be judged by; asking the judge for all at once saves time.
         system_line: a system message before the prompts of steered texts, which is tried together
             with each vector; twins and random controls have none.
+        apart: let no batch hold texts of two strengths, so that a strength's texts depend on
+            nothing else, whatever the number of prompts; slower where they do not fill batches.
     Raises:
         InputError: no prompts, no samplers, or a number outside its range.
         ContextFullError: a prompt that leaves no room for its continuation.
@@ -184,6 +186,7 @@ class Trials:
         raw: bool = False,
         emotions: Sequence[str] = (),
         system_line: str | None = None,
+        apart: bool = False,
     ) -> None:
         if isinstance(prompts, str) or not prompts or not samplers:
             raise InputError("a trial needs at least one prompt and one sampler")
@@ -198,6 +201,7 @@ class Trials:
         self.scope: Scope = scope
         self.layers = layers
         self.n_rows = n_rows
+        self._apart = apart
         self._emotions = tuple(dict.fromkeys(emotions))
         self._prompt_tokens = [tuple(engine.model.answer_tokens(text, raw=raw)) for text in prompts]
         self._steered_tokens = self._prompt_tokens
@@ -274,7 +278,21 @@ class Trials:
         n_tokens: int,
         on_progress: Progress | None,
     ) -> list[TextSet]:
-        """Return a set of texts for each list of moods, one mood for each of its texts.
+        """Return a set of texts for each list of moods, one mood for each of its texts."""
+        if not self._apart:
+            return self._write_together(steered, shared, n_tokens, on_progress)
+        write = functools.partial(self._write_together, n_tokens=n_tokens, on_progress=on_progress)
+        sets = [write([own], [])[0] for own in steered]
+        return [*sets, *(write([], [own])[0] for own in shared)]
+
+    def _write_together(
+        self,
+        steered: Sequence[Sequence[Steering]],
+        shared: Sequence[Sequence[Steering]],
+        n_tokens: int,
+        on_progress: Progress | None,
+    ) -> list[TextSet]:
+        """Return the sets, in batches that hold texts of several.
 
         All are scored as answers to the prompts alone.
         """
@@ -410,21 +428,24 @@ def voice_of(vector: ControlVector) -> str | None:
 def random_direction(vector: ControlVector, seed: int) -> ControlVector:
     """Return random directions at the same layers, each as long as the vector's there.
 
+    Lengths are taken to four digits, so that vectors which differ by rounding alone share them.
     What a vector does beyond one of these is the direction's doing, and not the push's.
     """
     rng = np.random.default_rng(seed)
     rows: dict[int, npt.NDArray[np.float64]] = {}
     for layer, row in vector.directions.items():
         random = rng.standard_normal(row.size)
-        length = float(np.linalg.norm(row.astype(np.float64)))
-        rows[layer] = random * (length / float(np.linalg.norm(random)))
+        rows[layer] = random * (_length(row) / float(np.linalg.norm(random)))
     return ControlVector(rows, name=f"random {seed}")
 
 
 def _norms(vector: ControlVector) -> str:
     """Return the lengths of a vector's directions, so that equal ones are equal."""
-    norms = {layer: float(np.linalg.norm(row)) for layer, row in vector.directions.items()}
-    return ",".join(f"{layer}:{norm:.4g}" for layer, norm in norms.items())
+    return ",".join(f"{layer}:{_length(row)}" for layer, row in vector.directions.items())
+
+
+def _length(row: npt.NDArray[np.float32]) -> float:
+    return float(f"{np.linalg.norm(row.astype(np.float64)):.4g}")
 
 
 def _ratio(text: TextMeasures | None, twin: TextMeasures | None) -> float:

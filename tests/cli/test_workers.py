@@ -9,13 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
-from commands import pyemo, start
+from commands import pyemo
 from engines import needs_torch
 
+from pyemo import judges
 from pyemo.jobs import runner
 from pyemo.jobs.runner import Job, Runner, T
-from pyemo.strengths import calibration
+from pyemo.strengths import calibration, calibration_job
 from pyemo.vectors.control_vector import ControlVector
 from pyemo.vectors.metadata import Calibration
 
@@ -80,30 +82,52 @@ def test_voices_trained_as_jobs_are_those_of_one_process_and_go_on(
     assert contents(tmp_path / "jobs") == contents(tmp_path / "alone")
 
 
-def test_calibrations_of_two_workers_are_those_of_one_process(
-    model: Path, vectors: Path, tmp_path: Path
+class LengthJudge:
+    """Scores a text by its length."""
+
+    name = "length"
+
+    def scores(self, texts: Sequence[str], emotions: Sequence[str]) -> np.ndarray:
+        scores = [float(len(text) % 3) for text in texts]
+        return np.array([[score] * len(emotions) for score in scores]).reshape(-1, len(emotions))
+
+
+@pytest.fixture
+def length_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (judges, calibration_job):
+        monkeypatch.setattr(module, "load_judge", lambda *_: LengthJudge())
+
+
+def test_calibrations_as_jobs_are_those_of_one_process(
+    model: Path,
+    vectors: Path,
+    tmp_path: Path,
+    length_judge: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("distributed", reason="needs the extra `study`")
     source = tmp_path / "in"
     source.mkdir()
     for name in ("warm", "cold"):
         shutil.copy(vectors / f"{name}.gguf", source)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("the happy story\na sad dog\n", encoding="utf-8")
-    words = ("calibrate", source, "-m", model, "--lengths", "6,8", "--prompts", prompts)
-    judged = (*words, "--judge", f"forced-choice:{model}", "--json")
-    alone = pyemo(*judged, "-o", tmp_path / "alone", "--threads", 1)
+    words = ("calibrate", source, "-m", model, "--lengths", "6,8", "--prompts", prompts, "--json")
+    alone = pyemo(*words, "-o", tmp_path / "alone", "--threads", 1)
     assert alone.exit_code == 0, alone.stderr
-    with start(*judged, "-o", tmp_path / "together", "--workers", 2) as run:
-        said, why = run.communicate(timeout=900)
-    assert run.returncode == 0, why.decode()
-    assert said.decode().replace("together", "alone") == alone.stdout
-    assert all(one["trials"] for one in json.loads(said))
-    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    monkeypatch.setattr(runner, "runner", lambda *_: nullcontext(Pickled(2)))
+    jobs = pyemo(*words, "-o", tmp_path / "jobs", "--workers", 2)
+    assert jobs.exit_code == 0, jobs.stderr
+    assert jobs.stdout.replace(f"{tmp_path}/jobs", f"{tmp_path}/alone") == alone.stdout
+    assert all(one["trials"] for one in json.loads(jobs.stdout))
+    assert contents(tmp_path / "jobs") == contents(tmp_path / "alone")
 
 
 def test_a_vector_that_is_calibrated_so_already_is_not_calibrated_again(
-    model: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    vectors: Path,
+    tmp_path: Path,
+    length_judge: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
 
@@ -119,14 +143,13 @@ def test_a_vector_that_is_calibrated_so_already_is_not_calibrated_again(
     monkeypatch.setattr(calibration._Search, "run", found)
     for name in ("warm", "cold"):
         shutil.copy(vectors / f"{name}.gguf", tmp_path)
-    judge = ("--judge", f"forced-choice:{model}", "--threads", 1)
-    words = ("calibrate", tmp_path, "-m", model, *judge)
+    words = ("calibrate", tmp_path, "-m", model, "--threads", 1)
     assert pyemo(*words, "--lengths", "6").exit_code == 130
     again = pyemo(*words, "--lengths", "6", "--json")
     assert again.exit_code == 0, again.stderr
     assert asked == ["cold", "warm", "warm"]
     assert [one["kept"] for one in json.loads(again.stdout)] == [True, False]
-    assert "cold.gguf: kept, it is calibrated so already" in "".join(again.stderr.split("\n"))
+    assert "cold.gguf: kept, it is calibrated so already" in " ".join(again.stderr.split())
     assert ControlVector.load(tmp_path / "warm.gguf").metadata.calibrations
     assert pyemo(*words, "--lengths", "6,8").exit_code == 0  # another calibration is made
     assert asked[3:] == ["cold", "warm"]

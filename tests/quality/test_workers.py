@@ -1,4 +1,4 @@
-"""Voices trained by two workers, killed once and started again, are those of one process.
+"""What two workers make, killed once and started again, has the bytes of one process.
 
 python -m pytest -m quality tests/quality/test_workers.py
 """
@@ -63,3 +63,17 @@ def test_voices_of_two_workers_killed_once_are_those_of_one_process(
     kept = {line["emotion"] for line in json.loads(said)["vectors"] if line["kept"]}
     assert {f"{name}.gguf" for name in kept} >= set(finished)
     assert contents(target) == contents(tmp_path / "alone")
+
+
+def test_calibrations_of_two_workers_are_those_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="needs the extra `study`")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Tell me about your neighbour.\nWhat is for dinner?\n", encoding="utf-8")
+    words = ("calibrate", "angry", "calm", "--lengths", "16", "--prompts", prompts, "--json")
+    alone = pyemo(*words, "-o", tmp_path / "alone", "--threads", 1)
+    assert alone.exit_code == 0, alone.stderr
+    with start(*words, "-o", tmp_path / "together", "--workers", 2) as run:
+        said, why = run.communicate(timeout=PATIENCE_S)
+    assert run.returncode == 0, why.decode()
+    assert said.decode().replace("/together", "/alone") == alone.stdout
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
