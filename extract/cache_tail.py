@@ -62,9 +62,10 @@ class CacheTail:
                 ids = torch.tensor([prompt], device=self.device)
                 with torch.no_grad():
                     self._model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+                layers: Any = cache.layers
                 self._kept[prompt] = (
-                    tuple(layer.keys[0] for layer in cache.layers),
-                    tuple(layer.values[0] for layer in cache.layers),
+                    tuple(layer.keys[0] for layer in layers),
+                    tuple(layer.values[0] for layer in layers),
                 )
             frozen.append(FrozenPrompt(text, *self._kept[prompt]))
         return frozen

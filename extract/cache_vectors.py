@@ -245,7 +245,8 @@ class CacheTrainer:
                 queue += [int(i) for i in random.permutation(len(texts))]
             batch, queue = queue[: chosen.batch], queue[chosen.batch :]
             optimizer.zero_grad()
-            self._tail.nll([texts[i] for i in batch], moved()).mean().backward()
+            loss = self._tail.nll([texts[i] for i in batch], moved()).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             with torch.no_grad():
                 for row in rows:  # a row of root mean square 1 is as long as its layer's values

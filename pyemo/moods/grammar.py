@@ -106,7 +106,7 @@ def _suffixes(text: str) -> tuple[str, range | None, Operator | None]:
         if not at or os.sep in suffix:
             return text, layers, operator
         if suffix in OPERATORS and operator is None:
-            operator = suffix  # type: ignore[assignment]
+            operator = suffix
         elif layers is None:
             layers = parse_layers(suffix) if suffix else None
         else:

@@ -40,7 +40,7 @@ class _Parser:
     def __init__(self, text: str, load: _Load) -> None:
         self._text = text
         self._load = load
-        self._words = [_SIGNS.get(word, word) for word in _WORD.findall(text)]
+        self._words: list[str] = [_SIGNS.get(word, word) for word in _WORD.findall(text)]
         self._depth = 0
         self._n_conditions = 0
 

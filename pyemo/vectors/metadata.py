@@ -382,9 +382,12 @@ def _ellipsoids(fields: Mapping[str, FieldValue]) -> tuple[tuple[int, Ellipsoid]
         if not (match := re.fullmatch(re.escape(_ELLIPSOID) + "([0-9]{1,7})", key)):
             continue
         k, radius2 = (fields.get(f"{key}.{name}") for name in ("k", "radius2"))
-        is_row = isinstance(values, np.ndarray) and values.dtype == np.float32
-        if not is_row or type(k) is not int or k < 1 or values.size % k or values.size // k < 2:
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+            _refuse(key, values, "an array of float32")
+        if not isinstance(k, int) or k < 1 or values.size % k or values.size // k < 2:
             _refuse(key, values, "float32 numbers, with how many components they are in .k")
+        if not isinstance(radius2, float):
+            _refuse(f"{key}.radius2", radius2, "a number")
         n_embd = values.size // k - 1
         components = values[: k * n_embd].reshape(k, n_embd)
         found[int(match[1])] = Ellipsoid(components, values[k * n_embd :], radius2)
