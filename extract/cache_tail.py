@@ -58,7 +58,7 @@ class CacheTail:
         for text in texts:
             prompt = text.tokens[: text.begin - 1]
             if prompt not in self._kept:
-                cache = DynamicCache()
+                cache: Any = DynamicCache()
                 ids = torch.tensor([prompt], device=self.device)
                 with torch.no_grad():
                     self._model(input_ids=ids, past_key_values=cache, logits_to_keep=1)

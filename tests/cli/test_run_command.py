@@ -14,7 +14,7 @@ import pytest
 from commands import pyemo, start
 from tiny_models import build_tiny
 
-from pyemo import CacheVector, ControlVector, Engine, SamplerParams, Steering
+from pyemo import CacheVector, ControlVector, Engine, SamplerParams, Sequence, Steering
 from pyemo.engine.sampling import STANDARD
 from pyemo.errors import VectorNotFoundError
 from pyemo.files.catalog import list_vectors
@@ -462,7 +462,9 @@ def test_a_cache_vector_acts_as_in_the_library(model: Path, tmp_path: Path) -> N
     path = cache_vector(model, tmp_path)
     with Engine(model, n_ctx=256, n_batch=256, n_outputs_max=1, n_threads=1) as engine:
         reply = engine.generate("the story", max_tokens=8, seed=3)
-        reply.sequence.edit_cache(CacheVector.load(path), 0.5)
+        sequence = reply.sequence
+        assert isinstance(sequence, Sequence)
+        sequence.edit_cache(CacheVector.load(path), 0.5)
         expected = "".join(token.text for token in reply)
     found = run_json("-m", model, "--cache-vector", f"{path}=0.5", "the story")
     assert found["text"] == expected != library_text(model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -18,6 +18,7 @@ from tiny_models import TinyModel
 from tiny_vocabulary import bpe_vocabulary
 
 from pyemo import CacheVector, Engine, Model, SamplerParams, Sequence
+from pyemo.engine.base_engine import BaseEngine
 from pyemo.engine.mood import OFF
 from pyemo.errors import (
     ContextFullError,
@@ -38,7 +39,7 @@ every_layout = pytest.mark.parametrize("kv_type", ["f32", "f16", "bf16"])  # f32
 
 
 def vector_for(
-    engine: Engine, *, seed: int = 0, scale: float = 1.0, keys: bool = False
+    engine: BaseEngine, *, seed: int = 0, scale: float = 1.0, keys: bool = False
 ) -> CacheVector:
     rng = np.random.default_rng(seed)
 
@@ -413,7 +414,7 @@ def test_edited_cells_are_counted(tiny: Callable[[str], TinyModel]) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Engine, Sequence], Any], type[PyemoError], str]] = {
-    "no vector": (lambda e, s: s.edit_cache("angry"), InputError, "CacheVector.load"),
+    "no vector": (lambda e, s: s.edit_cache(cast(Any, "angry")), InputError, "CacheVector.load"),
     "strength": (
         lambda e, s: s.edit_cache(vector_for(e), float("nan")),
         InputError,

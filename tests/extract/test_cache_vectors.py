@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tomllib
 from engines import needs_torch
 from tiny_models import TinyModel
 
@@ -24,6 +23,7 @@ from pyemo.extract.cache_vectors import (
     emotion_contrast,
     tail_cells,
 )
+from pyemo.extract.recipe import parse_recipe
 from pyemo.strengths.voice import VoiceYardstick
 from pyemo.texts.replies import reply_prompts
 
@@ -69,7 +69,7 @@ def test_an_emotions_contrast_says_what_it_is_of(engine: Engine) -> None:
     vector = emotion_contrast(engine, "anger", ["the story", "a day"])
     vector.check(engine.model)
     assert vector.metadata.emotion == "angry"
-    assert "{0}" in tomllib.loads(vector.metadata.recipe)["system"]
+    assert "{0}" in parse_recipe(vector.metadata.recipe)["system"]
     assert max(np.abs(rows).max() for rows in vector.values.values()) > 0
 
 
