@@ -136,8 +136,8 @@ page-picture: $(ALL) ## write docs/page.png anew; needs Chromium
 	$(PIP) install -c constraints.txt playwright
 	$(BIN)/python docs/make_page_picture.py
 
-tree: ## print the rooms of the package, one line each
-	@$(PYTHON) docs/tree.py
+tree: ## print the rooms of the package, one line each; ROOM=engine: the files of one
+	@$(PYTHON) docs/tree.py $(ROOM)
 
 # docs/study/report.html holds its pictures and is not in git; the CSV files beside it are. What pyemo's
 # cache has is not computed again. The third model is fetched by `make setup`.

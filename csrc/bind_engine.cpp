@@ -1,3 +1,4 @@
+// What Python sees of an engine: its sequences, their steps, scores and readings.
 #include <mutex>
 #include <variant>
 

@@ -1,3 +1,4 @@
+// What Python sees of a model: its header, weights, vocabulary and tokens.
 #include <mutex>
 
 #include "bindings.h"

@@ -1,3 +1,4 @@
+// What Python sees of a mood: directions, terms, conditions and gauges.
 #include <cmath>
 #include <map>
 

@@ -1,5 +1,7 @@
 """Print the rooms of the package with one line each; run by `make tree`.
 
+With the name of a room, as in `make tree ROOM=engine` or `ROOM=csrc`, print its files.
+
 The lines are the first sentences of the rooms' docstrings, in the order of the table in
 docs/architecture.md: a room imports from those above it. Needs Python alone, nothing installed.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +40,25 @@ def line_of(room: Path) -> str:
     return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
 
+def files(room: str) -> str:
+    """Return the files of a room with a line each: of a C++ header, or a source without one, its
+    first comment.
+    """
+    folders = [ROOT / room, PACKAGE / room]
+    if not room or not (found := [folder for folder in folders if folder.is_dir()]):
+        names = ", ".join(path.stem for path in rooms() if path.is_dir())
+        raise SystemExit(f"no room {room!r}; there are csrc, {names}")
+    lines = []
+    for path in sorted(found[0].iterdir()):
+        if path.suffix == ".py":
+            lines.append(f"{path.name:<24}{line_of(path)}")
+        elif path.suffix == ".h" or (path.suffix == ".cpp" and not path.with_suffix(".h").exists()):
+            comment = re.match(r"((?://[^\n]*\n)*)", path.read_text(encoding="utf-8"))
+            text = " ".join(re.sub(r"^// ?", "", comment[1] if comment else "", flags=re.M).split())
+            lines.append(f"{path.name:<24}{re.split(r'(?<=[.:]) (?=[A-Z])', text)[0]}")
+    return "\n".join(lines)
+
+
 def tree() -> str:
     """Return all rooms with the number of their modules and their lines."""
     lines = []
@@ -52,4 +74,4 @@ def _is_package(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print(tree())
+    print(files(sys.argv[1]) if len(sys.argv) > 1 else tree())

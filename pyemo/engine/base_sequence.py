@@ -1,6 +1,7 @@
 """What a sequence holds, and how it goes back and sideways: tokens, cells, mood, sampler, gauges.
 
-Knows nothing of who draws its tokens: ``rows``, and ``sequence`` for its users.
+Says what acts on rows that are not decoded yet; those that are keep the mood they had. Knows
+nothing of who draws its tokens: ``rows``, and ``sequence`` for its users.
 """
 
 from __future__ import annotations

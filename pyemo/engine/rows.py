@@ -1,6 +1,6 @@
 """The decode loop: rows that get one token each at every turn, all in one batch.
 
-Owns how a turn decodes and draws, when a row ends, and which rows a batch holds. What is done with
+Owns how a turn decodes and draws, and when a row ends. What is done with
 a token is the callback's, which may take tokens back (``guard``). Knows nothing of prompts,
 tokenizers and texts.
 """

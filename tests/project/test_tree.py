@@ -26,3 +26,19 @@ def test_a_room_says_in_one_line_what_it_is(room: Path) -> None:
 def test_no_two_rooms_say_the_same() -> None:
     lines = [TREE.line_of(room) for room in ROOMS]
     assert len(set(lines)) == len(lines)
+
+
+@pytest.mark.parametrize("room", ["csrc", "engine", "server"])
+def test_every_file_of_a_room_is_shown_with_what_it_is(room: str) -> None:
+    folder = ROOT / room if (ROOT / room).is_dir() else ROOT / "pyemo" / room
+    lines = TREE.files(room).splitlines()
+    shown = {line.split(maxsplit=1)[0] for line in lines}
+    assert shown >= {path.name for path in folder.glob("*.py")} | {
+        p.name for p in folder.glob("*.h")
+    }
+    assert [line for line in lines if len(line.split(maxsplit=1)) < 2] == []
+
+
+def test_no_room_is_said_with_those_there_are() -> None:
+    with pytest.raises(SystemExit, match=r"no room 'attic'; there are csrc, .*engine"):
+        TREE.files("attic")
