@@ -100,8 +100,6 @@ def test_a_rule_acts_and_its_names_are_looked_up_here(client: TestClient) -> Non
 
     assert text("warm=0.5@when:cold>9") == text("")
     assert text("warm=0.5@when:cold<9") == text("warm=0.5")
-    assert text("warm=0.5@when-prompt:cold>9") == text("")
-    assert text("warm=0.5@when-prompt:cold<9 or cold>9") == text("warm=0.5")
     answer = client.post(CHAT, json=chat(steering="warm=0.5@when:/etc/passwd>1"))
     assert answer.json()["error"]["code"] == "unknown_vector"
 
