@@ -16,7 +16,7 @@ from pyemo.cli import output
 from pyemo.cli.guard_text import guard_lines
 from pyemo.cli.meters import gauge_lines, gauge_means
 from pyemo.cli.options import EngineOptions
-from pyemo.cli.run_job import IN_CIRCLES, Answer, stream
+from pyemo.cli.run_job import IN_CIRCLES, Answer
 from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
@@ -194,7 +194,7 @@ class ChatSession:
 
                 stream_with_gauges(answer)
             else:
-                stream(answer)
+                output.stream(answer.texts())
         except KeyboardInterrupt:
             return True
         return False

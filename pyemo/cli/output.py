@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import click
 
@@ -30,6 +30,16 @@ _CONTROLS = {
 def say(text: str = "") -> None:
     """Print lines of a result on stdout: as they are, but harmless where it is a terminal."""
     click.echo(shown_text(text))
+
+
+def stream(texts: Iterable[str]) -> None:
+    """Print a text as its parts come, and a line end after it."""
+    last = ""
+    for text in texts:
+        click.echo(shown_text(text), nl=False)
+        last = text or last
+    if not last.endswith("\n"):
+        say()
 
 
 def note(text: str) -> None:

@@ -339,7 +339,7 @@ def print_reply(job: Job, as_json: bool) -> None:
     if as_json:
         output.print_json({**job.describe(), **answer.finish().describe()})
         return
-    stream(answer)
+    output.stream(answer.texts())
     _print_end(job, answer)
 
 
@@ -370,18 +370,8 @@ def print_comparison(job: Job, as_json: bool) -> None:
 def _stream_titled(title: str, begin: Callable[[], Answer]) -> Answer:
     click.secho(f"--- {output.printable(title)} ---", bold=True)
     answer = begin()
-    stream(answer)
+    output.stream(answer.texts())
     return answer
-
-
-def stream(answer: Answer) -> None:
-    """Print the reply's text as it comes, and a line end after it."""
-    last = ""
-    for text in answer.texts():
-        click.echo(output.shown_text(text), nl=False)
-        last = text or last
-    if not last.endswith("\n"):
-        output.say()
 
 
 def _print_end(job: Job, answer: Answer, title: str = "") -> None:

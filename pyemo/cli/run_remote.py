@@ -169,12 +169,7 @@ def _head(request: RemoteRequest) -> dict[str, Any]:
 
 
 def _stream(reply: RemoteReply) -> None:
-    last = ""
-    for text in reply:
-        click.echo(output.shown_text(text), nl=False)
-        last = text
-    if not last.endswith("\n"):
-        output.say()
+    output.stream(reply)
     for note in reply.said.get("notes", ()):
         output.note(note)
     for name, value in reply.said.get("gauges", {}).items():
