@@ -125,6 +125,19 @@ class Reply:
         """Whether a token can be shown, or there is none to wait for."""
         return bool(self._held) or self._row.stop_reason is not None
 
+    def take(self, row: Row) -> Iterator[Token]:
+        """Look at the token that ``row`` has drawn; yield those that can be shown now.
+
+        For who runs many replies in one batch. Draws nothing.
+        """
+        self._take(row)
+        return self.ready()
+
+    def ready(self) -> Iterator[Token]:
+        """Yield the tokens that can be shown without drawing another."""
+        while self.stop_reason is None and self._held and self._is_ready():
+            yield self._show(self._held.popleft())
+
     def _show(self, result: _core.StepResult) -> Token:
         _, kind = self.sequence.segment_at(self._row.begin + len(self.tokens))
         text = self._stream.push(result.piece, is_thought=kind == "thinking")
@@ -160,9 +173,8 @@ def finish(
 
     def take(row: Row) -> None:
         reply = replies[index_of[row]]
-        reply._take(row)
-        while reply.stop_reason is None and reply._is_ready():
-            reply._show(reply._held.popleft())
+        for _ in reply.take(row):
+            pass
         if reply.stop_reason is not None and on_reply is not None:
             on_reply(index_of[row], reply)
 

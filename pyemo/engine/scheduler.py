@@ -413,19 +413,14 @@ class Scheduler:
         """Look at the token that was drawn, and show what can be shown."""
         self._count("out", 1)
         with self._blaming(one):
-            one.reply._take(one.row)
-            self._show(one)
+            for token in one.reply.take(one.row):
+                one.ticket.show(token)
             if one.reply.stop_reason is not None:
                 self._end(one, one.reply.stop_reason)
             elif type(one.reply) is Reply:
                 one.n_pending = 1
             else:
                 one.look()  # it may have gone back
-
-    def _show(self, one: Running) -> None:
-        reply = one.reply
-        while reply.stop_reason is None and reply._is_ready() and reply._held:
-            one.ticket.show(reply._show(reply._held.popleft()))
 
     def _make_room(self, error: ContextFullError) -> None:
         """Give up what is kept; then the youngest has to wait, or to end where it is alone."""
@@ -440,7 +435,8 @@ class Scheduler:
                 raise error
             else:
                 one.row.stop_reason = "context"
-                self._show(one)
+                for token in one.reply.ready():
+                    one.ticket.show(token)
                 self._end(one, "context")
 
     # --- the end ---
