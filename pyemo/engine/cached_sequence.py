@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pyemo.engine.base_sequence import BaseSequence
 from pyemo.engine.gauges import Gauge
+from pyemo.engine.prompt_rules import last_prompt
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import whole
@@ -167,12 +168,8 @@ class CachedSequence(BaseSequence):
 
     def prompt_end(self) -> int:
         """Return the position behind the newest prompt: where its reply begins, or will."""
-        end = self.n_tokens
-        for begin, kind in reversed(self._segments):
-            if kind == "prompt":
-                break
-            end = begin
-        return end
+        prompt = last_prompt(self._segments, self.n_tokens)
+        return 0 if prompt is None else prompt.end
 
     def _positions(self, vector: CacheVector) -> tuple[int, int]:
         """Return the positions from the vector's first cell to behind its last."""
