@@ -138,9 +138,7 @@ def quality_of(
     readings = []
     for texts in (positive, negative):
         rows = mean_rows(engine, texts, [condition.layer], raw=raw, on_progress=on_progress)
-        along = rows[:, 0] @ condition.gauge().unit.astype(np.float64)
-        neutral = vector.neutral_projections[condition.layer]
-        readings.append((along - neutral) / vector.residual_norms[condition.layer])
+        readings.append(condition.gauge().of_rows(rows[:, 0]))
     return _quality(readings[0], readings[1], condition.threshold, bool(condition.above))
 
 

@@ -9,7 +9,7 @@ proof of an effect on the text: judges read text for that.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,18 @@ class Gauge:
                 f"{self.vector.name!r} does not say the model's residual norms and neutral "
                 "projections, which a gauge needs; rescale it: pyemo rescale"
             )
+
+    def of_rows(self, rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        """Return what rows that nothing steered read, float64 (...,).
+
+        Args:
+            rows: the layer's output, (..., n_embd).
+        """
+        assert self.layer is not None
+        along = rows.astype(np.float64) @ self.unit.astype(np.float64)
+        neutral = self.vector.neutral_projections[self.layer]
+        found: npt.NDArray[np.float64] = (along - neutral) / self.vector.residual_norms[self.layer]
+        return found
 
     @property
     def unit(self) -> npt.NDArray[np.float32]:

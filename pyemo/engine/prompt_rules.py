@@ -88,9 +88,6 @@ def decide(rule: Rule, means: Mapping[int, npt.NDArray[np.float32]]) -> Decision
     """
     readings: dict[Condition, float] = {}
     for condition in rule.conditions():
-        gauge, layer = condition.gauge(), condition.layer
-        assert layer is not None
-        along = float(means[layer].astype(np.float64) @ gauge.unit)
-        neutral = condition.vector.neutral_projections[layer]
-        readings[condition] = (along - neutral) / condition.vector.residual_norms[layer]
+        assert condition.layer is not None
+        readings[condition] = float(condition.gauge().of_rows(means[condition.layer]))
     return Decision(rule, rule.holds(readings.__getitem__), readings)
