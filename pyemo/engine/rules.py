@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from pyemo.errors import InputError, VectorError, all_calls_named
 from pyemo.vectors.control_vector import ControlVector
 
 
-class Rule:
+class Rule(ABC):
     """When a term acts: conditions, and what ``&``, ``|`` and ``~`` make of them.
 
     ```
@@ -35,17 +36,17 @@ class Rule:
     def __invert__(self) -> Rule:
         return Not(self)
 
+    @abstractmethod
     def conditions(self) -> Iterator[Condition]:
         """Yield the conditions that it is made of, from left to right."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mapped(self, change: Callable[[Condition], Condition]) -> Rule:
         """Return the same rule with each condition changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def holds(self, reads: Callable[[Condition], float]) -> bool:
         """Return whether it holds where the conditions read what ``reads`` says."""
-        raise NotImplementedError
 
 
 @all_calls_named
