@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -13,6 +12,7 @@ from pyemo.engine.mood import OFF
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.moods.builder import MoodBuilder, MoodTerm, steering_of
+from pyemo.moods.grammar import split_vectors
 from pyemo.moods.options import MoodOptions
 
 Written: TypeAlias = "Steering | str | Mapping[str, float | None] | None"
@@ -65,11 +65,7 @@ def terms_of(
     Raises:
         as :func:`mood_of`.
     """
-    between = r"\s*,\s*|\s+\+\s+"
-    if "@when" not in text:  # a rule has blanks of its own
-        between += r"|\s+"
-    words = [text] if os.path.isfile(text) else re.split(between, text.strip())
-    options = MoodOptions(tuple(filter(None, words)), scope=scope, schedule=schedule)
+    options = MoodOptions(tuple(split_vectors(text)), scope=scope, schedule=schedule)
     return _terms(model, options, n_tokens)
 
 

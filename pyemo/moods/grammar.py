@@ -114,6 +114,29 @@ def _suffixes(text: str) -> tuple[str, range | None, Operator | None]:
         text = rest
 
 
+def split_vectors(text: str, *, may_be_file: bool = True) -> list[str]:
+    """Return the texts of the vectors that a mood is written with: ``anger=0.02 + calm``.
+
+    They stand apart by commas, blanks or ``+``; where one has a rule, which has blanks of its own,
+    by commas or ``+`` alone.
+
+    Args:
+        may_be_file: a file that exists under the whole text is one vector, and as a file's name may
+            hold a plus, one that joins has blanks around it. Off, blanks around ``=``, ``@``,
+            ``:`` and ``+`` are free, and what a command line has before a vector is passed over.
+    """
+    if may_be_file and os.path.isfile(text):
+        return [text]
+    text, plus, passed = text.strip(), r"\s+\+\s+", [""]
+    if not may_be_file:
+        text = re.sub(r"\s*([=@:])\s*", r"\1", text)
+        plus, passed = r"\s*\+\s*(?=[^\W\d])", ["", "+", "--cvec", "-c"]
+    between = rf"\s*,\s*|{plus}"
+    if "@when" not in text:
+        between += r"|\s+"
+    return [word for word in re.split(between, text) if word not in passed]
+
+
 @names_bad_calls
 def parse_layers(text: str) -> range:
     """Return the half-open range that ``8:20``, ``8:``, ``:20`` or ``14`` names.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +16,12 @@ from typing import Any, NamedTuple
 from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, SCOPE_FORMS, Operator, Scope
 from pyemo.engine.scopes import check_scope
 from pyemo.errors import InputError
-from pyemo.moods.grammar import parse_layers, parse_schedule, parse_vector_spec
+from pyemo.moods.grammar import (
+    parse_layers,
+    parse_schedule,
+    parse_vector_spec,
+    split_vectors,
+)
 from pyemo.server.refusals import Refusal, names_in
 
 FIELDS = ("steering", "steer", "cvec")
@@ -161,13 +165,7 @@ def _of_text(text: str, param: str) -> Wanted:
 
 
 def _terms_of_text(text: str) -> tuple[TermSpec, ...]:
-    tight = re.sub(r"\s*([=@:])\s*", r"\1", text.strip())
-    between = r"\s*,\s*|\s*\+\s*(?=[^\W\d])"
-    if "@when" not in tight:  # a rule has blanks of its own
-        between += r"|\s+"
-    words = re.split(between, tight)
-    words = [word for word in words if word not in ("", "+", "--cvec", "-c")]
-    return _checked([_of_word(word) for word in words])
+    return _checked([_of_word(word) for word in split_vectors(text, may_be_file=False)])
 
 
 def _of_word(word: str) -> TermSpec:
