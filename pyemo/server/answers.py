@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyemo.engine.tokens import Token, TokenLogprob
@@ -75,6 +75,24 @@ class Ending:
     write_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a part of a stream, or a whole answer, is to say.
+
+    Attributes:
+        content, thoughts: the texts.
+        tokens: that they stand for, for their log-probabilities; None without these.
+        extra: what the choice says under ``pyemo``; an ending has its own.
+        is_first: whether it begins the message.
+    """
+
+    content: str = ""
+    thoughts: str = ""
+    tokens: Sequence[Token] | None = None
+    extra: Mapping[str, Any] | None = None
+    is_first: bool = False
+
+
 class Shape(ABC):
     """How one route writes an answer.
 
@@ -96,40 +114,15 @@ class Shape(ABC):
         self.head = head
 
     @abstractmethod
-    def part(
-        self,
-        content: str = "",
-        thoughts: str = "",
-        *,
-        tokens: Sequence[Token] = (),
-        has_logprobs: bool = False,
-        extra: Mapping[str, Any] | None = None,
-        is_first: bool = False,
-    ) -> dict[str, Any]:
-        """Return one part of a stream.
-
-        Args:
-            tokens: it stands for, for their log-probabilities.
-            extra: what the choice says under ``pyemo``.
-            is_first: whether it begins the message.
-        """
+    def part(self, said: Said) -> dict[str, Any]:
+        """Return one part of a stream."""
 
     @abstractmethod
-    def last(
-        self, content: str, thoughts: str, ending: Ending, *, is_first: bool, include_usage: bool
-    ) -> list[dict[str, Any]]:
+    def last(self, said: Said, ending: Ending, *, include_usage: bool) -> list[dict[str, Any]]:
         """Return the last parts of a stream."""
 
     @abstractmethod
-    def whole(
-        self,
-        content: str,
-        thoughts: str,
-        ending: Ending,
-        *,
-        tokens: Sequence[Token],
-        has_logprobs: bool,
-    ) -> dict[str, Any]:
+    def whole(self, said: Said, ending: Ending) -> dict[str, Any]:
         """Return an answer that is not streamed."""
 
     def encoded(self, value: Mapping[str, Any]) -> bytes:
@@ -147,49 +140,30 @@ class OpenAIShape(Shape):
     part_object: str
     whole_object: str
 
-    def part(
-        self,
-        content: str = "",
-        thoughts: str = "",
-        *,
-        tokens: Sequence[Token] = (),
-        has_logprobs: bool = False,
-        extra: Mapping[str, Any] | None = None,
-        is_first: bool = False,
-    ) -> dict[str, Any]:
+    def part(self, said: Said) -> dict[str, Any]:
         choice = {
             "index": 0,
-            **self._delta(content, thoughts, is_first),
-            "logprobs": self._logprobs(tokens) if has_logprobs else None,
+            **self._delta(said),
+            "logprobs": None if said.tokens is None else self._logprobs(said.tokens),
             "finish_reason": None,
         }
-        if extra is not None:
-            choice["pyemo"] = dict(extra)
+        if said.extra is not None:
+            choice["pyemo"] = dict(said.extra)
         return {**self._begin(self.part_object), "choices": [choice]}
 
-    def last(
-        self, content: str, thoughts: str, ending: Ending, *, is_first: bool, include_usage: bool
-    ) -> list[dict[str, Any]]:
-        part = self.part(content, thoughts, extra=ending.extra, is_first=is_first)
+    def last(self, said: Said, ending: Ending, *, include_usage: bool) -> list[dict[str, Any]]:
+        part = self.part(replace(said, extra=ending.extra))
         part["choices"][0]["finish_reason"] = finish_reason(ending.stop_reason)
         if not include_usage:
             return [part]
         used = {**self._begin(self.part_object), "choices": [], "usage": dict(ending.used)}
         return [part, used]
 
-    def whole(
-        self,
-        content: str,
-        thoughts: str,
-        ending: Ending,
-        *,
-        tokens: Sequence[Token],
-        has_logprobs: bool,
-    ) -> dict[str, Any]:
+    def whole(self, said: Said, ending: Ending) -> dict[str, Any]:
         choice = {
             "index": 0,
-            **self._message(content, thoughts),
-            "logprobs": self._logprobs(tokens) if has_logprobs else None,
+            **self._message(said),
+            "logprobs": None if said.tokens is None else self._logprobs(said.tokens),
             "finish_reason": finish_reason(ending.stop_reason),
             "pyemo": dict(ending.extra),
         }
@@ -207,10 +181,10 @@ class OpenAIShape(Shape):
         }
 
     @abstractmethod
-    def _delta(self, content: str, thoughts: str, is_first: bool) -> dict[str, Any]: ...
+    def _delta(self, said: Said) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _message(self, content: str, thoughts: str) -> dict[str, Any]: ...
+    def _message(self, said: Said) -> dict[str, Any]: ...
 
     @abstractmethod
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]: ...
@@ -223,18 +197,18 @@ class ChatShape(OpenAIShape):
     part_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
-    def _delta(self, content: str, thoughts: str, is_first: bool) -> dict[str, Any]:
-        delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
-        if content or (is_first and not thoughts):
-            delta["content"] = content
-        if thoughts:
-            delta["reasoning_content"] = thoughts
+    def _delta(self, said: Said) -> dict[str, Any]:
+        delta: dict[str, Any] = {"role": "assistant"} if said.is_first else {}
+        if said.content or (said.is_first and not said.thoughts):
+            delta["content"] = said.content
+        if said.thoughts:
+            delta["reasoning_content"] = said.thoughts
         return {"delta": delta}
 
-    def _message(self, content: str, thoughts: str) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if thoughts:
-            message["reasoning_content"] = thoughts
+    def _message(self, said: Said) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+        if said.thoughts:
+            message["reasoning_content"] = said.thoughts
         return {"message": message}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -261,11 +235,11 @@ class TextShape(OpenAIShape):
         super().__init__(head)
         self._offset = 0
 
-    def _delta(self, content: str, thoughts: str, is_first: bool) -> dict[str, Any]:
-        return {"text": content}
+    def _delta(self, said: Said) -> dict[str, Any]:
+        return {"text": said.content}
 
-    def _message(self, content: str, thoughts: str) -> dict[str, Any]:
-        return {"text": content}
+    def _message(self, said: Said) -> dict[str, Any]:
+        return {"text": said.content}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         offsets = []

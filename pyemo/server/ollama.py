@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from pyemo.engine.tokens import Token
-from pyemo.server.answers import Ending, Shape, compact, finish_reason
+from pyemo.server.answers import Ending, Said, Shape, compact, finish_reason
 from pyemo.server.bodies import Asked, chat_asked
 from pyemo.server.refusals import Refusal
 
@@ -63,19 +63,10 @@ class OllamaShape(Shape):
     waiting = b""
     done = b""
 
-    def part(
-        self,
-        content: str = "",
-        thoughts: str = "",
-        *,
-        tokens: Sequence[Token] = (),
-        has_logprobs: bool = False,
-        extra: Mapping[str, Any] | None = None,
-        is_first: bool = False,
-    ) -> dict[str, Any]:
-        message = {"role": "assistant", "content": content}
-        if thoughts:
-            message["thinking"] = thoughts
+    def part(self, said: Said) -> dict[str, Any]:
+        message = {"role": "assistant", "content": said.content}
+        if said.thoughts:
+            message["thinking"] = said.thoughts
         now = datetime.datetime.now(datetime.timezone.utc)
         part: dict[str, Any] = {
             "model": self.head.model,
@@ -83,25 +74,15 @@ class OllamaShape(Shape):
             "message": message,
             "done": False,
         }
-        if extra is not None:
-            part["pyemo"] = dict(extra)
+        if said.extra is not None:
+            part["pyemo"] = dict(said.extra)
         return part
 
-    def last(
-        self, content: str, thoughts: str, ending: Ending, *, is_first: bool, include_usage: bool
-    ) -> list[dict[str, Any]]:
-        return [self._done(content, thoughts, ending)]
+    def last(self, said: Said, ending: Ending, *, include_usage: bool) -> list[dict[str, Any]]:
+        return [self._done(said, ending)]
 
-    def whole(
-        self,
-        content: str,
-        thoughts: str,
-        ending: Ending,
-        *,
-        tokens: Sequence[Token],
-        has_logprobs: bool,
-    ) -> dict[str, Any]:
-        return self._done(content, thoughts, ending)
+    def whole(self, said: Said, ending: Ending) -> dict[str, Any]:
+        return self._done(said, ending)
 
     def encoded(self, value: Mapping[str, Any]) -> bytes:
         return compact(value) + b"\n"
@@ -109,9 +90,9 @@ class OllamaShape(Shape):
     def error(self, refusal: Refusal) -> dict[str, Any]:
         return {"error": refusal.envelope()["error"]["message"]}
 
-    def _done(self, content: str, thoughts: str, ending: Ending) -> dict[str, Any]:
+    def _done(self, said: Said, ending: Ending) -> dict[str, Any]:
         return {
-            **self.part(content, thoughts, extra=ending.extra),
+            **self.part(replace(said, extra=ending.extra)),
             "done": True,
             "done_reason": finish_reason(ending.stop_reason),
             "total_duration": _ns(ending.read_s + ending.write_s),

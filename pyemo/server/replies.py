@@ -8,7 +8,7 @@ from typing import Any
 
 from pyemo.engine.tickets import Ticket
 from pyemo.engine.tokens import Token
-from pyemo.server.answers import Ending, Head, Shape, usage
+from pyemo.server.answers import Ending, Head, Said, Shape, usage
 from pyemo.server.parts import Parts
 from pyemo.server.readings import RegimeLight, mean_gauges, reading
 from pyemo.server.refusals import Refusal, refusal_of
@@ -125,24 +125,16 @@ class Answer:
         extra = None
         if asked.is_live:
             extra = reading(tokens[-1], self._light.push(tokens[-1]))
-        part = self._shape.part(
-            "".join(contents),
-            "".join(thoughts),
-            tokens=tokens,
-            has_logprobs=asked.has_logprobs,
-            extra=extra,
-            is_first=is_first,
-        )
-        return self._shape.encoded(part)
+        told = tokens if asked.has_logprobs else None
+        said = Said("".join(contents), "".join(thoughts), told, extra, is_first)
+        return self._shape.encoded(self._shape.part(said))
 
     def _last(self, ticket: Ticket, is_first: bool) -> list[bytes]:
         content, thoughts = self._rest(ticket)
         refusal = self._refusal(ticket)
         parts = self._shape.last(
-            content,
-            thoughts,
+            Said(content, thoughts, is_first=is_first),
             self._ending(ticket),
-            is_first=is_first,
             include_usage=self._live.asked.include_usage and refusal is None,
         )
         if refusal is not None:
@@ -157,13 +149,9 @@ class Answer:
             if asked.is_live:
                 self._light.push(token)
         self._rest(ticket)
-        return self._shape.whole(
-            self._parts.answer,
-            self._parts.thoughts,
-            self._ending(ticket),
-            tokens=ticket.tokens,
-            has_logprobs=asked.has_logprobs,
-        )
+        told = ticket.tokens if asked.has_logprobs else None
+        said = Said(self._parts.answer, self._parts.thoughts, told)
+        return self._shape.whole(said, self._ending(ticket))
 
     def _rest(self, ticket: Ticket) -> tuple[str, str]:
         """Take in the text that no token carries."""
