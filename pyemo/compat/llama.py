@@ -305,27 +305,24 @@ class Llama:
             as :meth:`create_completion`.
         """
         check_call(others)
-        text = self._engine.model
-        completion = self._begin(
-            text.prompt_tokens(messages),
-            sampler=self._sampler(
-                seed,
-                temperature=temperature,
-                top_p=top_p,
-                min_p=min_p,
-                top_k=max(0, top_k),
-                repeat_penalty=repeat_penalty,
-                frequency_penalty=frequency_penalty,
-                presence_penalty=presence_penalty,
-            ),
-            uses_cache=seed is None,
-            max_tokens=max_tokens,
+        answer = self.create_completion(
+            self._engine.model.prompt_tokens(messages),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            stream=stream,
             stop=stop,
+            seed=seed,
+            max_tokens=max_tokens,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            model=model,
             logprobs=(top_logprobs or 0) if logprobs else None,
             steering=steering,
-            model=model,
         )
-        return as_chat_chunks(completion.chunks()) if stream else as_chat(completion.whole())
+        return as_chat(answer) if isinstance(answer, dict) else as_chat_chunks(answer)
 
     def create_chat_completion_openai_v1(
         self, messages: Sequence[Message], *, stream: bool = False, **settings: Any
