@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,11 @@ from pyemo.errors import (
     InputError,
     VectorError,
     VectorFileError,
-    VectorNotFoundError,
     VectorShapeError,
 )
 from pyemo.files.targets import checked_target, written_beside
-from pyemo.vectors.file import MAX_FILE_BYTES, MAX_LAYER, Float32Array, check_version, gguf_value
+from pyemo.vectors.file import MAX_FILE_BYTES, MAX_LAYER, Float32Array, check_version
+from pyemo.vectors.gguf_file import read_named, write_gguf
 from pyemo.vectors.gguf_header import (
     ALIGNMENT_KEY,
     ARCHITECTURE_KEY,
@@ -71,17 +70,7 @@ def read(path: str | os.PathLike[str]) -> CacheFile:
         VectorFileError: not a cache vector's file, damaged, or of a later format version.
         VectorShapeError: rows that are not finite float32 numbers.
     """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would block open()
-            refuse("is not a file; pass the path of a cache vector")
-        with open(path, "rb") as file:
-            return _read_open(file)
-    except FileNotFoundError:
-        raise VectorNotFoundError(f"no cache vector {shown_path(path)}; check the path") from None
-    except VectorError as error:
-        raise type(error)(f"cache vector {shown_path(path)} {error}") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise VectorFileError(f"cache vector {shown_path(path)} cannot be read: {error}") from error
+    return read_named(path, "cache vector", KIND, _read_open)
 
 
 def write(path: str | os.PathLike[str], cache_file: CacheFile) -> None:
@@ -176,22 +165,17 @@ def _place(tensor: TensorInfo) -> tuple[str, int]:
 
 
 def _write_gguf(path: Path, cache_file: CacheFile) -> None:
-    import gguf  # here: only writing needs it, and it takes a tenth of a second to import
-
-    writer = gguf.GGUFWriter(path, _ARCHITECTURE)
-    try:
-        fields = dict(cache_file.fields)
-        if cache_file.architecture:
-            fields[HINT_KEY] = cache_file.architecture
-        for key, value in sorted(fields.items()):
-            plain, kind, item_kind = gguf_value(key, value)
-            item_type = None if item_kind is None else gguf.GGUFValueType(item_kind)
-            writer.add_key_value(key, plain, gguf.GGUFValueType(kind), item_type)
-        for part, layers in (("value", cache_file.values), ("key", cache_file.keys)):
-            for layer, rows in sorted(layers.items()):
-                writer.add_tensor(f"{part}.{layer}", np.ascontiguousarray(rows))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+    fields = dict(cache_file.fields)
+    if cache_file.architecture:
+        fields[HINT_KEY] = cache_file.architecture
+    parts = (("value", cache_file.values), ("key", cache_file.keys))
+    write_gguf(
+        path,
+        _ARCHITECTURE,
+        sorted(fields.items()),
+        [
+            (f"{part}.{layer}", np.ascontiguousarray(rows))
+            for part, layers in parts
+            for layer, rows in sorted(layers.items())
+        ],
+    )

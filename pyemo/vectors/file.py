@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +22,13 @@ from pyemo.errors import (
     InputError,
     VectorError,
     VectorFileError,
-    VectorNotFoundError,
     VectorShapeError,
 )
 from pyemo.files.targets import checked_target, written_beside
+from pyemo.vectors.gguf_file import read_named, write_gguf
 from pyemo.vectors.gguf_header import (
     ALIGNMENT_KEY,
     ARCHITECTURE_KEY,
-    ARRAY,
-    NUMBERS,
-    STRING,
     FieldValue,
     Header,
     TensorInfo,
@@ -63,7 +59,7 @@ _KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 # one spelling for each layer: llama.cpp takes "direction.01" and "direction.1x" for layer 1 too
 _DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,9})")
 _GGML_F32 = 0
-_BOOL, _UINT32, _INT32, _INT64, _FLOAT64 = 7, 4, 5, 11, 12
+_INT32 = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +92,7 @@ def read(path: str | os.PathLike[str]) -> VectorFile:
         VectorFileError: not a control-vector file, damaged, or of a later format version.
         VectorShapeError: a direction is not float32, not one row, not finite, or of another width.
     """
-    try:
-        # a named pipe would block open(), a device would never end
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            refuse("is not a file; pass the path of a GGUF control vector")
-        with open(path, "rb") as file:
-            return _read_open(file)
-    except FileNotFoundError:
-        raise VectorNotFoundError(f"no vector file {shown_path(path)}; check the path") from None
-    except VectorError as error:
-        raise type(error)(f"vector file {shown_path(path)} {error}") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise VectorFileError(f"vector file {shown_path(path)} cannot be read: {error}") from error
+    return read_named(path, "vector file", "a GGUF control vector", _read_open)
 
 
 def check_target(path: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -313,42 +298,14 @@ def _check_writable(vector_file: VectorFile) -> None:
 
 
 def _write_gguf(path: Path, vector_file: VectorFile) -> None:
-    import gguf  # here: only writing needs it, and it takes a tenth of a second to import
-
-    writer = gguf.GGUFWriter(path, _ARCHITECTURE)
-    try:
-        writer.add_string(_MODEL_HINT_KEY, vector_file.model_hint)
-        writer.add_uint32(_LAYER_COUNT_KEY, len(vector_file.directions))
-        for key, value in sorted(vector_file.fields.items()):
-            plain, kind, item_kind = gguf_value(key, value)
-            item_type = None if item_kind is None else gguf.GGUFValueType(item_kind)
-            writer.add_key_value(key, plain, gguf.GGUFValueType(kind), item_type)
-        for layer, direction in sorted(vector_file.directions.items()):
-            writer.add_tensor(f"direction.{layer}", direction)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
-
-
-def gguf_value(key: str, value: FieldValue) -> tuple[object, int, int | None]:
-    """Return a field as plain Python, its GGUF type, and the type of an array's items."""
-    if isinstance(value, bool):
-        return value, _BOOL, None
-    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
-        return value, (_UINT32 if 0 <= value < 1 << 32 else _INT64), None
-    if isinstance(value, float):
-        return value, _FLOAT64, None
-    if isinstance(value, str) and value:
-        return value, STRING, None
-    if isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
-        return list(value), ARRAY, STRING
-    if isinstance(value, np.ndarray) and value.ndim == 1 and value.size:
-        for kind, dtype in NUMBERS.items():
-            if value.dtype == dtype:
-                return value.tolist(), ARRAY, kind
-    raise VectorFileError(
-        f"has the field {shown(key)} of value {shown(value)}; a field is text, a number, a tuple "
-        "of texts or a NumPy row of numbers, and not empty"
+    structure: list[tuple[str, FieldValue]] = [
+        (_MODEL_HINT_KEY, vector_file.model_hint),
+        (_LAYER_COUNT_KEY, len(vector_file.directions)),
+    ]
+    directions = sorted(vector_file.directions.items())
+    write_gguf(
+        path,
+        _ARCHITECTURE,
+        [*structure, *sorted(vector_file.fields.items())],
+        [(f"direction.{layer}", direction) for layer, direction in directions],
     )
