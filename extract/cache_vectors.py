@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +20,14 @@ from pyemo.emotions import resolve
 from pyemo.engine.engine import Engine
 from pyemo.errors import InputError
 from pyemo.extract.cache_tail import CacheTail, FrozenPrompt
+from pyemo.extract.descent import (
+    Rounds,
+    StepProgress,
+    Watched,
+    check_choices,
+    descend,
+)
 from pyemo.extract.steered_tail import ReplyTokens
-from pyemo.extract.training import StepProgress, Watched
 from pyemo.extract.training_model import load_for_training
 from pyemo.extract.transformers_loading import Words
 from pyemo.texts.replies import ReplyPrompt, reply_prompts
@@ -58,15 +64,7 @@ class CacheChoices:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, is_count = getattr(self, field.name), field.type == "int"
-            least = 0 if field.name == "seed" else 1 if is_count else 1e-9
-            kinds = (int,) if is_count else (int, float)
-            if type(value) not in kinds or not least <= value <= 1_000_000:
-                raise InputError(
-                    f"{field.name} = {value!r}; it must be a {'whole ' if is_count else ''}number "
-                    f"from {least:g} on"
-                )
+        check_choices(self, ("seed",))
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +220,6 @@ class CacheTrainer:
         units = self._units(texts)
         rows = [torch.zeros_like(like).requires_grad_(True) for _, like in units]
         sizes = [unit for unit, _ in units]
-        optimizer = torch.optim.Adam(rows, lr=chosen.rate, betas=(0.9, 0.98))
 
         def moved() -> list[torch.Tensor]:
             return [row * size for row, size in zip(rows, sizes, strict=True)]
@@ -237,48 +234,45 @@ class CacheTrainer:
             return float(torch.cat(parts).mean())
 
         base = levels(held, 0.0), levels(plain, 0.0)
-        watched = [Watched(0, 0.0, 0.0)]
-        best, kept, idle, step = watched[0], [row.detach().clone() for row in moved()], 0, 0
-        random, queue = np.random.default_rng(chosen.seed), list[int]()
-        for step in range(1, chosen.steps + 1):
-            while len(queue) < chosen.batch:
-                queue += [int(i) for i in random.permutation(len(texts))]
-            batch, queue = queue[: chosen.batch], queue[chosen.batch :]
-            optimizer.zero_grad()
-            loss = self._tail.nll([texts[i] for i in batch], moved()).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        rounds = Rounds(np.random.default_rng(chosen.seed), len(texts))
+
+        def loss() -> torch.Tensor:
+            batch = [texts[i] for i in rounds.take(chosen.batch)]
+            return self._tail.nll(batch, moved()).mean()
+
+        def limit() -> None:
             with torch.no_grad():
                 for row in rows:  # a row of root mean square 1 is as long as its layer's values
                     length = row.square().mean((0, 2), keepdim=True).sqrt()
                     row.mul_((chosen.cap / length.clamp_min(1e-9)).clamp_max(1.0))
-            if progress is not None:
-                gone = time.monotonic() - began
-                progress(step, chosen.steps, gone / step * (chosen.steps - step))
-            if step % chosen.evaluate_every and step != chosen.steps:
-                continue
-            watched.append(Watched(step, base[0] - levels(held, 1.0), levels(plain, 1.0) - base[1]))
-            if watched[-1].merit > best.merit:
-                best, kept, idle = watched[-1], [row.detach().clone() for row in moved()], 0
-            else:
-                idle += 1
-            if idle >= chosen.patience:
-                break
-        seconds = time.monotonic() - began
+
+        def evaluate(step: int) -> Watched:
+            return Watched(step, base[0] - levels(held, 1.0), levels(plain, 1.0) - base[1])
+
+        went = descend(
+            rows,
+            chosen,
+            Watched(0, 0.0, 0.0),
+            loss=loss,
+            limit=limit,
+            evaluate=evaluate,
+            began=began,
+            progress=progress,
+        )
         recipe = "".join(
             f"{key} = {value}\n"
             for key, value in {
                 **asdict(chosen),
-                "steps_taken": step,
-                "step": best.step,
-                "watch_gain": round(best.gain, 4),
-                "watch_damage": round(best.damage, 4),
+                "steps_taken": went.n_steps,
+                "step": went.best.step,
+                "watch_gain": round(went.best.gain, 4),
+                "watch_damage": round(went.best.damage, 4),
             }.items()
         )
         vector = CacheVector(
             {
-                layer: row.transpose(0, 1).flatten(1).cpu().double().numpy()
-                for layer, row in enumerate(kept)
+                layer: (row * size).transpose(0, 1).flatten(1).cpu().double().numpy()
+                for layer, (row, size) in enumerate(zip(went.kept, sizes, strict=True))
             },
             cells=self.cells,
             tokens=self._words.prompt_tokens("Hi")[self.cells[0] : -1],
@@ -287,7 +281,7 @@ class CacheTrainer:
                 emotion=name, recipe='method = "trained cache"\n' + recipe, strength=1.0
             ).with_source(self.source),
         )
-        return TrainedCache(vector, tuple(watched), step, seconds)
+        return TrainedCache(vector, went.watched, went.n_steps, went.seconds)
 
     def _replies(self, voice: str, prompts: Sequence[ReplyPrompt]) -> list[FrozenPrompt]:
         texts = []

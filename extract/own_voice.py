@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pyemo.errors import InputError
+from pyemo.extract.descent import StepProgress
 from pyemo.extract.recipe import provenance_of
-from pyemo.extract.training import StepProgress, Trained
+from pyemo.extract.training import Trained
 from pyemo.extract.voices import VoiceReply, VoiceTrainer
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
 from pyemo.texts.pairs import LEAST_PAIRS, ReplyPair, ReplyPairs

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pyemo.errors import InputError
+from pyemo.extract.descent import Rounds, StepProgress, Watched, check_choices, descend
 from pyemo.extract.steered_tail import Frozen, ReplyTokens, SteeredTail
 
 if TYPE_CHECKING:
     import torch
 
 _MAY_BE_NOUGHT = ("plain_batch", "contrast_batch", "damage", "contrast", "seed")
-
-StepProgress = Callable[[int, int, float], None]
-"""Told (steps done, steps at most, seconds to go at most)."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,7 @@ class TrainingChoices:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, is_count = getattr(self, field.name), field.type == "int"
-            least = 0 if field.name in _MAY_BE_NOUGHT else 1 if is_count else 1e-9
-            kinds = (int,) if is_count else (int, float)
-            if type(value) not in kinds or not least <= value <= 1_000_000:
-                raise InputError(
-                    f"recipe, training: {field.name} = {value!r}; it must be a "
-                    f"{'whole ' if is_count else ''}number from {least:g} on"
-                )
+        check_choices(self, _MAY_BE_NOUGHT, "recipe, training: ")
         if self.low > self.high:
             raise InputError(f"recipe, training: low = {self.low} is above high = {self.high}")
 
@@ -91,20 +81,6 @@ class VoiceTokens:
     own: ReplyTokens
     plain: ReplyTokens
     contrasts: tuple[ReplyTokens, ...] = ()
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What an evaluation on the watch replies saw, nats per token."""
-
-    step: int
-    gain: float
-    damage: float
-
-    @property
-    def merit(self) -> float:
-        """What is maximised: the gain, less what plain replies lose."""
-        return self.gain - max(0.0, self.damage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,42 +124,25 @@ def train(
     Raises:
         InputError: the voice's replies do not differ from the plain ones in their mean.
     """
-    import torch
-
     began = time.monotonic()
     job = _Job(tail, np.asarray(residual_norms, dtype=np.float64), texts, watch, choices)
     rows = job.start().requires_grad_(True)
-    optimizer = torch.optim.Adam([rows], lr=choices.rate, betas=(0.9, 0.98))
-    watched = [job.evaluate(rows, 0)]
-    best, kept = watched[0], rows.detach().clone()
-    idle, stopped, step = 0, "the steps were used up", 0
-    for step in range(1, choices.steps + 1):
-        optimizer.zero_grad()
-        loss = job.loss(rows)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if rows.grad is None or not bool(torch.isfinite(loss + rows.grad.sum())):
-            stopped = f"step {step} gave numbers that are not finite"
-            break
-        optimizer.step()
-        job.limit(rows)
-        if progress is not None:
-            gone = time.monotonic() - began
-            progress(step, choices.steps, gone / step * (choices.steps - step))
-        if step % choices.evaluate_every and step != choices.steps:
-            continue
-        watched.append(job.evaluate(rows, step))
-        if watched[-1].merit > best.merit:
-            best, kept, idle = watched[-1], rows.detach().clone(), 0
-        else:
-            idle += 1
-        if idle >= choices.patience:
-            stopped = "the watch replies gained no more"
-            break
-    found = kept.double().cpu().numpy()
+    went = descend(
+        [rows],
+        choices,
+        job.evaluate(rows, 0),
+        loss=lambda: job.loss(rows),
+        limit=lambda: job.limit(rows),
+        evaluate=lambda step: job.evaluate(rows, step),
+        began=began,
+        progress=progress,
+    )
+    found = went.kept[0].double().cpu().numpy()
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     dose = float(lengths.mean() / math.sqrt(tail.n_embd))
-    seconds = time.monotonic() - began
-    return Trained(found / lengths, dose, tuple(watched), best, stopped, step, seconds)
+    return Trained(
+        found / lengths, dose, went.watched, went.best, went.stopped, went.n_steps, went.seconds
+    )
 
 
 class _Job:
@@ -219,7 +178,7 @@ class _Job:
         self._contrast_nll = self._levels(self._contrast, nothing)
         self._watch_own_nll = self._levels(self._watch_own, nothing)
         self._watch_plain_nll = self._levels(self._watch_plain, nothing)
-        self._queue: list[int] = []
+        self._rounds = Rounds(self._random, len(self._own))
 
     def start(self) -> torch.Tensor:
         """Return the mean difference of own and plain replies at the starting dose."""
@@ -243,7 +202,7 @@ class _Job:
         import torch
 
         choices = self._choices
-        own = self._next(choices.batch)
+        own = self._rounds.take(choices.batch)
         plain = self._pick(choices.plain_batch if choices.damage else 0, len(self._plain))
         n_contrast = choices.contrast_batch if choices.contrast else 0
         contrast = self._pick(n_contrast, len(self._contrast))
@@ -297,13 +256,6 @@ class _Job:
 
         given = torch.tensor(scales, dtype=torch.float32, device=self._tail.device)
         return self._tail.nll(texts, given, rows * self._units)
-
-    def _next(self, n: int) -> list[int]:
-        """Return the next replies of a random order in which each comes once a round."""
-        while len(self._queue) < n:
-            self._queue += [int(i) for i in self._random.permutation(len(self._own))]
-        taken, self._queue = self._queue[:n], self._queue[n:]
-        return taken
 
     def _pick(self, n: int, n_all: int) -> list[int]:
         return [int(i) for i in self._random.choice(n_all, min(n, n_all), replace=False)]

@@ -21,10 +21,10 @@ from pyemo.emotions import EMOTIONS, near_neighbours, resolve
 from pyemo.engine.sampling import SamplerParams
 from pyemo.errors import InputError, VectorError
 from pyemo.extract.backend import Written
+from pyemo.extract.descent import StepProgress
 from pyemo.extract.extraction import Neutral, projections, read_neutral
 from pyemo.extract.steered_tail import ReplyTokens, SteeredTail
 from pyemo.extract.training import (
-    StepProgress,
     Trained,
     TrainingChoices,
     VoiceTokens,

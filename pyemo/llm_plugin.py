@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 import llm
@@ -116,7 +116,7 @@ class PyemoModel(llm.Model):
         from pyemo.guard import Guard
         from pyemo.moods.builder import steering_of, title_of
 
-        options = prompt.options
+        options = cast("PyemoModel.Options", prompt.options)
         kept = _kept_options(prompt)
         mood = {
             name: kept.get(name) if getattr(options, name) is None else getattr(options, name)
