@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny_models import build_tiny
 
 from pyemo import Chat, ControlVector, Engine, Model, SamplerParams, Steering
-from pyemo.engine.rows import ReplyLimits
+from pyemo.engine.row import ReplyLimits
 from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.tickets import Request, Ticket
 from pyemo.errors import ContextFullError, DecodeAbortedError, PyemoError, SequenceLimitError

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
-from pyemo.engine.rows import ReplyLimits, Row, run
+from pyemo.engine.row import ReplyLimits, Row
+from pyemo.engine.rows import run
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steps import step_many
 from pyemo.engine.threads import Threads

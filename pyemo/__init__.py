@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from pyemo.engine.gauges import Gauge, GaugeReading
     from pyemo.engine.model import Model
     from pyemo.engine.replies import Reply
-    from pyemo.engine.rows import ReplyLimits
+    from pyemo.engine.row import ReplyLimits
     from pyemo.engine.rules import Condition
     from pyemo.engine.sampling import SamplerParams
     from pyemo.engine.scheduler import Scheduler
     from pyemo.engine.schedules import HalfLife, Ramp
     from pyemo.engine.sequence import Sequence
-    from pyemo.engine.steering import Steering, SteeringTerm
+    from pyemo.engine.steering import Steering
+    from pyemo.engine.terms import SteeringTerm
     from pyemo.engine.tickets import Request, Ticket
     from pyemo.engine.tokens import Token
     from pyemo.errors import PyemoError
@@ -72,14 +73,14 @@ _HOMES = {
     "PyemoError": "pyemo.errors",
     "Ramp": "pyemo.engine.schedules",
     "Reply": "pyemo.engine.replies",
-    "ReplyLimits": "pyemo.engine.rows",
+    "ReplyLimits": "pyemo.engine.row",
     "Request": "pyemo.engine.tickets",
     "SamplerParams": "pyemo.engine.sampling",
     "Scheduler": "pyemo.engine.scheduler",
     "Score": "pyemo.measures.perplexity",
     "Sequence": "pyemo.engine.sequence",
     "Steering": "pyemo.engine.steering",
-    "SteeringTerm": "pyemo.engine.steering",
+    "SteeringTerm": "pyemo.engine.terms",
     "Ticket": "pyemo.engine.tickets",
     "Token": "pyemo.engine.tokens",
 }

@@ -23,7 +23,7 @@ from pyemo.compat.moods import Written, mood_of
 from pyemo.engine.engine import Engine
 from pyemo.engine.messages import Message
 from pyemo.engine.model import Model
-from pyemo.engine.rows import ReplyLimits
+from pyemo.engine.row import ReplyLimits
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.steering import Steering

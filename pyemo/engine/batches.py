@@ -19,7 +19,8 @@ from pyemo.engine import scopes
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
 from pyemo.engine.mood import OFF
-from pyemo.engine.rows import ReplyLimits, Row, run
+from pyemo.engine.row import ReplyLimits, Row
+from pyemo.engine.rows import run
 from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.engine.sequence import Sequence as EngineSequence
 from pyemo.engine.steering import Steering

@@ -20,7 +20,8 @@ from pyemo.engine.gauges import Gauge
 from pyemo.engine.messages import Message
 from pyemo.engine.mood import OFF
 from pyemo.engine.replies import Reply, finish
-from pyemo.engine.rows import ReplyLimits, groups
+from pyemo.engine.row import ReplyLimits
+from pyemo.engine.rows import groups
 from pyemo.engine.sampling import STANDARD, SamplerParams, chosen
 from pyemo.engine.scopes import Segments
 from pyemo.engine.sequence import Sequence

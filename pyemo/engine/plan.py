@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 
 from pyemo.engine.replies import Reply
-from pyemo.engine.rows import Row
+from pyemo.engine.row import Row
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.tickets import Ticket
 

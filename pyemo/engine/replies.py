@@ -13,7 +13,8 @@ import numpy.typing as npt
 from pyemo import _core
 from pyemo.engine.base_sequence import BaseSequence
 from pyemo.engine.gauges import GaugeReading
-from pyemo.engine.rows import ReplyLimits, Row, StopReason, run, turn
+from pyemo.engine.row import ReplyLimits, Row, StopReason
+from pyemo.engine.rows import run, turn
 from pyemo.engine.scopes import Kind
 from pyemo.engine.tokens import TextStream, Token, TokenLogprob, text_of
 from pyemo.errors import ContextFullError

@@ -6,7 +6,7 @@ from collections.abc import Sequence as SequenceABC
 
 from pyemo.engine.cached_sequence import CachedSequence
 from pyemo.engine.replies import Reply, make_token
-from pyemo.engine.rows import ReplyLimits
+from pyemo.engine.row import ReplyLimits
 from pyemo.engine.steps import step_many
 from pyemo.engine.tokens import Token
 from pyemo.errors import all_calls_named

@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeAlias
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.mood import OFF
 from pyemo.engine.replies import Reply
-from pyemo.engine.rows import ReplyLimits, StopReason
+from pyemo.engine.row import ReplyLimits, StopReason
 from pyemo.engine.sampling import SamplerParams, chosen
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.steering import Steering

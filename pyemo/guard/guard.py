@@ -21,7 +21,8 @@ from pyemo.engine.engine import Engine, Prompt
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.mood import OFF
 from pyemo.engine.replies import Reply, finish
-from pyemo.engine.rows import ReplyLimits, Row, groups
+from pyemo.engine.row import ReplyLimits, Row
+from pyemo.engine.rows import groups
 from pyemo.engine.sampling import SamplerParams, chosen
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.steering import Steering

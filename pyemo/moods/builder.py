@@ -13,7 +13,8 @@ from pyemo.choices import CONSTANT, OF_UNIT_DIRECTION, OPERATORS, Operator, Vect
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
 from pyemo.engine.rules import Rule
-from pyemo.engine.steering import Steering, SteeringTerm
+from pyemo.engine.steering import Steering
+from pyemo.engine.terms import SteeringTerm
 from pyemo.errors import InputError, VectorError
 from pyemo.moods.grammar import VectorSpec, parse_layers, parse_schedule, parse_vector_spec
 from pyemo.moods.options import AUTO, MoodOptions

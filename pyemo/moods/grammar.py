@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pyemo.choices import CONSTANT, OPERATORS, SCHEDULE_FORMS, Operator
 from pyemo.engine.schedules import SCHEDULE_TYPES, Schedule
-from pyemo.engine.steering import MOST_LAYERS, check_layers
+from pyemo.engine.terms import MOST_LAYERS, check_layers
 from pyemo.errors import InputError, names_bad_calls
 
 

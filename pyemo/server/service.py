@@ -17,7 +17,7 @@ from typing import Any
 import pyemo
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
-from pyemo.engine.rows import ReplyLimits
+from pyemo.engine.row import ReplyLimits
 from pyemo.engine.scheduler import ROW_BUDGET, Scheduler
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.tickets import MakeReply, Request, Ticket, plain_reply

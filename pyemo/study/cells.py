@@ -20,7 +20,8 @@ import numpy as np
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
 from pyemo.engine.model_file import ModelFile, load_model
-from pyemo.engine.rows import ReplyLimits, Row, run
+from pyemo.engine.row import ReplyLimits, Row
+from pyemo.engine.rows import run
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.extract.backend import Passage

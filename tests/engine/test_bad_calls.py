@@ -25,7 +25,7 @@ from pyemo import (
     Steering,
 )
 from pyemo.engine.batches import Job, continue_many
-from pyemo.engine.steering import SteeringTerm
+from pyemo.engine.terms import SteeringTerm
 from pyemo.errors import InputError
 from pyemo.guard import Guard
 from pyemo.moods.grammar import parse_layers, parse_schedule

@@ -12,7 +12,7 @@ from engines import random_vector
 from pyemo import ControlVector, Engine, HalfLife, SamplerParams, Steering
 from pyemo.engine.mood import OFF
 from pyemo.engine.prompt_cache import WORTH
-from pyemo.engine.rows import ReplyLimits
+from pyemo.engine.row import ReplyLimits
 from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.tickets import Request, Ticket
 from pyemo.vectors.metadata import VectorMetadata

@@ -11,7 +11,8 @@ from tiny_models import TinyModel
 
 from pyemo import Engine, Model, SamplerParams
 from pyemo.engine import rows as loop
-from pyemo.engine.rows import ReplyLimits, Row, groups, run, turn
+from pyemo.engine.row import ReplyLimits, Row
+from pyemo.engine.rows import groups, run, turn
 from pyemo.errors import ContextFullError
 
 N = 12

@@ -14,7 +14,7 @@ from measured_vectors import measured
 from tiny_models import TinyModel
 
 from pyemo import Condition, Engine, SamplerParams, Steering, Token
-from pyemo.engine.rows import ReplyLimits
+from pyemo.engine.row import ReplyLimits
 from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.steps import step_many

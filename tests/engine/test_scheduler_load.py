@@ -11,7 +11,7 @@ from collections.abc import Callable
 from engines import random_vector
 
 from pyemo import Engine, SamplerParams, Steering
-from pyemo.engine.rows import ReplyLimits
+from pyemo.engine.row import ReplyLimits
 from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.tickets import Request, Ticket
 

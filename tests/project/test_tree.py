@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,11 @@ def test_every_file_of_a_room_is_shown_with_what_it_is(room: str) -> None:
 def test_no_room_is_said_with_those_there_are() -> None:
     with pytest.raises(SystemExit, match=r"no room 'attic'; there are csrc, .*engine"):
         TREE.files("attic")
+
+
+def test_five_files_of_700_lines_show_how_a_mood_reaches_a_row() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    path = re.findall(r"^\d\. `([\w/.]+)`: ", page.split("## Where to start reading")[1], re.M)[:5]
+    assert len(path) == 5
+    lines = [len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in path]
+    assert sum(lines) <= 700, dict(zip(path, lines, strict=True))
