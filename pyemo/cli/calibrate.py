@@ -13,7 +13,7 @@ from pyemo.cli import output
 from pyemo.cli.calibrate_job import Calibrations
 from pyemo.cli.job_options import Workers, workers_options
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
-from pyemo.cli.trial_options import prompts_option, read_prompts
+from pyemo.cli.trial_options import judge_option, prompts_option, read_prompts
 from pyemo.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,13 +64,7 @@ class Target:
     metavar="N,N",
     help="Tokens of the texts: the first searches, and each gets a window of its own.",
 )
-@click.option(
-    "--judge",
-    default="minilm",
-    show_default=True,
-    metavar="NAME",
-    help="Who says whether the text moved: minilm, or another judge of docs/strengths.md.",
-)
+@judge_option(takes_none=False)
 @click.option(
     "--system-line",
     metavar="TEXT",
@@ -106,7 +100,8 @@ def calibrate(
     VECTOR is a file, an emotion whose vector is bundled, or a folder of files. For each length of
     text the window and the recommended strength are written into the file with what they rest on,
     so that `run` needs no --strength. They hold for this model file alone, greedy and with the
-    default sampler. A file is replaced whole or not at all, each when it is done: the same command
+    default sampler. A vector that was trained keeps the strength of its training where that is
+    surgical. A file is replaced whole or not at all, each when it is done: the same command
     again goes on where a run was stopped. With --scheduler the work runs on a Dask cluster whose
     workers have pyemo and the model file.
 
@@ -153,13 +148,13 @@ def calibrate_files(
 ) -> list[dict[str, Any]]:
     """Calibrate vector files in place with all defaults, for ``extract --calibrate``."""
     from pyemo.engine.model import Model
-    from pyemo.judges import DEFAULT_JUDGE
+    from pyemo.judges import default_judge
     from pyemo.strengths.calibration import LENGTHS
     from pyemo.vectors.control_vector import ControlVector
 
     loaded = Model.load(model)
     how = Calibrations(
-        loaded, model, DEFAULT_JUDGE, read_prompts(None), LENGTHS, False, threads, as_json
+        loaded, model, default_judge(), read_prompts(None), LENGTHS, False, threads, as_json
     )
     found = [ControlVector.load(path, loaded) for path in paths]
     how.run([([("", v)], path) for v, path in zip(found, paths, strict=True)], workers)

@@ -251,6 +251,7 @@ def _describe(vector: ControlVector, result: CalibrationResult) -> dict[str, Any
             for one in result.calibrations
         ],
         "voices": [voice.as_json() for voice in result.voices],
+        "judge": result.judge,
         "effect": result.emotion,
         "reason": result.reason or None,
         "trials": [describe_trial(trial) for trial in result.trials],
@@ -289,7 +290,7 @@ def _windows(result: CalibrationResult) -> str:
         f"{one.n_tokens} tokens"
         for one in result.calibrations
     ]
-    emotion = f"judged emotion {_judged(result):+.3f}"
+    emotion = f"judged emotion {_judged(result):+.3f} ({result.judge})"
     voice = [in_words(result.voices[0])] if result.voices else []
     return "; ".join([*found, *filter(None, [result.reason]), emotion, *voice])
 

@@ -18,7 +18,7 @@ from pyemo.cli.options import (
     model_option,
     threads_option,
 )
-from pyemo.cli.trial_options import load_judge, prompts_option, read_prompts
+from pyemo.cli.trial_options import judge_option, load_judge, prompts_option, read_prompts
 from pyemo.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,13 +78,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=int, default=0, show_default=True, metavar="N", help="Of the texts' draws."
 )
-@click.option(
-    "--judge",
-    default="minilm",
-    show_default=True,
-    metavar="NAME",
-    help="Who says whether the text moved: minilm, another judge of docs/strengths.md, or none.",
-)
+@judge_option(takes_none=True)
 @click.option(
     "--voice",
     is_flag=True,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyemo.cli import output
 from pyemo.errors import InputError
 from pyemo.files.inputs import read_text
 
@@ -40,6 +41,30 @@ def read_prompts(path: str | None) -> tuple[str, ...]:
     if not found:
         raise InputError(f"prompts {path!r} has no line with a prompt; write one a line")
     return found
+
+
+def judge_option(*, takes_none: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add ``--judge``, whose value is a name: without one that of the judge that is there."""
+    none = ", or none" if takes_none else ""
+    return click.option(
+        "--judge",
+        metavar="NAME",
+        callback=lambda _context, _option, value: _judge_name() if value is None else value,
+        help=f"Who says whether the text moved: voice, another judge of docs/strengths.md{none}.  "
+        "[default: voice; minilm without scikit-learn]",
+    )
+
+
+def _judge_name() -> str:
+    from pyemo.judges import default_judge
+
+    name = default_judge()
+    if name != "voice":
+        output.note(
+            f"judged by {name}: the judge of voices agrees better with readers and needs "
+            "scikit-learn, pip install 'pyemo[judge]'"
+        )
+    return name
 
 
 def load_judge(name: str) -> Judge | None:

@@ -1,7 +1,7 @@
 """Independent judges of a text's emotion: what an effect of steering is shown with.
 
 Four kinds behind one interface, none of which sees a steered model's inside: a sentence embedding
-beside scenes (the default) or beside replies in a voice, the forced choice of another language
+beside replies in a voice (the default) or beside scenes, the forced choice of another language
 model than the steered one, and a Hugging Face text classifier. :func:`accuracy` and
 :func:`voice_accuracy` say how far a judge can be trusted; docs/measurements/judges.md publishes it.
 
@@ -11,6 +11,7 @@ One file each; a new judge is a file and a line of :data:`JUDGES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pyemo.errors import InputError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from pyemo.engine.engine import Engine
 
 __all__ = [
-    "DEFAULT_JUDGE",
     "JUDGES",
     "NEUTRAL_REFERENCES",
     "ClassifierJudge",
@@ -46,14 +46,13 @@ __all__ = [
     "TextEmbedder",
     "VoiceJudge",
     "accuracy",
+    "default_judge",
     "load_judge",
     "nearer",
     "pair_accuracy",
     "voice_accuracy",
     "voice_pair_accuracy",
 ]
-
-DEFAULT_JUDGE = "minilm"
 
 
 def _forced_choice(model: str, engine: Engine | None) -> Judge:
@@ -82,16 +81,26 @@ def judge_forms() -> str:
     return f"{', '.join(forms)} or {last}"
 
 
-def load_judge(name: str = DEFAULT_JUDGE, engine: Engine | None = None) -> Judge:
-    """Return the judge of that name: ``minilm``, ``voice``, ``forced-choice:MODEL`` or
+def default_judge() -> str:
+    """Return the judge that agrees best with blind readers: "voice", or "minilm" without its need.
+
+    Both know the 20 emotions and read the same embeddings; ``voice`` needs scikit-learn besides.
+    """
+    return "minilm" if find_spec("sklearn") is None else "voice"
+
+
+def load_judge(name: str | None = None, engine: Engine | None = None) -> Judge:
+    """Return the judge of that name: ``voice``, ``minilm``, ``forced-choice:MODEL`` or
     ``classifier:MODEL``.
 
     Args:
+        name: None for :func:`default_judge`.
         engine: for ``forced-choice`` without a model: an open engine of the judging model.
     Raises:
         InputError: another name, or see the classes.
         MissingExtraError: what the judge needs is not installed.
     """
+    name = default_judge() if name is None else name
     kind, _, model = name.partition(":")
     if kind in JUDGES:
         takes, make = JUDGES[kind]

@@ -1,4 +1,4 @@
-"""The default judge: how near a text lies to an emotion's vignettes by sentence embedding."""
+"""The judge of scenes: how near a text lies to an emotion's vignettes by sentence embedding."""
 
 from __future__ import annotations
 

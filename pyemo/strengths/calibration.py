@@ -42,11 +42,15 @@ SAMPLERS = (replace(STANDARD, temperature=0), STANDARD)
 LENGTHS = (48, 128, 256)
 """... and texts of these lengths: the first searches, and each has a window of its own."""
 STEPS_PER_DOUBLING = 2
-"""Strengths that are tried are 0.01 * 2 ** (k / 2): a window's ends are known to within 41%."""
+"""Strengths that are tried are base * 2 ** (k / 2): a window's ends are known to within 41%."""
+BASE = 0.01
+"""... where the base is the strength that a vector's training recommends, or this without one."""
 START_DOSE = 0.08
 """Dose at which the search begins; of about the right size for every model so far."""
 MAX_STRIDE = 8
 """Steps from there that are tried at most: four doublings, up or down."""
+OWN_STEP = 0
+"""The step of the strength that a vector's training recommends."""
 N_TOPS = 4
 """Steps from the strongest coherent one down at which the text must move, or there is no window."""
 
@@ -64,6 +68,7 @@ class CalibrationResult:
             is surgical has none.
         reason: in words what has none, and why; "" if every length has one.
         trials: all that was tried, by ascending strength and length.
+        judge: the judge's name; its scores are ``emotion``'s unit.
         voices: what the recommended strengths do to written replies, for each calibration; empty
             for a vector of none of the 20 emotions, and on an engine without room for a reply.
     """
@@ -72,6 +77,7 @@ class CalibrationResult:
     calibrations: tuple[Calibration, ...]
     reason: str
     trials: tuple[Trial, ...]
+    judge: str = ""
     voices: tuple[VoiceReading, ...] = ()
 
     @property
@@ -154,7 +160,8 @@ class Calibrator:
         text downwards, strengths are then confirmed with every prompt answered by every sampler,
         until every length has one that is surgical. That is the upper end of the length's window.
         Recommended is the strength in the window with the most judged emotion, of those that were
-        tried and are confirmed too.
+        tried and are confirmed too; but that of its training, where the vector has one and it is
+        confirmed: it was chosen by readers, who hear more than a judge.
 
         Raises:
             InputError: the vector names no emotion that the judge knows.
@@ -163,10 +170,13 @@ class Calibrator:
         """
         check_vector(vector, self.engine.model, self._judge)
         dose = vector.dose(1.0)
-        start = START_DOSE / dose if dose > 0 else strength_at(0)
-        first = round(STEPS_PER_DOUBLING * math.log2(start / 0.01))
-        search = _Search(self._trials, self._full, self._lengths, vector, self._on_trial)
-        return self._with_voices(vector, search.run(self._describe(), first))
+        start = START_DOSE / dose if dose > 0 else BASE
+        first = round(STEPS_PER_DOUBLING * math.log2(start / BASE))
+        own = vector.metadata.strength if self._line is None else None
+        search = _Search(self._trials, self._full, self._lengths, vector, own, self._on_trial)
+        first = OWN_STEP if own is not None else first
+        found = replace(search.run(self._describe(), first), judge=self._judge.name)
+        return self._with_voices(vector, found)
 
     def _with_voices(self, vector: ControlVector, found: CalibrationResult) -> CalibrationResult:
         """Return it with what the recommended strengths do to replies, in the evidence too."""
@@ -272,9 +282,9 @@ def calibrate(
     return Calibrator(engine, judge, prompts=prompts, lengths=lengths).calibrate(vector)
 
 
-def strength_at(step: int) -> float:
-    """Return the strength of a step of the ladder, three significant digits."""
-    return float(f"{0.01 * 2 ** (step / STEPS_PER_DOUBLING):.3g}")
+def strength_at(step: int, base: float = BASE) -> float:
+    """Return the strength of a step of the ladder, three significant digits; step 0 is the base."""
+    return float(f"{base * 2 ** (step / STEPS_PER_DOUBLING):.3g}") if step else base
 
 
 def sampler_words(sampler: SamplerParams) -> str:
@@ -326,7 +336,11 @@ def _last_true(
 
 
 class _Search:
-    """One vector's search over the ladder of strengths; steps are its rungs."""
+    """One vector's search over the ladder of strengths; steps are its rungs.
+
+    Args:
+        own: the strength that the vector's training recommends, through which the ladder goes then.
+    """
 
     def __init__(
         self,
@@ -334,12 +348,14 @@ class _Search:
         full: Trials,
         lengths: tuple[int, ...],
         vector: ControlVector,
+        own: float | None,
         on_trial: Callable[[Trial], None] | None,
     ) -> None:
         self._trials = trials
         self._full = full
         self._lengths = lengths
         self._vector = vector
+        self._own = own
         self._on_trial = on_trial
         self._short: dict[int, Trial] = {}
         self._long: dict[int, list[Trial]] = {}
@@ -357,18 +373,20 @@ class _Search:
         top = next((step for step in tried if self._moves(step)), None)
         if top is None:
             return self._none(
-                f"the text is coherent up to {strength_at(high):g}, but neither there nor down to "
-                f"{strength_at(tried[-1]):g} does it move more than under random directions"
+                f"the text is coherent up to {self._at(high):g}, but neither there nor down to "
+                f"{self._at(tried[-1]):g} does it move more than under random directions"
             )
         # Downwards, the last step that still moves the text; steps there are counted from the top.
         n_below = _last_true(lambda below: self._moves(top - below), STEPS_PER_DOUBLING, known=0)
         assert n_below is not None
         low = top - n_below
         first = top if self._try(top).report.is_coherent else max(low, top - 1)
+        if self._own is not None and self._moves(OWN_STEP):
+            first = max(first, OWN_STEP)
         highs = self._upper_ends(first, low)
         if not highs:
             return self._none(
-                f"short texts are surgical from {strength_at(low):g} to {strength_at(top):g}, but "
+                f"short texts are surgical from {self._at(low):g} to {self._at(top):g}, but "
                 "longer ones, or more of them, are not"
             )
         low = min(low, *highs.values())
@@ -396,10 +414,13 @@ class _Search:
                     found.setdefault(n_tokens, step)
         return found
 
+    def _at(self, step: int) -> float:
+        return strength_at(step, BASE if self._own is None else self._own)
+
     def _try(self, step: int) -> Trial:
         if step not in self._short:
             n = self._lengths[0]
-            pair = (self._vector, strength_at(step))
+            pair = (self._vector, self._at(step))
             self._short[step] = self._trials.run([pair], max_tokens=n)[0][0]
             self._tell(self._short[step])
         return self._short[step]
@@ -416,7 +437,7 @@ class _Search:
     def _surgical_lengths(self, step: int) -> list[int]:
         """Return the lengths at which the step is surgical, over all samplers."""
         if step not in self._long:
-            pair = (self._vector, strength_at(step))
+            pair = (self._vector, self._at(step))
             self._long[step] = self._full.run([pair], lengths=self._lengths)[0]
             for trial in self._long[step]:
                 self._tell(trial)
@@ -438,6 +459,8 @@ class _Search:
     def _calibration(self, n_tokens: int, low: int, high: int, how: dict[str, Any]) -> Calibration:
         inside = [step for step in self._short if low <= step <= high and self._moves(step)]
         inside.sort(key=lambda step: self._short[step].effect or 0.0, reverse=True)
+        if self._own is not None:
+            inside.sort(key=lambda step: step != OWN_STEP)
         best = next(step for step in inside if n_tokens in self._surgical_lengths(step))
         model = self._trials.engine.model
         lengths = (self._lengths[0], n_tokens)
@@ -447,8 +470,8 @@ class _Search:
             model_name=model.name,
             sampler=", ".join(how["samplers"]),
             n_tokens=n_tokens,
-            window=(strength_at(low), strength_at(high)),
-            strength=strength_at(best),
+            window=(self._at(low), self._at(high)),
+            strength=self._at(best),
             evidence=json.dumps({**how, "strengths": strengths}),
         )
 

@@ -94,6 +94,24 @@ def test_without_a_judge_it_says_what_cannot_be_told(
     assert "inert" not in result.stdout
 
 
+def test_without_scikit_learn_it_says_that_another_judge_judges(
+    model: Path, vectors: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--strengths", "0.1", "--prompts", prompts, "-m", model, "-c", vectors / "warm.gguf")
+    asked = []
+
+    def load(name: str) -> LetterJudge:
+        asked.append(name)
+        return LetterJudge()
+
+    monkeypatch.setattr(judges, "load_judge", load)
+    monkeypatch.setattr(judges, "find_spec", lambda module: None)
+    assert "judged by minilm" in pyemo(*FAST, *options).stderr
+    monkeypatch.setattr(judges, "find_spec", lambda module: object())
+    assert "judged by" not in pyemo(*FAST, *options).stderr
+    assert asked == ["minilm", "voice"]
+
+
 def test_a_judge_that_is_not_installed_is_named_with_the_way_out(
     model: Path, vectors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

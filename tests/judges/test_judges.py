@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_models import TinyModel
 
+from pyemo import judges
 from pyemo.emotions import EMOTIONS
 from pyemo.engine.engine import Engine
 from pyemo.errors import InputError, MissingExtraError
@@ -282,6 +283,17 @@ def test_a_missing_classifier_is_an_input_error(tmp_path: Path) -> None:
 def test_an_unknown_judge_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(InputError, match="use minilm, voice, forced-choice:MODEL"):
         load_judge(name)
+
+
+@pytest.mark.parametrize(("is_there", "name"), [(True, "voice"), (False, "minilm")])
+def test_the_judge_of_voices_is_the_default_where_scikit_learn_is(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool, name: str
+) -> None:
+    monkeypatch.setattr(judges, "find_spec", lambda module: object() if is_there else None)
+    made = {kind: ("", lambda _model, _engine, kind=kind: kind) for kind in judges.JUDGES}
+    monkeypatch.setattr(judges, "JUDGES", made)
+    assert judges.default_judge() == name
+    assert load_judge() == name
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(

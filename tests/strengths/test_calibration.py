@@ -16,6 +16,7 @@ from pyemo.measures.bootstrap import Interval
 from pyemo.measures.regimes import Regime, StrengthReport, TextRegime
 from pyemo.strengths.calibration import (
     MAX_STRIDE,
+    OWN_STEP,
     STEPS_PER_DOUBLING,
     CalibrationResult,
     _Search,
@@ -34,6 +35,8 @@ class ScriptedTrials:
     share_beyond = 0.5
     still: frozenset[float] | set[float] = frozenset()
     """Strengths at which the text does not move, although weaker ones move it."""
+    breaks_short_only: float | None = None
+    """A strength whose text breaks, but not in full."""
     in_full_only: frozenset[tuple[float, int]] | set[tuple[float, int]] = frozenset()
     """Strengths and lengths at which only a trial in full shows that the text breaks."""
 
@@ -53,6 +56,7 @@ class ScriptedTrials:
 
     def _trial(self, strength: float, n_tokens: int, is_full: bool) -> Trial:
         is_coherent = strength <= self.breaks[n_tokens]
+        is_coherent |= is_full and strength == self.breaks_short_only
         is_coherent &= not (is_full and (strength, n_tokens) in self.in_full_only)
         is_moving = strength >= self.moves and strength not in self.still
         regime = Regime.SURGICAL if is_coherent else Regime.EXPLOSIVE
@@ -77,10 +81,10 @@ def vector(dose: float = 6.4) -> ControlVector:
     return ControlVector({1: [dose, 0.0]}, name="happy", metadata=metadata)
 
 
-def search(trials: ScriptedTrials, start: int = 1) -> CalibrationResult:
+def search(trials: ScriptedTrials, start: int = 1, own: float | None = None) -> CalibrationResult:
     lengths = tuple(trials.breaks)
-    how = {"samplers": ["greedy"]}
-    return _Search(trials, trials, lengths, vector(), None).run(how, start)  # type: ignore[arg-type]
+    searching = _Search(trials, trials, lengths, vector(), own, None)  # type: ignore[arg-type]
+    return searching.run({"samplers": ["greedy"]}, OWN_STEP if own else start)
 
 
 @pytest.mark.parametrize("low", [0.003, 0.006, 0.009])
@@ -125,6 +129,27 @@ def test_what_is_recommended_has_most_emotion() -> None:
     assert rising.strength == rising.window[1] <= 0.03
     peaked = search(ScriptedTrials({48: 0.04, 256: 0.04}, 0.004, peak=0.008)).calibrations[-1]
     assert peaked.window[0] <= peaked.strength < peaked.window[1]
+
+
+def test_the_strength_of_a_training_is_kept_where_it_is_surgical() -> None:
+    trials = ScriptedTrials({48: 0.04}, 0.004, peak=0.04)
+    found = search(trials, own=0.02123).calibrations[0]
+    assert found.strength == 0.02123
+    assert found.window == (0.00531, 0.03)  # steps of the square root of 2 from that strength
+    assert (0.02123, "full") in trials.asked
+
+
+def test_the_strength_of_a_training_is_tried_in_full_where_one_short_text_fails() -> None:
+    trials = ScriptedTrials({48: 0.02}, 0.004)
+    trials.breaks_short_only = 0.02123
+    trials.share_beyond = 7 / 8
+    found = search(trials, own=0.02123).calibrations[0]
+    assert found.strength == found.window[1] == 0.02123
+
+
+def test_the_strength_of_a_training_that_breaks_the_text_is_not_kept() -> None:
+    found = search(ScriptedTrials({48: 0.02}, 0.004), own=0.02123).calibrations[0]
+    assert found.strength == found.window[1] == 0.015
 
 
 def test_the_upper_end_was_tried_in_full() -> None:
