@@ -200,12 +200,10 @@ def _own_texts(text: str) -> list[str]:
 
 def _texts(name: str) -> list[str]:
     from pyemo.errors import InputError
+    from pyemo.files.inputs import read_text
 
-    try:
-        with open(name, encoding="utf-8") as file:
-            texts = [line.strip() for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"the texts {name!r} cannot be read: {error}") from error
+    text = read_text(name, "the texts", "give a UTF-8 text file, one text a line")
+    texts = [line.strip() for line in text.splitlines() if line.strip()]
     if not texts:
         raise InputError(f"{name!r} holds no text; write one a line")
     return texts
