@@ -154,8 +154,10 @@ bool Engine::on_abort_check(void * self) {
             return true;
         }
     }
-    // Asked before every node, so the clock is read before every 8th only.
-    if ((++engine.n_abort_checks_ & 7) != 0 || !engine.interrupted_ ||
+    // Asked before every node. One of a reply's row takes microseconds, so the clock is read before every 8th only; one
+    // of a prompt's rows may take a tenth of a second.
+    const bool is_short = engine.batch_.n_tokens < 32;
+    if ((is_short && (++engine.n_abort_checks_ & 7) != 0) || !engine.interrupted_ ||
         llama_time_us() < engine.next_interrupt_check_us_) {
         return false;
     }

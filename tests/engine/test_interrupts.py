@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,34 @@ def test_a_failed_score_next_leaves_tokens_and_segments(engine: Engine) -> None:
         with pytest.raises(ValueError, match="outside"):
             sequence.score_next([10**6], is_reply=True)
         assert (sequence.tokens, sequence._segments) == (PROMPT, [(0, "prompt")])
+
+
+def test_ctrl_c_is_obeyed_within_a_step_of_a_long_prompt(smollm2: Path) -> None:
+    """In processor time, which a busy machine does not stretch, beside that of a whole batch."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    prompt = [5] * 1000
+    with Engine(smollm2, n_ctx=1024, n_batch=256, n_threads=1) as engine:
+        began = time.process_time()
+        with engine.sequence(prompt[:256]) as sequence:
+            sequence.logits()
+        a_batch = time.process_time() - began
+        before = signal.signal(signal.SIGVTALRM, interrupt)
+        try:
+            for share in (0.4, 1.3):
+                with engine.sequence(prompt) as sequence:
+                    began = time.process_time()
+                    signal.setitimer(signal.ITIMER_VIRTUAL, share * a_batch)
+                    with pytest.raises(KeyboardInterrupt):
+                        sequence.logits()
+                    late = time.process_time() - began - share * a_batch
+                    assert late < 0.1 + 0.2 * a_batch
+                    assert sequence.tokens == prompt
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
 
 
 # --- work that llama.cpp cannot stop goes on alone ---
