@@ -32,7 +32,7 @@ LLAMA_WHEELS := $(or $(PYEMO_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyemo
 LLAMA_CMAKE := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_only.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality test-browser test-clients lint types check bench sanitize fuzz vectors docs page-picture tree study-report clean
+.PHONY: help setup demo test test-quality test-pythons test-browser test-clients lint types check bench sanitize fuzz vectors docs page-picture tree study-report clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -60,6 +60,15 @@ test-quality: $(ALL) ## run the slow measurements on real models
 test-browser: $(ALL) ## run the tests of the server's page in headless Chromium
 	$(PIP) install -c constraints.txt axe-playwright-python playwright
 	$(BIN)/python -m pytest -m browser tests/server $(PYTEST_ARGS)
+
+# The tests on other Pythons, each in an environment of its own; without torch, whose tests are skipped. A failure of
+# one does not keep the others from being tried.
+PYTHONS ?= python3.10 python3.12 python3.13
+test-pythons: ## run the tests on other Pythons; PYTHONS="python3.12" for some of them
+	@failed=; for python in $(PYTHONS); do \
+	    echo "$$python"; \
+	    $(MAKE) VENV=build/$$python PYTHON=$$python EXTRAS=serve,test test || failed="$$failed $$python"; \
+	done; test -z "$$failed" || { echo "make: the tests failed on$$failed" >&2; exit 1; }
 
 test-clients: $(ALL) ## run what the clients of docs/use-it-from.md show, with all of them installed
 	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[clients]"
@@ -93,16 +102,29 @@ bench-guard: $(ALL)
 	$(BIN)/python bench/guard.py --part cost --output bench/results/guard-cost.json
 	$(BIN)/python bench/guard.py --output bench/results/guard.json
 
-# A build of its own that replaces the usual one; the stamps go first, so that the next `make`
-# builds the usual one again even if this is interrupted. The sanitizers' libraries have to be
-# loaded before Python is, and Python itself leaks by design. Linux with gcc.
-sanitize: $(ALL) ## run the core tests on an extension built with sanitizers
-	rm -f $(DEMO) $(ALL)
-	$(PIP) install --no-build-isolation --no-deps --config-settings=build-dir=build/sanitize \
-	    --config-settings=cmake.define.PYEMO_SANITIZE=ON --editable .
+# A build of its own, in an environment of its own that sees what .venv has: the usual build stays. The
+# sanitizers' libraries have to be loaded before Python is, and Python itself leaks by design. Linux with gcc.
+# The thread sanitizer keeps its notes at fixed addresses, which a kernel that scatters them widely takes
+# (setarch), and goes on in the children that the tests fork.
+SANITIZER ?= address
+SANITIZED = build/sanitize-$(SANITIZER)
+SANITIZED_TESTS_address := tests/engine tests/guard tests/formats tests/check
+SANITIZED_TESTS_thread := tests/engine/test_threads.py tests/engine/test_interrupts.py tests/engine/test_scheduler.py \
+    tests/engine/test_scheduler_load.py tests/engine/test_prompt_cache.py tests/engine/test_soak.py \
+    tests/engine/test_forks.py tests/engine/test_stateful.py tests/server/test_routes.py
+SANITIZER_LIBRARIES_address := libasan.so libubsan.so libstdc++.so
+SANITIZER_LIBRARIES_thread := libtsan.so libstdc++.so
+sanitize: $(ALL) ## run the core tests on a build with sanitizers; SANITIZER=thread: those with threads
+	$(BIN)/python -m venv --clear --without-pip $(SANITIZED)/venv
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    >"$$($(SANITIZED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/usual.pth"
+	$(SANITIZED)/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-build-isolation --no-deps \
+	    --config-settings=build-dir=$(SANITIZED)/build \
+	    --config-settings=cmake.define.PYEMO_SANITIZE=$(SANITIZER) --editable .
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    $(BIN)/python -m pytest tests/engine tests/guard tests/formats tests/check $(PYTEST_ARGS)
+	TSAN_OPTIONS="suppressions=$(CURDIR)/tools/thread_sanitizer.supp die_after_fork=0" \
+	LD_PRELOAD="$(foreach library,$(SANITIZER_LIBRARIES_$(SANITIZER)),$$($(CXX) -print-file-name=$(library)))" \
+	    setarch --addr-no-randomize $(SANITIZED)/venv/bin/python -m pytest $(SANITIZED_TESTS_$(SANITIZER)) $(PYTEST_ARGS)
 
 # Five fuzzers, so many seconds each: docs/hostile-input.md. Those in C++ need clang, on Debian and
 # Ubuntu: apt install clang. FUZZERS="vector_file" for some of them.
