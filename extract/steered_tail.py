@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _FREEZE_TOGETHER = 8
+_NO_TARGET = -1
 
 
 @dataclass(frozen=True)
@@ -109,21 +110,24 @@ class SteeredTail:
         )
         first = min(text.text.begin for text in texts) - 1
         kept = torch.arange(first, longest - 1, device=self.device)
+        targets = torch.full((len(texts), len(kept)), _NO_TARGET, device=self.device)
+        for row, text in enumerate(texts):
+            begin, tokens = text.text.begin, text.text.tokens
+            own = torch.tensor(tokens[begin:], device=self.device)
+            targets[row, begin - first - 1 : len(tokens) - first - 1] = own
+        wanted = targets != _NO_TARGET
         moves = scales[:, None, None, None] * vectors[None, :, None, :]
-        with self._steered(states, moves.to(states.dtype)):
+        with self._steered(states, moves.to(states.dtype)), self._predicting(wanted):
             logits = self._model(
                 inputs_embeds=torch.zeros_like(states), use_cache=False, logits_to_keep=kept
             ).logits
-        targets = torch.full((len(texts), longest), -100, device=self.device)
-        for row, text in enumerate(texts):
-            begin, tokens = text.text.begin, text.text.tokens
-            targets[row, begin : len(tokens)] = torch.tensor(tokens[begin:], device=self.device)
-        wanted = targets[:, first + 1 :]
         losses = torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), wanted, ignore_index=-100, reduction="none"
+            logits[0].float(), targets[wanted], reduction="none"
         )
-        summed: torch.Tensor = losses.sum(1) / (wanted != -100).sum(1)
-        return summed
+        summed = torch.zeros(len(texts), device=self.device)
+        summed = summed.index_add(0, wanted.nonzero()[:, 0], losses)
+        mean: torch.Tensor = summed / wanted.sum(1)
+        return mean
 
     def _padded(self, texts: Sequence[ReplyTokens]) -> torch.Tensor:
         """Return token rows, padded behind: a causal model's earlier positions do not see it."""
@@ -132,6 +136,22 @@ class SteeredTail:
         longest = max(len(text.tokens) for text in texts)
         rows = [[*text.tokens, *[0] * (longest - len(text.tokens))] for text in texts]
         return torch.tensor(rows, device=self.device)
+
+    @contextlib.contextmanager
+    def _predicting(self, wanted: torch.Tensor) -> Iterator[None]:
+        """Let the model's head compute logits at ``wanted`` (n_texts, n_kept) alone, as one row.
+
+        A large vocabulary's logits are most of a step's memory, and half of its time.
+        """
+
+        def select(_module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (given[0][wanted][None], *given[1:])
+
+        handle = self._model.get_output_embeddings().register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextlib.contextmanager
     def _steered(self, states: torch.Tensor, moves: torch.Tensor) -> Iterator[None]:

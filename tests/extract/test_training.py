@@ -89,6 +89,22 @@ def test_the_model_is_whole_again_afterwards(tiny: Callable[[str], TinyModel]) -
         assert torch.equal(loaded.model(input_ids=tokens).logits, before)
 
 
+def test_logits_are_computed_for_the_replies_tokens_alone(
+    tiny: Callable[[str], TinyModel],
+) -> None:
+    import torch
+
+    loaded = load(tiny("llama").path, "cpu", "float32", None)
+    tail = SteeredTail(loaded.model, LAYERS)
+    given = tail.freeze([reply(3, 5, 6, 7, 20), reply(5, 9, 8, 40, 41, 42, 43, 44, 45)])
+    shapes = []
+    loaded.model.get_output_embeddings().register_forward_hook(
+        lambda _module, _inputs, output: shapes.append(tuple(output.shape))
+    )
+    tail.nll(given, torch.ones(2), torch.ones(2, tail.n_embd))
+    assert [shape[:2] for shape in shapes] == [(1, 1 + 3)]
+
+
 def test_a_voice_gains_on_prompts_it_has_not_seen(tail: SteeredTail) -> None:
     trained = train(tail, [10.0, 10.0], texts(0, 6), texts(6, 3), CHOICES)
     assert trained.best.gain > 0.1
