@@ -60,7 +60,7 @@ class SteeredTail:
         self._recorder = BlockRecorder(model)
         self._layers = layers
         self.n_embd = self._recorder.n_embd
-        self._kept: dict[ReplyTokens, Frozen] = {}
+        self._kept: dict[tuple[ReplyTokens, ...], list[Frozen]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -71,27 +71,36 @@ class SteeredTail:
     def freeze(self, texts: Sequence[ReplyTokens]) -> list[Frozen]:
         """Return the texts with what does not depend on the vector, in their order.
 
-        Texts are kept: those of several voices, such as the plain replies, are computed once.
+        What is computed together is kept: plain replies of several voices are computed once. A row
+        of a batch depends in its last bits on the batch, so a text that was computed beside others
+        is computed again: what is returned depends on ``texts`` alone.
         """
+        ordered = sorted(set(texts), key=lambda text: (len(text.tokens), text.tokens, text.begin))
+        found: dict[ReplyTokens, Frozen] = {}
+        for first in range(0, len(ordered), _FREEZE_TOGETHER):
+            batch = tuple(ordered[first : first + _FREEZE_TOGETHER])
+            if batch not in self._kept:
+                self._kept[batch] = self._frozen(batch)
+            found.update(zip(batch, self._kept[batch], strict=True))
+        return [found[text] for text in texts]
+
+    def _frozen(self, batch: Sequence[ReplyTokens]) -> list[Frozen]:
         import torch
 
-        missing = sorted(set(texts) - set(self._kept), key=lambda text: len(text.tokens))
-        for first in range(0, len(missing), _FREEZE_TOGETHER):
-            rows = missing[first : first + _FREEZE_TOGETHER]
-            outputs: list[torch.Tensor] = [torch.empty(0)] * len(self._layers)
+        outputs: list[torch.Tensor] = [torch.empty(0)] * len(self._layers)
 
-            def take(index: int, output: torch.Tensor, kept: list[torch.Tensor] = outputs) -> None:
-                kept[index] = output
+        def take(index: int, output: torch.Tensor) -> None:
+            outputs[index] = output
 
-            with torch.no_grad(), self._recorder.recording(self._layers, take):
-                self._model(input_ids=self._padded(rows), use_cache=False, logits_to_keep=1)
-            for row, text in enumerate(rows):
-                n_tokens = len(text.tokens)
-                means = [o[row, text.begin : n_tokens].float().mean(0) for o in outputs]
-                self._kept[text] = Frozen(
-                    text, outputs[0][row, :n_tokens].clone(), torch.stack(means).cpu().numpy()
-                )
-        return [self._kept[text] for text in texts]
+        with torch.no_grad(), self._recorder.recording(self._layers, take):
+            self._model(input_ids=self._padded(batch), use_cache=False, logits_to_keep=1)
+        found = []
+        for row, text in enumerate(batch):
+            n_tokens = len(text.tokens)
+            means = [o[row, text.begin : n_tokens].float().mean(0) for o in outputs]
+            states = outputs[0][row, :n_tokens].clone()
+            found.append(Frozen(text, states, torch.stack(means).cpu().numpy()))
+        return found
 
     def nll(
         self, texts: Sequence[Frozen], scales: torch.Tensor, vectors: torch.Tensor

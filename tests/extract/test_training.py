@@ -105,6 +105,24 @@ def test_logits_are_computed_for_the_replies_tokens_alone(
     assert [shape[:2] for shape in shapes] == [(1, 1 + 3)]
 
 
+def test_what_a_text_gives_does_not_depend_on_what_was_computed_before(
+    tiny: Callable[[str], TinyModel],
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def some(n: int) -> list[ReplyTokens]:
+        return [
+            reply(2, *map(int, rng.integers(5, 60, size=size))) for size in rng.integers(6, 40, n)
+        ]
+
+    shared, first, own = some(4), some(13), some(9)
+    fresh, used = tail_of(tiny("llama")), tail_of(tiny("llama"))
+    used.freeze(first + shared)
+    for one, other in zip(fresh.freeze(own + shared), used.freeze(own + shared), strict=True):
+        assert np.array_equal(one.states.numpy(), other.states.numpy())
+        assert np.array_equal(one.means, other.means)
+
+
 def test_a_voice_gains_on_prompts_it_has_not_seen(tail: SteeredTail) -> None:
     trained = train(tail, [10.0, 10.0], texts(0, 6), texts(6, 3), CHOICES)
     assert trained.best.gain > 0.1
