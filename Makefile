@@ -140,13 +140,14 @@ fuzz: $(ALL) ## feed hostile bytes to all that reads files; SECONDS=600
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(FUZZERS)
 
 # The bundled vectors are data in git; this makes them anew: extracted ones with the strengths that suit
-# texts of 48 tokens (docs/strengths.md), and trained ones, about three minutes each.
+# texts of 48 tokens (docs/strengths.md), found by the judge that found those in git, and trained ones,
+# about three minutes each.
 VECTOR_MODELS := smollm2-135m-instruct gemma-3-270m
 vectors: $(ALL) ## extract the bundled vectors again
 	for model in $(VECTOR_MODELS); do \
 	    folder=models/vectors/$$model; test ! -d $$folder/reading || folder=$$folder/reading; \
 	    $(BIN)/pyemo extract --all --model $$model --output $$folder || exit 1; \
-	    $(BIN)/pyemo calibrate $$folder --model $$model --lengths 48 --threads 1 || exit 1; \
+	    $(BIN)/pyemo calibrate $$folder --model $$model --lengths 48 --threads 1 --judge minilm || exit 1; \
 	done
 	$(BIN)/pyemo extract --all -r trained --model smollm2-135m-instruct --dtype bfloat16 --threads 1 \
 	    --output models/vectors/smollm2-135m-instruct
