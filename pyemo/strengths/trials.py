@@ -26,6 +26,7 @@ from pyemo.engine.batches import (
 from pyemo.engine.engine import Engine
 from pyemo.engine.mood import OFF
 from pyemo.engine.sampling import GREEDY, SamplerParams
+from pyemo.engine.schedules import Schedule
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.measures.perplexity import ratio_of
@@ -158,6 +159,7 @@ class Trials:
         max_tokens: of a text.
         judge: None to judge nothing; then no strength is called inert, and no control is computed.
         layers: half-open range of layers to steer; None for all a vector has.
+        schedule: of the strengths, over a text's tokens; None for constant.
         n_rows: rows of a batch.
         raw: take prompts as they are, without the chat template.
         emotions: those that texts will be judged by; asking the judge for all at once saves time.
@@ -182,6 +184,7 @@ class Trials:
         judge: Judge | None = None,
         scope: Scope = "both",
         layers: range | None = None,
+        schedule: Schedule | None = None,
         n_rows: int = N_ROWS,
         raw: bool = False,
         emotions: Sequence[str] = (),
@@ -200,6 +203,7 @@ class Trials:
         self.judge = judge
         self.scope: Scope = scope
         self.layers = layers
+        self.schedule = schedule
         self.n_rows = n_rows
         self._apart = apart
         self._emotions = tuple(dict.fromkeys(emotions))
@@ -318,7 +322,9 @@ class Trials:
         return [TextSet(texts[i : i + n], self.prompts) for i in range(0, len(texts), n)]
 
     def _mood(self, vector: ControlVector, strength: float) -> Steering:
-        return Steering({vector: strength}, layers=self.layers, scope=self.scope)
+        return Steering(
+            {vector: strength}, layers=self.layers, scope=self.scope, schedule=self.schedule
+        )
 
     # --- what vectors share ---
 

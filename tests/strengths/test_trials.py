@@ -10,8 +10,9 @@ import pytest
 from engines import open_engine, random_vector
 from tiny_models import TinyModel
 
-from pyemo import ControlVector, Engine, Model, SamplerParams
+from pyemo import ControlVector, Engine, Model, SamplerParams, Steering
 from pyemo.engine.sampling import GREEDY
+from pyemo.engine.schedules import HalfLife
 from pyemo.errors import ContextFullError, InputError
 from pyemo.measures.regimes import Regime
 from pyemo.strengths.sweeps import check_sweep, n_texts_of_sweep, parse_strengths, sweep
@@ -104,9 +105,21 @@ def test_texts_are_those_of_generate(engine: Engine) -> None:
 
 
 def own_mood(own: ControlVector, strength: float):  # type: ignore[no-untyped-def]
-    from pyemo import Steering
-
     return Steering({own: strength})
+
+
+def test_a_schedule_acts_on_the_texts_alone(engine: Engine) -> None:
+    own, fading = vector(engine), HalfLife(2)
+    ((trial,),) = Trials(engine, PROMPTS, max_tokens=N, n_rows=1, schedule=fading).run([(own, 0.3)])
+    mood = Steering({own: 0.3}, schedule=fading)
+    written = [
+        engine.generate(prompt, steering=mood, max_tokens=N, sampler=GREEDY) for prompt in PROMPTS
+    ]
+    for reply in written:
+        list(reply)
+    assert [text.text for text in trial.texts] == [reply.text for reply in written]
+    ((constant,),) = Trials(engine, PROMPTS, max_tokens=N, n_rows=1).run([(own, 0.3)])
+    assert [text.text for text in trial.texts] != [text.text for text in constant.texts]
 
 
 def test_a_system_line_is_before_steered_texts_alone(engine: Engine) -> None:
