@@ -6,6 +6,7 @@
 #include "gguf_header.h"
 #include "model.h"
 #include "model_file.h"
+#include "scripts.h"
 
 namespace pyemo {
 
@@ -59,6 +60,19 @@ void register_model(py::module_ & m) {
                  model.require_token(token);
                  return model.is_end_of_generation(token);
              }, py::arg("token"));
+
+    py::class_<Scripts, std::shared_ptr<Scripts>>(m, "Scripts", "In which scripts a vocabulary's tokens have letters.")
+        .def(py::init([](const Model & model, const std::vector<std::tuple<uint32_t, uint32_t, int, bool>> & ranges,
+                         std::vector<std::vector<int>> brings) {
+                 std::vector<ScriptRange> native;
+                 for (const auto & [begin, end, script, is_letter] : ranges) native.push_back({begin, end, script, is_letter});
+                 return unlocked([&] { return std::make_shared<Scripts>(model, std::move(native), std::move(brings)); });
+             }), py::arg("model"), py::arg("ranges"), py::arg("brings"))
+        .def("known", &Scripts::known, py::arg("tokens"), py::arg("more") = std::vector<int>())
+        .def("fits", [](const Scripts & scripts, const std::vector<llama_token> & tokens, llama_token token, const std::vector<int> & more) {
+                 return scripts.fits(scripts.open_end(tokens), token, scripts.known(tokens, more));
+             }, py::arg("tokens"), py::arg("token"), py::arg("more") = std::vector<int>(),
+             "Return whether a token behind these is in their scripts, or in one of more.");
 
     m.def("check_model_file", [](const std::string & path) { check_model_file(path); }, py::arg("path"), py::call_guard<ReleasedGil>(),
           "Refuse a file that is not a GGUF model, or whose header says what cannot be; loading does this first.");

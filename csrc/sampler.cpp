@@ -135,11 +135,31 @@ Sampler::Sampler(const SamplerParams & params, int n_vocab) : params_(params), n
     }
 }
 
+// A token that leaves the text's scripts is drawn again, by another random number, from those that do not: the
+// distribution is that of a mask, and a text is bit for bit that without one up to the first token that it would lose.
 llama_token Sampler::sample(const float * logits, const std::vector<llama_token> & tokens) {
+    const llama_token first = draw(logits, tokens, params_.seed);
+    if (!params_.scripts) {
+        return first;
+    }
+    const Scripts & scripts = *params_.scripts;
+    const std::vector<bool> known = scripts.known(tokens, params_.more_scripts);
+    const std::string open = scripts.open_end(tokens);
+    if (scripts.fits(open, first, known)) {
+        return first;
+    }
+    masked_.assign(logits, logits + n_vocab_);
+    for (llama_token token = 0; token < n_vocab_; ++token) {
+        if (!scripts.fits(open, token, known)) masked_[token] = -INFINITY;
+    }
+    return draw(masked_.data(), tokens, ~params_.seed);
+}
+
+llama_token Sampler::draw(const float * logits, const std::vector<llama_token> & tokens, uint64_t seed) {
     if (!chain_ && !counts() && params_.dry_multiplier == 0.0f) {
         return argmax(logits, n_vocab_);
     }
-    return sample_chain(logits, tokens);
+    return sample_chain(logits, tokens, seed);
 }
 
 // Whether it matters how often a token came.
@@ -147,7 +167,7 @@ bool Sampler::counts() const {
     return params_.repeat_penalty != 1.0f || params_.frequency_penalty != 0.0f || params_.presence_penalty != 0.0f;
 }
 
-llama_token Sampler::sample_chain(const float * logits, const std::vector<llama_token> & tokens) {
+llama_token Sampler::sample_chain(const float * logits, const std::vector<llama_token> & tokens, uint64_t seed) {
     std::unordered_map<llama_token, int> penalised;  // token -> how often it came
     if (counts()) {
         const size_t n = std::min(tokens.size(), size_t(params_.repeat_last_n));
@@ -188,14 +208,16 @@ llama_token Sampler::sample_chain(const float * logits, const std::vector<llama_
         array.data[i].p = std::exp(array.data[i].logit - max);
         total += array.data[i].p;
     }
-    double left = uniform(params_.seed, tokens.size()) * total;
+    double left = uniform(seed, tokens.size()) * total;
+    llama_token last = array.data[0].id;
     for (size_t i = 0; i < array.size; ++i) {
+        if (array.data[i].p > 0.0f) last = array.data[i].id;
         left -= array.data[i].p;
         if (left < 0.0) {
-            return array.data[i].id;
+            return last;
         }
     }
-    return array.data[array.size - 1].id;  // rounding left a crumb
+    return last;  // rounding left a crumb
 }
 
 // The k largest logits are none below the k-th largest of the maxima of disjoint blocks. Listing and partly sorting

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "llama.h"
+#include "scripts.h"
 
 namespace pyemo {
 
@@ -25,6 +26,8 @@ struct SamplerParams {
     int dry_last_n = 256;         // tokens that repeats are looked for in, >= 0
     float frequency_penalty = 0.0f;  // taken for each time that a token is among the last repeat_last_n
     float presence_penalty = 0.0f;   // taken once if it is
+    std::shared_ptr<const Scripts> scripts;  // set: letters of scripts that the tokens so far have none of are not drawn,
+    std::vector<int> more_scripts;           // but for these
 };
 
 // What the unmodified logits say of a token and of the distribution it came from.
@@ -43,7 +46,8 @@ public:
 
 private:
     bool counts() const;
-    llama_token sample_chain(const float * logits, const std::vector<llama_token> & tokens);
+    llama_token draw(const float * logits, const std::vector<llama_token> & tokens, uint64_t seed);
+    llama_token sample_chain(const float * logits, const std::vector<llama_token> & tokens, uint64_t seed);
     // Fills candidates_ with logits among which the k largest are, in the vocabulary's order.
     void find_candidates(const float * logits, size_t k);
 
@@ -54,7 +58,7 @@ private:
     int n_vocab_;
     std::unique_ptr<llama_sampler, Deleter> chain_;
     std::vector<llama_token_data> candidates_;
-    std::vector<float> maxima_, ordered_;
+    std::vector<float> maxima_, ordered_, masked_;
 };
 
 int argmax(const float * logits, int n_vocab);

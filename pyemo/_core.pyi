@@ -105,7 +105,19 @@ class SamplerParams:
         dry_last_n: int,
         frequency_penalty: float,
         presence_penalty: float,
+        scripts: Scripts | None = None,
+        more_scripts: Sequence[int] = (),
     ) -> None: ...
+
+class Scripts:
+    def __init__(
+        self,
+        model: Model,
+        ranges: Sequence[tuple[int, int, int, bool]],
+        brings: Sequence[Sequence[int]],
+    ) -> None: ...
+    def known(self, tokens: Sequence[int], more: Sequence[int] = ()) -> list[bool]: ...
+    def fits(self, tokens: Sequence[int], token: int, more: Sequence[int] = ()) -> bool: ...
 
 class StepResult:
     @property

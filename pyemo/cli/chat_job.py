@@ -17,6 +17,7 @@ from pyemo.cli.guard_text import guard_lines
 from pyemo.cli.meters import gauge_lines, gauge_means
 from pyemo.cli.options import EngineOptions
 from pyemo.cli.run_job import IN_CIRCLES, Answer
+from pyemo.cli.script_text import script_lines
 from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
@@ -182,7 +183,7 @@ class ChatSession:
             described = self._describe(user, answer, n_dropped, was_interrupted)
             output.print_json(described, one_line=True)
         else:
-            self._print_end(answer, was_interrupted)
+            self._print_end(user, answer, was_interrupted)
 
     def _decode(self, answer: Answer) -> bool:
         """Decode the reply, shown as it comes unless for JSON; return whether Ctrl-C stopped it."""
@@ -203,7 +204,7 @@ class ChatSession:
     def _are_gauges_live(self) -> bool:
         return bool(self._chat.gauges) and self._are_gauges_shown and output.is_terminal()
 
-    def _print_end(self, answer: Answer, was_interrupted: bool) -> None:
+    def _print_end(self, user: str, answer: Answer, was_interrupted: bool) -> None:
         reply = answer.reply
         if was_interrupted:
             output.say()
@@ -217,6 +218,10 @@ class ChatSession:
             output.note(f"stopped after {len(reply.tokens)} tokens; take a larger --max-tokens")
         for line in guard_lines(reply):
             output.note(line)
+        if self._terms:
+            said = [text for turn in self._chat.turns[:-1] for text in (turn.user, turn.reply)]
+            for line in script_lines(reply.text, user, *said):
+                output.note(line)
         if self._are_gauges_shown:
             for line in gauge_lines(reply.tokens):
                 output.note(line)

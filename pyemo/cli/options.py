@@ -387,6 +387,8 @@ def sampler_options(command: Command) -> Callable[..., Any]:
         repeat_penalty: float,
         dry_multiplier: float,
         seed: int,
+        stay_in_script: bool,
+        scripts: tuple[str, ...],
         **rest: Any,
     ) -> Any:
         sampler = SamplerParams(
@@ -397,6 +399,8 @@ def sampler_options(command: Command) -> Callable[..., Any]:
             repeat_penalty=repeat_penalty,
             dry_multiplier=dry_multiplier,
             seed=seed,
+            stay_in_script=stay_in_script,
+            scripts=scripts,
         )
         return command(*args, sampler=sampler, **rest)
 
@@ -410,6 +414,19 @@ def sampler_options(command: Command) -> Callable[..., Any]:
             _number("--repeat-penalty", "Make the last 64 tokens less likely; 1 is off."),
             _number("--dry-multiplier", "Make going on with a repeat less likely (DRY); 0 is off."),
             _number("--seed", "The same seed, file, machine and threads give the same text."),
+            click.option(
+                "--stay-in-script",
+                is_flag=True,
+                help="Draw no letter of a script that the prompt has none of.",
+            ),
+            click.option(
+                "--script",
+                "scripts",
+                multiple=True,
+                metavar="NAME",
+                help="A script that may come all the same: cyrillic, cjk. May be given several "
+                "times.",
+            ),
         ],
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +18,7 @@ from pyemo.cli import output
 from pyemo.cli.guard_text import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
 from pyemo.cli.options import EngineOptions
+from pyemo.cli.script_text import script_lines
 from pyemo.cli.template_options import TemplateOptions
 from pyemo.engine.cached_sequence import CachedSequence
 from pyemo.engine.engine import Engine
@@ -25,7 +26,8 @@ from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import LLAMA_CPP_PYTHON, Model
 from pyemo.engine.mood import OFF
 from pyemo.engine.replies import Reply
-from pyemo.engine.sampling import SamplerParams
+from pyemo.engine.sampling import GREEDY, SamplerParams
+from pyemo.engine.scripts import scripts_in
 from pyemo.engine.steering import Steering
 from pyemo.engine.tokens import Token
 from pyemo.errors import InputError
@@ -45,6 +47,9 @@ IN_CIRCLES = (
     "stopped: the reply went in circles; less strength or --guard may keep it out of them, "
     "--no-repetition-stop lets it"
 )
+PLAIN_TOKENS = 16
+"""Tokens of an unsteered reply that say in which scripts the answer to a prompt is written."""
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 
@@ -153,6 +158,11 @@ class Job:
         words = [] if self.cache and not self.terms else [title_of(self.terms)]
         return ", ".join([*words, *map(str, self.cache)])
 
+    @property
+    def asked(self) -> str:
+        """What the model reads, without its template."""
+        return f"{self.request.system or self.system_line or ''}\n{self.prompt}"
+
     def steered(self) -> Answer:
         """Begin a reply under what was asked for; nothing is decoded yet.
 
@@ -180,7 +190,7 @@ class Job:
         settings: dict[str, Any] = {
             "steering": steering,
             "max_tokens": request.max_tokens,
-            "sampler": request.sampler,
+            "sampler": self._sampler(),
             "stop": request.stop,
             "stop_repetition": request.stop_repetition,
             "gauges": self.gauges,
@@ -191,6 +201,15 @@ class Job:
 
         guard = Guard(mode=request.guard)  # type: ignore[arg-type]
         return Answer(guard.generate(self.engine, tokens, **settings))
+
+    def _sampler(self) -> SamplerParams:
+        """Return the sampler; a reply may have the scripts that an unsteered one begins with."""
+        sampler = self.request.sampler
+        if not sampler.stay_in_script:
+            return sampler
+        plain = self.engine.generate(self.plain_tokens, sampler=GREEDY, max_tokens=PLAIN_TOKENS)
+        text = "".join(token.text for token in plain)
+        return replace(sampler, scripts=(*sampler.scripts, *scripts_in(text)))
 
     def describe(self) -> dict[str, Any]:
         """Return for JSON what all replies of the job share."""
@@ -340,7 +359,8 @@ def print_reply(job: Job, as_json: bool) -> None:
         output.print_json({**job.describe(), **answer.finish().describe()})
         return
     output.stream(answer.texts())
-    _print_end(job, answer)
+    is_steered = bool(job.terms or job.cache)
+    _print_end(job, answer, known=(job.asked,) if is_steered else ())
 
 
 def print_comparison(job: Job, as_json: bool) -> None:
@@ -363,8 +383,9 @@ def print_comparison(job: Job, as_json: bool) -> None:
         stream_side_by_side(titles, [texts(begin) for begin in begins])
     else:
         answers = [_stream_titled(*pair) for pair in zip(titles, begins, strict=True)]
-    for title, answer in zip(titles, answers, strict=True):
-        _print_end(job, answer, f"{title}: ")
+    plain, steered = answers
+    _print_end(job, plain, f"{titles[0]}: ")
+    _print_end(job, steered, f"{titles[1]}: ", known=(job.asked, plain.reply.text))
 
 
 def _stream_titled(title: str, begin: Callable[[], Answer]) -> Answer:
@@ -374,14 +395,20 @@ def _stream_titled(title: str, begin: Callable[[], Answer]) -> Answer:
     return answer
 
 
-def _print_end(job: Job, answer: Answer, title: str = "") -> None:
-    """Print on stderr what the text does not show."""
+def _print_end(job: Job, answer: Answer, title: str = "", known: Sequence[str] = ()) -> None:
+    """Print on stderr what the text does not show.
+
+    Args:
+        known: texts whose scripts a steered reply should keep to; () to say nothing of scripts.
+    """
     for decision in answer.reply.sequence.decisions:
         output.note(f"{title}{decision}")
     if job.gauges:
         for line in gauge_lines(answer.reply.tokens):
             output.note(title + line)
     for line in guard_lines(answer.reply):
+        output.note(title + line)
+    for line in script_lines(answer.reply.text, *known):
         output.note(title + line)
     if answer.reply.stop_reason == "repetition":
         output.note(title + IN_CIRCLES)

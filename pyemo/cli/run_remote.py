@@ -35,7 +35,8 @@ _SERVER_S = {
 """Options that are the server's to choose."""
 
 
-_SAMPLER = ["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "dry_multiplier", "seed"]
+_SAMPLER = ["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "dry_multiplier", "seed",
+            "stay_in_script", "scripts"]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from pyemo.engine.prompt_rules import (
 from pyemo.engine.rules import Rule
 from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.scopes import OF_REPLY_PARTS, Kind, Segments
+from pyemo.engine.scripts import script_numbers
 from pyemo.engine.steering import Steering
 from pyemo.engine.thoughts import Thoughts
 from pyemo.engine.tokens import token_ids, whole
@@ -38,6 +39,8 @@ from pyemo.errors import ClosedError, InputError, all_calls_named
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from pyemo.engine.model import Model
 
 Pooling: TypeAlias = Literal["mean", "last", "all"]
 
@@ -64,7 +67,7 @@ class BaseSequence:
         self._kept = 0  # positions before it keep their mood, though the last may be pending
         self._gauges: tuple[Gauge, ...] = ()
         self._reading: tuple[list[int], Pooling] = ([], "mean")
-        self._id: int | None = engine.native.add_sequence(_native_sampler(sampler))
+        self._id: int | None = engine.native.add_sequence(_native_sampler(sampler, engine.model))
         try:
             self.append(tokens)
             self.steering = steering
@@ -168,7 +171,7 @@ class BaseSequence:
 
     @sampler.setter
     def sampler(self, sampler: SamplerParams) -> None:
-        self._native.set_sampler(self.id, _native_sampler(sampler))
+        self._native.set_sampler(self.id, _native_sampler(sampler, self._engine.model))
         self._sampler = sampler
 
     @property
@@ -568,7 +571,7 @@ def native_pooling(pooling: Pooling) -> _core.Pooling:
     return _core.Pooling[pooling]
 
 
-def _native_sampler(sampler: SamplerParams) -> _core.SamplerParams:
+def _native_sampler(sampler: SamplerParams, model: Model) -> _core.SamplerParams:
     if not isinstance(sampler, SamplerParams):
         raise InputError(f"not a SamplerParams: {sampler!r}; write SamplerParams(temperature=0)")
     return _core.SamplerParams(
@@ -585,4 +588,6 @@ def _native_sampler(sampler: SamplerParams) -> _core.SamplerParams:
         dry_last_n=sampler.dry_last_n,
         frequency_penalty=sampler.frequency_penalty,
         presence_penalty=sampler.presence_penalty,
+        scripts=model.scripts if sampler.stay_in_script else None,
+        more_scripts=script_numbers(sampler.scripts),
     )

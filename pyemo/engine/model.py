@@ -18,6 +18,7 @@ from pyemo.engine.chat_template import render_messages, variables
 from pyemo.engine.contents import Contents, MarkedText, encoded
 from pyemo.engine.forks import check_not_forked, note_load
 from pyemo.engine.messages import Message, as_messages
+from pyemo.engine.scripts import native_scripts
 from pyemo.engine.thoughts import Tags, Thoughts, switches_of, tags_of
 from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import InputError, ModelLoadError, all_calls_named
@@ -156,6 +157,11 @@ class Model:
     def chat_template(self) -> str | None:
         """The model's own Jinja chat template, or None for a base model."""
         return self.metadata.get("tokenizer.chat_template")
+
+    @functools.cached_property
+    def scripts(self) -> _core.Scripts:
+        """Which scripts its tokens have letters of, for the modules of pyemo."""
+        return native_scripts(self.native)
 
     @functools.cached_property
     def file_sha256(self) -> str:

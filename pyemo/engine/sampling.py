@@ -50,6 +50,11 @@ class SamplerParams:
         frequency_penalty: taken from a token's logit for each time that it is among the last
             ``repeat_last_n``, as OpenAI's and llama.cpp's; -100 to 100, 0 is off.
         presence_penalty: taken once if it is among them; -100 to 100, 0 is off.
+        stay_in_script: draw no letter of a script (Latin, Cyrillic, CJK ...) that the tokens so far
+            have none of; emoji, digits and punctuation are in all. A token that would is drawn
+            again from those that do not, so a text is bit for bit the same up to there.
+        scripts: scripts that may come all the same, by their Unicode names; with
+            ``stay_in_script``. A prompt "say it in Russian" needs ("cyrillic",).
     """
 
     temperature: float = 0.8
@@ -65,6 +70,8 @@ class SamplerParams:
     dry_last_n: int = 256
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    stay_in_script: bool = False
+    scripts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         warm = self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= 100
@@ -89,6 +96,18 @@ class SamplerParams:
         for name in ("top_k", "repeat_last_n", "seed", "dry_allowed_length", "dry_last_n"):
             if not isinstance(getattr(self, name), int):
                 raise InputError(f"{name} = {getattr(self, name)!r} is not a whole number")
+        self._check_scripts()
+
+    def _check_scripts(self) -> None:
+        if not isinstance(self.stay_in_script, bool):
+            raise InputError(f"stay_in_script = {self.stay_in_script!r}; it must be True or False")
+        if isinstance(self.scripts, str) or not all(isinstance(name, str) for name in self.scripts):
+            raise InputError(f"scripts = {self.scripts!r}; write a list of names: ('cyrillic',)")
+        object.__setattr__(self, "scripts", tuple(self.scripts))
+        if self.scripts and not self.stay_in_script:
+            raise InputError(
+                f"scripts = {self.scripts!r} are exceptions of stay_in_script=True, which is off"
+            )
 
 
 def _require(name: str, value: float, holds: bool, allowed: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pyemo.engine.sampling import STANDARD, SamplerParams
+from pyemo.engine.scripts import script_numbers
 from pyemo.errors import InputError
 from pyemo.server.refusals import Refusal, names_in
 from pyemo.server.steering_field import FIELDS, near_miss
@@ -46,6 +47,8 @@ class Body(BaseModel):
     dry_multiplier: float | None = None
     dry_base: float | None = None
     dry_allowed_length: int | None = None
+    stay_in_script: bool | None = None
+    scripts: list[str] | None = None
     metadata: dict[str, Any] | None = None
     cache_prompt: bool | None = None
     pyemo: dict[str, Any] | None = None
@@ -352,17 +355,25 @@ def _sampler(found: Body) -> SamplerParams:
         "dry_base": found.dry_base,
         "dry_allowed_length": found.dry_allowed_length,
         "seed": None if found.seed == -1 else found.seed,
+        "stay_in_script": found.stay_in_script,
+        "scripts": found.scripts or None,
     }
     given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():  # each alone, so that the message names the field
         try:
-            SamplerParams(**{name: value})
+            if name == "scripts":
+                script_numbers(value)
+            else:
+                SamplerParams(**{name: value})
         except InputError as error:
             is_other = name == "repeat_penalty" and found.repeat_penalty is None
             param = "repetition_penalty" if is_other else name
             text = str(error).replace(name, param)
+            text = text if param in text else f"{param}: {text}"
             raise Refusal(text, code="invalid_value", param=param) from None
     defaults = {name: getattr(STANDARD, name) for name in SamplerParams.__dataclass_fields__}
+    if found.scripts and not found.stay_in_script:
+        raise Refusal("scripts are exceptions of stay_in_script, which is off", param="scripts")
     return SamplerParams(**{**defaults, **given})
 
 

@@ -544,3 +544,31 @@ def test_the_unsteered_reply_beside_it_has_no_system_line(model: Path, lined: Pa
 def test_a_model_without_a_chat_template_gets_no_system_line(base_model: Path, lined: Path) -> None:
     asked = ("-m", base_model, "-c", lined, "--allow-other-weights", "--system-line", "on")
     assert run_json(*asked, "the story")["system"] is None
+
+
+# --- scripts ---
+
+FOREIGN = 'Я. "'  # what the default model says next is Latin
+
+
+def test_scripts_reach_the_sampler(model: Path) -> None:
+    options = ("-m", model, "--stay-in-script", "--script", "greek", "the story")
+    sampler = run_json(*options)["sampler"]
+    assert (sampler["stay_in_script"], sampler["scripts"]) == (True, ["greek"])
+
+
+def test_steered_reply_may_have_the_scripts_of_the_unsteered_one(smollm2: Path) -> None:
+    mood = ("-c", "anger=0.01")
+    free, kept = (
+        pyemo("run", *SMALL, "-m", smollm2, "--raw", *mood, *options, FOREIGN)
+        for options in ((), ("--stay-in-script",))
+    )
+    assert kept.stdout == free.stdout
+
+
+def test_steered_reply_that_leaves_its_script_is_said(smollm2: Path) -> None:
+    mood = ("-c", "anger=0.01")
+    result = pyemo("run", *SMALL, "-m", smollm2, "--raw", *mood, FOREIGN)
+    assert "letters are in a script that the prompt has none of" in result.stderr
+    plain = pyemo("run", *SMALL, "-m", smollm2, "--raw", FOREIGN)
+    assert "script" not in plain.stderr

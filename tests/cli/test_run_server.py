@@ -63,7 +63,8 @@ def test_steered_reply_is_that_of_the_command_itself(
 def test_sampler_and_stop_reach_the_server(server: str, model: Path) -> None:
     options: list[object] = ["--temperature", 1.5, "--top-k", 9, "--top-p", 0.8, "--min-p", 0.01]
     options += ["--repeat-penalty", 1.3]
-    options += ["--dry-multiplier", "0", "--stop", "e", "the story"]
+    options += ["--dry-multiplier", "0", "--stop", "e"]
+    options += ["--stay-in-script", "--script", "greek", "the story"]
     assert remote(server, *options) == local(model, *options)
 
 

@@ -81,6 +81,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "top_k of -5": ({"top_k": -5}, "top_k"),
     "min_p of 2": ({"min_p": 2}, "min_p"),
     "repetition_penalty of -1": ({"repetition_penalty": -1}, "repetition_penalty"),
+    "an unknown script": ({"stay_in_script": True, "scripts": ["klingon"]}, "scripts"),
+    "scripts alone": ({"scripts": ["latin"]}, "scripts"),
     "seed of -7": ({"seed": -7}, "seed"),
     "max_tokens of -5": ({"max_tokens": -5}, "max_tokens"),
     "max_tokens of 1.5": ({"max_tokens": 1.5}, "max_tokens"),
@@ -216,6 +218,18 @@ def test_penalties_by_count_act(client: TestClient, field: str) -> None:
     )
     assert penalized != plain
     assert chat_asked(body | {field: 1.5}).sampler == SamplerParams(temperature=0, **{field: 1.5})
+
+
+def test_scripts_reach_the_sampler(client: TestClient) -> None:
+    body = chat(stay_in_script=True, scripts=["cyrillic"])
+    expected = SamplerParams(
+        temperature=0,
+        dry_multiplier=chat_asked(chat()).sampler.dry_multiplier,
+        stay_in_script=True,
+        scripts=("cyrillic",),
+    )
+    assert chat_asked(body).sampler == expected
+    assert client.post(CHAT, json=body).status_code == 200
 
 
 def test_unknown_fields_are_named_in_a_header(client: TestClient) -> None:
