@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,13 @@ class BackendOptions:
     help="Any voice: learn it from 12 or more pairs of prompt and reply, JSONL or TOML; "
     "docs/voices.md.",
 )
+@click.option(
+    "--cache",
+    "is_cache",
+    is_flag=True,
+    help="Make cache vectors, learned from replies; with -r contrast of prompts; "
+    "docs/cache-steering.md.",
+)
 @model_option
 @click.option(
     "--backend",
@@ -180,6 +188,7 @@ def extract(
     recipe: str,
     own: str | None,
     replies: str | None,
+    is_cache: bool,
     model: str,
     kind: str,
     device: str,
@@ -206,12 +215,28 @@ def extract(
       pyemo extract --all -m my-model.gguf -o my-vectors
       pyemo extract --emotions jealous.toml -r paper-generation -o my-vectors
       pyemo extract --replies pirate.jsonl -o pirate.gguf
+      pyemo extract anger --cache -o angry-cache.gguf
     """
     from pyemo.cli.extract_voices import extract_emotions, extract_own, voice_recipe
     from pyemo.extract.extraction import extract as extract_vectors
     from pyemo.extract.recipe import Recipe
+    from pyemo.vectors.file import check_target
 
     began = time.monotonic()
+    if is_cache:
+        from pyemo.cli.extract_cache import CacheExtraction, check_way
+        from pyemo.vectors.cache_file import check_target as check_cache_target
+
+        if replies or own or is_calibrated or not workers.is_here:
+            raise click.UsageError(
+                "--cache is for the 20 built-in emotions, here: leave out --replies, --emotions, "
+                "--calibrate, --workers and --scheduler"
+            )
+        making = CacheExtraction(check_way(recipe), model, device, dtype, threads, seed)
+        names = list(_asked(emotions, is_all, {}))
+        making.run(_targets(names, target, check_cache_target), as_json)
+        return
+    checked = functools.partial(check_target, force=force)
     if replies is not None:
         if emotions or is_all or own or is_calibrated or kind == "engine" or not workers.is_here:
             raise click.UsageError(
@@ -221,12 +246,12 @@ def extract(
         of_own = voice_recipe("trained" if recipe == "default" else recipe, seed)
         if of_own is None:
             raise click.UsageError(f"--recipe {recipe} reads no replies; leave it out")
-        (path,) = _targets([Path(replies).stem], target, force).values()
+        (path,) = _targets([Path(replies).stem], target, checked).values()
         extract_own(of_own, replies, path, model, device, dtype, threads, force, as_json)
         return
     of_voices = voice_recipe(recipe, seed)
     if of_voices is not None:
-        paths = _targets(list(_asked(emotions, is_all, {})), target, force)
+        paths = _targets(list(_asked(emotions, is_all, {})), target, checked)
         extract_emotions(
             of_voices, paths, model, device, dtype, threads, workers, as_json, force=force
         )
@@ -241,7 +266,7 @@ def extract(
         chosen = replace(chosen, seed=seed)
     mine = _own_emotions(own)
     asked = _asked(emotions, is_all, mine)
-    paths = _targets(list(asked), target, force)
+    paths = _targets(list(asked), target, checked)
     options = BackendOptions(kind, model, device, dtype, parallel, threads)
     if is_calibrated:
         _check_calibration(options, mine)
@@ -335,24 +360,27 @@ def _asked(
     return asked
 
 
-def _targets(names: list[str], target: str, force: bool) -> dict[str, Path]:
-    """Return emotion -> file to write, in a folder that can be written to."""
+def _targets(names: list[str], target: str, check: Callable[[Path], Path]) -> dict[str, Path]:
+    """Return emotion -> file to write, in a folder that can be written to.
+
+    Args:
+        check: refuses a file that is not to be replaced.
+    """
     from pyemo.files.local import check_folder_writable
-    from pyemo.vectors.file import check_target
 
     path = Path(target).expanduser()
     if path.suffix.lower() != ".gguf":
         check_folder_writable(path)
         paths = {name: path / f"{name}.gguf" for name in names}
         for file in paths.values():
-            check_target(file, force=force)
+            check(file)
         return paths
     if len(names) > 1:
         raise click.UsageError(
             f"{len(names)} emotions need a folder, and {target} names one file; give -o FOLDER"
         )
     check_folder_writable(path.parent)
-    check_target(path, force=force)
+    check(path)
     return {names[0]: path}
 
 

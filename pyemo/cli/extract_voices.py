@@ -98,7 +98,7 @@ class Trainings:
         self.source_model = source.name
         for name, path in paths.items():
             is_made = is_made_by(path, self.recipe, source.file_sha256, source.name)
-            yield name, None if is_made else trainer.emotion(name, _progress(name))
+            yield name, None if is_made else trainer.emotion(name, step_notes(name))
 
     def _elsewhere(
         self, paths: Mapping[str, Path], workers: Workers
@@ -152,7 +152,7 @@ def extract_own(
     for remark in pairs.remarks:
         output.note(f"{replies}: {remark}")
     trainer = _trainer(recipe, model, device, dtype, threads)
-    voice = learn_voice(trainer, path.stem, pairs, _progress(path.stem))
+    voice = learn_voice(trainer, path.stem, pairs, step_notes(path.stem))
     for remark in voice.remarks:
         output.note(remark)
     voice.vector.save(path, force=force)
@@ -199,7 +199,7 @@ def _plain_text(model: str) -> str:
     )
 
 
-def _progress(name: str) -> Any:
+def step_notes(name: str) -> Any:
     """Return a teller of steps: a note about every half minute."""
     last = [time.monotonic()]
 

@@ -6,10 +6,11 @@ the fields mean.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -81,12 +82,28 @@ def write(path: str | os.PathLike[str], cache_file: CacheFile) -> None:
     Raises:
         VectorFileError: something there that is no cache vector, or a disk error.
     """
-    try:
+    with _named_refusals(path):
         target = checked_target(path, KIND, _refusal)
         with written_beside(target, KIND) as temporary:
             _write_gguf(temporary, cache_file)
             with open(temporary, "rb") as file:
                 _read_open(file)
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Return the file that :func:`write` would make or replace; for before the work.
+
+    Raises:
+        VectorFileError: what is there stays, or the folder is missing or cannot be written to.
+    """
+    with _named_refusals(path):
+        return checked_target(path, KIND, _refusal)
+
+
+@contextlib.contextmanager
+def _named_refusals(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except InputError as error:
         raise VectorFileError(
             f"cache vector {shown_path(path)} cannot be written: {error}"

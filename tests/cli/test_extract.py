@@ -13,10 +13,12 @@ import pytest
 from commands import pyemo
 from engines import needs_torch
 
-from pyemo import ControlVector, Model
+from pyemo import CacheVector, ControlVector, Model
 from pyemo.emotions import EMOTIONS
+from pyemo.extract import cache_vectors
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.stories import Story, StoryStore
+from pyemo.texts.replies import reply_prompts
 
 STORIES = """
 name = "few"
@@ -378,3 +380,43 @@ def test_vectors_finished_before_a_run_was_cut_off_stay_and_are_not_made_again(
     assert asked == ["angry", "happy", "happy"]
     assert (tmp_path / "set" / "angry.gguf").read_bytes() == first
     assert [line["kept"] for line in json.loads(result.stdout)["vectors"]] == [True, False]
+
+
+# cache vectors
+
+
+@needs_torch
+@pytest.mark.parametrize("way", ["trained", "contrast"])
+def test_a_cache_vector_is_made_and_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    few = reply_prompts("watch")[:3]
+    monkeypatch.setattr(cache_vectors, "reply_prompts", lambda split, style="vivid": few)
+    target = tmp_path / "angry-cache.gguf"
+    options = ("--cache", "-r", way, "-m", model, "--device", "cpu", "--threads", 1)
+    result = pyemo("extract", "anger", *options, "--dtype", "float32", "--json", "-o", target)
+    assert result.exit_code == 0, result.stderr
+    (said,) = json.loads(result.stdout)["cache_vectors"]
+    assert said["path"] == str(target)
+    vector = CacheVector.load(target, Model.load(model))
+    assert said["cells"] == list(vector.cells)
+    assert f'method = "{way}' in vector.metadata.recipe
+    run = pyemo("run", "-m", model, "--threads", 1, "-n", 4, "--cache-vector", target, "Hi")
+    assert run.exit_code == 0, run.stderr
+
+
+def test_a_file_that_is_no_cache_vector_is_kept(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "notes.gguf"
+    target.write_text("mine", encoding="utf-8")
+    result = pyemo("extract", "anger", "--cache", "-m", model, "-o", target)
+    assert result.exit_code == 1
+    assert "is not a cache vector" in result.stderr
+    assert target.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("options", [("-r", "anthropic"), ("--calibrate",)])
+def test_what_makes_no_cache_vector_is_wrong_usage(
+    model: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    result = pyemo("extract", "anger", "--cache", *options, "-m", model, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 2
