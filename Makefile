@@ -141,7 +141,7 @@ fuzz: $(ALL) ## feed hostile bytes to all that reads files; SECONDS=600
 
 # The bundled vectors are data in git; this makes them anew: extracted ones with the strengths that suit
 # texts of 48 tokens (docs/strengths.md), found by the judge that found those in git, and trained ones,
-# about three minutes each.
+# about three minutes each. The last step notes where each emotion's own texts lie.
 VECTOR_MODELS := smollm2-135m-instruct gemma-3-270m
 vectors: $(ALL) ## extract the bundled vectors again
 	for model in $(VECTOR_MODELS); do \
@@ -151,6 +151,7 @@ vectors: $(ALL) ## extract the bundled vectors again
 	done
 	$(BIN)/pyemo extract --all -r trained --model smollm2-135m-instruct --dtype bfloat16 --threads 1 \
 	    --output models/vectors/smollm2-135m-instruct
+	$(BIN)/python tools/own_projections.py smollm2-135m-instruct models/vectors/smollm2-135m-instruct
 
 docs: $(ALL) ## write docs/cli.md, the table of strengths and the README's output anew
 	$(BIN)/python docs/make_pages.py

@@ -109,3 +109,6 @@ GREEDY_NAME = "greedy"
 
 GUARD_WINDOW = 16
 """Tokens by which guarded text is shown late, and so how far a step back goes."""
+
+LANGUAGES = ("en", "de", "es", "zh")
+"""Languages that there are parallel texts in, for ``pyemo extract --language``."""

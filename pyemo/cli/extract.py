@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyemo.choices import DTYPES, DType
+from pyemo.choices import DTYPES, LANGUAGES, DType
 from pyemo.cli import output
 from pyemo.cli.job_options import Workers, workers_options
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
@@ -125,6 +125,11 @@ class BackendOptions:
     help="Make cache vectors, learned from replies; with -r contrast of prompts; "
     "docs/cache-steering.md.",
 )
+@click.option(
+    "--language",
+    type=click.Choice(LANGUAGES),
+    help="The direction of a language instead; docs/methods.md.",
+)
 @model_option
 @click.option(
     "--backend",
@@ -189,6 +194,7 @@ def extract(
     own: str | None,
     replies: str | None,
     is_cache: bool,
+    language: str | None,
     model: str,
     kind: str,
     device: str,
@@ -216,6 +222,7 @@ def extract(
       pyemo extract --emotions jealous.toml -r paper-generation -o my-vectors
       pyemo extract --replies pirate.jsonl -o pirate.gguf
       pyemo extract anger --cache -o angry-cache.gguf
+      pyemo extract --language zh -o zh.gguf
     """
     from pyemo.cli.extract_voices import extract_emotions, extract_own, voice_recipe
     from pyemo.extract.extraction import extract as extract_vectors
@@ -223,7 +230,7 @@ def extract(
     from pyemo.vectors.file import check_target
 
     began = time.monotonic()
-    if is_cache:
+    if is_cache and language is None:
         from pyemo.cli.extract_cache import CacheExtraction, check_way
         from pyemo.vectors.cache_file import check_target as check_cache_target
 
@@ -237,6 +244,17 @@ def extract(
         making.run(_targets(names, target, check_cache_target), as_json)
         return
     checked = functools.partial(check_target, force=force)
+    if language is not None:
+        from pyemo.cli.extract_language import extract_language
+
+        if emotions or is_all or own or replies or is_cache or is_calibrated or not workers.is_here:
+            raise click.UsageError(
+                "--language is a direction of its own: leave out emotions, --all, --emotions, "
+                "--replies, --cache, --calibrate, --workers and --scheduler"
+            )
+        (path,) = _targets([language], target, checked).values()
+        extract_language(language, path, model, threads, as_json, force=force)
+        return
     if replies is not None:
         if emotions or is_all or own or is_calibrated or kind == "engine" or not workers.is_here:
             raise click.UsageError(

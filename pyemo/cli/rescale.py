@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -62,6 +63,12 @@ if TYPE_CHECKING:
     "which the operator add_within needs.",
 )
 @click.option(
+    "--without",
+    "away",
+    metavar="VECTOR",
+    help="Take this vector's directions out of FILE's, such as a language's; docs/methods.md.",
+)
+@click.option(
     "--layers", metavar="A:B", help="Keep these layers only, B not included; after the shift."
 )
 @click.option(
@@ -83,6 +90,7 @@ def rescale(
     fix_sign: bool,
     own_texts: str | None,
     components: int | None,
+    away: str | None,
     layers: str | None,
     allow_other_weights: bool,
     threads: Threads,
@@ -105,6 +113,7 @@ def rescale(
       pyemo rescale cvector.gguf -m smollm2-135m-instruct --layer-shift -1 --layers 1: -o happy.gguf
       pyemo rescale cvector.gguf --check-sign happy --fix-sign -o happy.gguf
       pyemo rescale angry.gguf --own-texts angry -o angry.gguf
+      pyemo rescale angry.gguf --without zh.gguf -o clean.gguf
     """
     from pyemo.engine.model import Model
     from pyemo.vectors.file import check_target
@@ -116,13 +125,21 @@ def rescale(
     check_target(target, force=force)
     poles = None if check_sign is None else _poles(check_sign)
     own = None if own_texts is None else _own_texts(own_texts)
-    vector = _prepare(file, layer_shift, layers, may_be_residual=own is not None)
+    may_be_residual = own is not None or away is not None
+    vector = _prepare(file, layer_shift, layers, may_be_residual=may_be_residual)
     loaded = Model.load(model)
     vector.check(loaded, allow_other_weights=allow_other_weights)
+    if away is not None:
+        vector = _without(loaded, vector, away)
     vector, signs = _signed(loaded, vector, threads, poles, fix_sign)
     statistics, along = _measure(loaded, vector, threads, own)
     if vector.unit == "residual":
-        rescaled = vector
+        known = replace(
+            vector.metadata,
+            neutral_projections=vector.metadata.neutral_projections
+            or statistics.neutral_projections,
+        )
+        rescaled = vector.with_metadata(known)
     else:
         rescaled = vector.rescaled(
             statistics.residual_norms,
@@ -161,6 +178,20 @@ def _prepare(
         output.note("block 0 is left out: a vector file has no place for it")
         vector = vector.only_layers(vector.layers[1:])
     return vector
+
+
+def _without(model: Model, vector: ControlVector, away: str) -> ControlVector:
+    """Return the vector without another's directions, and say how alike they were."""
+    from pyemo.extract.languages import without
+    from pyemo.vectors.control_vector import ControlVector
+
+    other = ControlVector.load(away, model=model)
+    cleaned, cosines = without(vector, other)
+    low, high = min(cosines.values()), max(cosines.values())
+    output.note(
+        f"{other.name} was taken out at {len(cosines)} layers; cosines {low:+.3f} to {high:+.3f}"
+    )
+    return cleaned
 
 
 def _poles(text: str) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from pyemo.choices import LANGUAGES
 from pyemo.emotions import resolve
 from pyemo.errors import InputError
 from pyemo.files.inputs import read_text
@@ -30,6 +31,8 @@ Use = Literal["selection", "evaluation"]
 
 NEUTRAL = "neutral"
 MIN_VIGNETTES = 3
+SENTENCES = 4
+"""Of a parallel text."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,23 @@ def contrast_pairs(emotion: str | EmotionSource) -> tuple[ContrastPair, ...]:
     with_emotion = template.format(persona=source.personas.persona)
     with_opposite = template.format(persona=source.personas.opposite)
     return tuple(ContrastPair(with_emotion, with_opposite, o) for o in sentence_openings())
+
+
+def parallel_texts(language: str) -> tuple[str, ...]:
+    """Return texts of four sentences each in a language; all say the same things.
+
+    Raises:
+        InputError: no texts in this language.
+    """
+    if language not in LANGUAGES:
+        raise InputError(
+            f"there are no texts in the language {language!r}; there are in {', '.join(LANGUAGES)}"
+        )
+    sentences = [entry[language] for entry in _data("languages.toml")["sentence"]]
+    space = "" if language == "zh" else " "
+    return tuple(
+        space.join(sentences[i : i + SENTENCES]) for i in range(0, len(sentences), SENTENCES)
+    )
 
 
 def prompts(use: Use) -> tuple[str, ...]:

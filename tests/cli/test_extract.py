@@ -420,3 +420,33 @@ def test_what_makes_no_cache_vector_is_wrong_usage(
 ) -> None:
     result = pyemo("extract", "anger", "--cache", *options, "-m", model, "-o", tmp_path / "a.gguf")
     assert result.exit_code == 2
+
+
+# languages
+
+
+def test_a_language_s_direction_goes_into_a_file_that_caps_and_cleans(
+    model: Path, vectors: Path, tmp_path: Path
+) -> None:
+    target, clean = tmp_path / "zh.gguf", tmp_path / "clean.gguf"
+    options = ("-m", model, "--threads", 1)
+    result = pyemo("extract", "--language", "zh", *options, "-o", target)
+    assert result.exit_code == 0, result.stderr
+    assert "zh, layers 1:3" in result.stdout
+    run = pyemo("run", *options, "-n", 2, "-c", f"{target}=0@cap", "the story")
+    assert run.exit_code == 0, run.stderr
+    result = pyemo("rescale", vectors / "warm.gguf", "--without", target, *options, "-o", clean)
+    assert result.exit_code == 0, result.stderr
+    assert "zh was taken out at 2 layers" in result.stderr
+    language, left = ControlVector.load(target), ControlVector.load(clean)
+    for layer in language.layers:
+        assert abs(language.directions[layer] @ left.directions[layer]) <= 1e-3
+    gauge = pyemo("run", *options, "-n", 2, "--gauge", clean, "the story")
+    assert gauge.exit_code == 0, gauge.stderr
+
+
+def test_a_language_is_no_emotion(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "zh.gguf"
+    result = pyemo("extract", "anger", "--language", "zh", "-m", model, "-o", target)
+    assert result.exit_code == 2
+    assert "leave out emotions" in result.stderr
