@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from click.testing import CliRunner, Result
@@ -17,12 +18,14 @@ def pyemo(*arguments: object, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+def start(
+    *arguments: object, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[bytes]:
     """Start the command in a process of its own, with pipes on stdout and stderr."""
     return subprocess.Popen(
         [sys.executable, "-m", "pyemo", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**(os.environ if env is None else env), "PYTHONUNBUFFERED": "1"},
         **options,
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from commands import pyemo, start
+from click.testing import CliRunner
+from commands import pyemo
 from pages import ROOT, blocks, read
+from server_process import Process, posted
+from serving import chat
 
 PROMPT = "How was your day?"
 MODEL = "smollm2-135m-instruct"
@@ -41,16 +45,18 @@ def section(title: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def url(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """An idle server of the default model, with the page's preset."""
     config = tmp_path_factory.mktemp("config") / "pyemo.toml"
     (toml,) = blocks(section("Open WebUI"), "toml")
     config.write_text(toml)
-    options = ("--config", config, "--port", 0, "--threads", 1, "--n-ctx", 1024, "--json")
-    with start("serve", *options) as process:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
-        process.send_signal(signal.SIGTERM)
+    with Process("--config", config, "--n-ctx", 4096) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def url(server: Process) -> str:
+    return server.url
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +95,9 @@ def test_curl(url: str, text: str) -> None:
 
 
 @needs("openai")
-def test_openai_python(url: str, text: str) -> None:
-    assert run_python("openai-python", url) == text
+def test_openai_python(url: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(blocks(section("openai-python"), "python")[0].replace("http://localhost:8080", url), {})
+    assert capsys.readouterr().out == text + "\n"
 
 
 @needs("langchain_openai")
@@ -108,12 +115,16 @@ def test_litellm(url: str, text: str) -> None:
 def test_llm_with_its_file_of_openai_models(
     url: str, text: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from llm.cli import cli
+
     file, command = blocks(section("llm"), "yaml")[0], blocks(section("llm"), "sh")[-1]
     (tmp_path / "extra-openai-models.yaml").write_text(file.replace("http://localhost:8080", url))
-    words = command.replace("-m angry", f"-m {model}").replace("llm ", f"{sys.executable} -m llm ")
-    env = {**os.environ, "LLM_USER_PATH": str(tmp_path), "LLM_LOAD_PLUGINS": ""}
-    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    monkeypatch.setattr("llm.plugins.LLM_LOAD_PLUGINS", "pyemo")  # none that happens to be there
+    program, *words = shlex.split(command.replace("-m angry", f"-m {model}"))
+    assert program == "llm"
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
     assert done.stdout == text + "\n"
 
 
@@ -215,13 +226,13 @@ def test_logprobs_carry_bytes_and_alternatives(client: Any, text: str) -> None:
 def test_refusals_are_openai_s_classes(client: Any) -> None:
     import openai
 
-    with pytest.raises(openai.BadRequestError, match="angri") as caught:
+    with pytest.raises(openai.BadRequestError, match="there are: afraid, angry") as caught:
         ask(client, extra_body={"steering": "angri=0.03"})
     assert caught.value.param == "steering"
     with pytest.raises(openai.NotFoundError, match="nonesuch"):
         ask(client, model="nonesuch")
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, messages=[{"role": "user", "content": "word " * 2000}])
+        ask(client, messages=[{"role": "user", "content": "word " * 5000}])
     assert caught.value.code == "context_length_exceeded"
 
 
@@ -229,6 +240,26 @@ def test_client_that_leaves_ends_the_reply(client: Any, url: str) -> None:
     with ask(client, stream=True, max_tokens=800, extra_body={"steering": STEERING}) as parts:
         next(iter(parts))
     assert ask(client, max_tokens=1).choices[0].message.content  # the server goes on
+
+
+def test_models_are_listed_with_their_presets(client: Any) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL, f"{MODEL}:angry"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_within_the_prompt_frees_the_cpu(
+    server: Process, stream: bool
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(posted(chat("the noise of the night " * 600, stream=stream)))
+        while server.metric("pyemo_running") == 0:
+            time.sleep(0.01)
+    assert server.is_idle_within(10)
+    assert server.metric("pyemo_cells_used") == 0
+    before = server.cpu_s()
+    time.sleep(0.5)
+    assert server.cpu_s() - before < 0.2
+    assert server.is_well()
 
 
 @needs("langchain_openai")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from commands import pyemo
 from server_process import Process, posted
@@ -41,8 +39,14 @@ def options(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def server(options: list[object], vectors: Path) -> Iterator[Process]:
-    with Process(*options, "--vectors", vectors) as process:
+def folder(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's vectors, to which a test may add."""
+    return Path(shutil.copytree(vectors, tmp_path_factory.mktemp("offered") / "vectors"))
+
+
+@pytest.fixture(scope="module")
+def server(options: list[object], folder: Path) -> Iterator[Process]:
+    with Process(*options, "--vectors", folder) as process:
         yield process
 
 
@@ -175,67 +179,87 @@ def test_a_port_that_is_taken_is_said(options: list[object], server: Process) ->
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
 
-def test_an_open_address_without_a_key_is_said(options: list[object]) -> None:
-    with Process(*options, "--host", "0.0.0.0", "--no-auth") as server:
-        server.popen.send_signal(signal.SIGTERM)
-        errors = server.popen.communicate()[1].decode()
-        assert "Warning: everybody who reaches 0.0.0.0 may use this server" in errors
+def test_sighup_reads_the_folder_again(server: Process, vectors: Path, folder: Path) -> None:
+    assert server.client.post(CHAT, json=chat(steering="mine=0.1")).status_code == 400
+    shutil.copy(vectors / "warm.gguf", folder / "mine.gguf")
+    server.popen.send_signal(signal.SIGHUP)
+    until = time.monotonic() + 20
+    while server.client.post(CHAT, json=chat(steering="mine=0.1")).status_code == 400:
+        assert time.monotonic() < until
 
 
-def test_sighup_reads_the_folder_again(
-    options: list[object], vectors: Path, tmp_path: Path
-) -> None:
-    with Process(*options, "--vectors", tmp_path) as server:
-        assert server.client.post(CHAT, json=chat(steering="mine=0.1")).status_code == 400
-        shutil.copy(vectors / "warm.gguf", tmp_path / "mine.gguf")
-        server.popen.send_signal(signal.SIGHUP)
-        until = time.monotonic() + 20
-        while server.client.post(CHAT, json=chat(steering="mine=0.1")).status_code == 400:
-            assert time.monotonic() < until
+# --- the end ---
 
 
-def stopped(server: Process, number: int, **fields: Any) -> str:
-    """Send a signal once a stream runs; return all of the stream."""
+@dataclass(frozen=True)
+class Ended:
+    """A server that a signal has ended while a stream ran.
+
+    Attributes:
+        first: the status of a request before.
+        parts: what the stream sent.
+        code, errors: of the process.
+    """
+
+    first: int
+    parts: list[Any]
+    code: int
+    errors: str
+
+
+def ended(server: Process, number: int, **fields: Any) -> Ended:
+    """Ask, then send a signal once a stream runs, and wait for the end."""
+    first = server.client.post(CHAT, json=chat())
     text = ""
     with server.client.stream("POST", CHAT, json=long_chat(stream=True, **fields)) as answer:
         for part in answer.iter_text():
             if not text:
                 server.popen.send_signal(number)
             text += part
-    return text
+    code = server.popen.wait(30)
+    return Ended(first.status_code, events(text), code, server.popen.communicate()[1].decode())
 
 
-def test_sigterm_lets_a_stream_finish(options: list[object]) -> None:
-    with Process(*options, "--drain", 30) as server:
-        parts = events(stopped(server, signal.SIGTERM, max_tokens=400))
-        assert parts[-1]["choices"][0]["finish_reason"] in ("stop", "length")
-        assert server.popen.wait(30) == 0
+@pytest.fixture(scope="module")
+def drained(options: list[object]) -> Ended:
+    """A server at an open address that had time for its last stream."""
+    with Process(*options, "--drain", 30, "--host", "0.0.0.0", "--no-auth") as server:
+        return ended(server, signal.SIGTERM, max_tokens=400)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.fixture(scope="module")
+def cut_off(
+    options: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> dict[signal.Signals, Ended]:
+    """Two servers of one cache folder, ended by a signal each and without time for a stream."""
+    env = {**os.environ, "PYEMO_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    words = (*options, "--drain", 0)
+    with Process(*words, env=env) as one, Process(*words, env=env) as other:
+        return {
+            number: ended(server, number)
+            for number, server in ((signal.SIGTERM, one), (signal.SIGINT, other))
+        }
+
+
+def test_an_open_address_without_a_key_is_said(drained: Ended) -> None:
+    assert "Warning: everybody who reaches 0.0.0.0 may use this server" in drained.errors
+
+
+def test_sigterm_lets_a_stream_finish(drained: Ended) -> None:
+    assert drained.parts[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+    assert drained.code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_stream_by_name_when_its_time_is_up(
-    options: list[object], number: int
+    cut_off: dict[signal.Signals, Ended], number: signal.Signals, code: int
 ) -> None:
-    with Process(*options, "--drain", 0) as server:
-        parts = events(stopped(server, number))
-        assert parts[-2]["choices"][0]["finish_reason"] == "error"
-        assert parts[-1]["error"]["code"] == "shutting_down"
-        code = server.popen.wait(30)
-        assert code == (0 if number == signal.SIGTERM else 130)
-        assert b"Traceback" not in server.popen.communicate()[1]
+    found = cut_off[number]
+    assert found.parts[-2]["choices"][0]["finish_reason"] == "error"
+    assert found.parts[-1]["error"]["code"] == "shutting_down"
+    assert found.code == code
+    assert "Traceback" not in found.errors
 
 
-def test_two_servers_share_one_cache_folder(options: list[object], tmp_path: Path) -> None:
-    env = {**os.environ, "PYEMO_CACHE": str(tmp_path)}
-    words = [sys.executable, "-m", "pyemo", "serve", "--json", "--port", "0", "--threads", "1"]
-    words += [str(option) for option in options]
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, env=env) for _ in range(2)]
-    try:
-        for one in both:
-            assert one.stdout is not None
-            url = json.loads(one.stdout.readline())["url"]
-            assert httpx2.post(url + CHAT, json=chat(), timeout=30).status_code == 200
-    finally:
-        for one in both:
-            one.kill()
-            one.communicate()
+def test_two_servers_share_one_cache_folder(cut_off: dict[signal.Signals, Ended]) -> None:
+    assert [found.first for found in cut_off.values()] == [200, 200]
