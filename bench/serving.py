@@ -1,12 +1,13 @@
 """`pyemo serve` beside `llama-server` of the same llama.cpp: throughput, first tokens, gaps.
 
     python bench/serving.py --llama-server build/bin/llama-server [--models ...] [--pairs 20]
-                            [--parts throughput alone prompt turns] [--budgets 32 48 64 96 128]
+                            [--parts throughput alone prompt turns] [--budgets auto 32 48 64 96 128]
 
     throughput  16 clients at once, slots for all; tokens per second of all, unsteered
     alone       one client: time to the first token
     prompt      16 replies run, a prompt of 1,500 tokens comes in: its time to the first token, and
-                the longest wait of a running reply for a token, for each row budget
+                the longest wait of a running reply for a token, for each row budget; the servers
+                take turns
     turns       the second turn of a conversation of 1,000 tokens: time to the first token, as a
                 share of a fresh server's
 
@@ -70,6 +71,15 @@ class Answer:
         """The longest time between two tokens that overlaps this span."""
         steps = zip(self.at, self.at[1:], strict=False)
         return max((b - a for a, b in steps if b >= begin and a <= end), default=0.0)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A long prompt among replies, in seconds: its first token, a step before, the longest wait."""
+
+    first_s: float
+    step_s: float
+    longest_s: float
 
 
 @dataclass(frozen=True)
@@ -195,35 +205,47 @@ class Pair:
 
     def prompt(self) -> list[Any]:
         """A long prompt beside running replies, for each row budget and the other server."""
-        found = []
-        for budget in self.options.budgets:
-            with pyemo_server(
-                self.path, self.options.threads, "--no-prompt-cache", "--row-budget", str(budget)
-            ) as server:
-                found += self.gaps(f"row budget {budget}", server)
-        if program := self.options.llama_server:
-            with llama_server(program, self.path, self.options.threads) as server:
-                found += self.gaps("llama-server", server)
-        return found
+        threads, path, program = self.options.threads, self.path, self.options.llama_server
+        with ExitStack() as stack:
+            servers = {}
+            for budget in self.options.budgets:
+                options = ["--no-prompt-cache"]
+                if budget != "auto":
+                    options += ["--row-budget", budget]
+                server = stack.enter_context(pyemo_server(path, threads, *options))
+                servers[f"row budget {budget}"] = server
+            if program:
+                servers["llama-server"] = stack.enter_context(llama_server(program, path, threads))
+            found: dict[str, list[Gap]] = {side: [] for side in servers}
+            order = random.Random(0)
+            for _ in range(self.options.runs):
+                for side in order.sample(sorted(servers), len(servers)):
+                    found[side].append(self.gap(servers[side]))
+        return [value for side, gaps in found.items() for value in self.gap_values(side, gaps)]
 
-    def gaps(self, side: str, server: Server) -> list[Value]:
+    def gap_values(self, side: str, gaps: Sequence[Gap]) -> list[Value]:
         """Time to the first token of the long prompt, and the waits of the others."""
-        first_s, undisturbed, longest = [], [], []
-        for _ in range(self.options.runs):
-            one = self.gap(server)
-            first_s.append(one[0])
-            undisturbed.append(one[1])
-            longest.append(one[2] / one[1])
         name = f"{self.name}, {side}: "
         settings = f"{N_CLIENTS} replies run, {N_LONG} tokens come, {self.settings}"
+        firsts = [gap.first_s for gap in gaps]
         return [
-            value_of(name + "first token", first_s, "s", conditions=settings),
-            value_of(name + "a step undisturbed", undisturbed, "s", conditions=settings),
-            value_of(name + "longest wait / that step", longest, "", conditions=settings),
+            value_of(name + "first token", firsts, "s", conditions=settings),
+            value_of(
+                name + "first token, p95", [np.quantile(firsts, 0.95)], "s", conditions=settings
+            ),
+            value_of(
+                name + "a step undisturbed", [gap.step_s for gap in gaps], "s", conditions=settings
+            ),
+            value_of(
+                name + "longest wait / that step",
+                [gap.longest_s / gap.step_s for gap in gaps],
+                "",
+                conditions=settings,
+            ),
         ]
 
-    def gap(self, server: Server) -> tuple[float, float, float]:
-        """Seconds to the first token, of a step undisturbed, and of the longest wait."""
+    def gap(self, server: Server) -> Gap:
+        """Let a long prompt come while replies run."""
         n_before = 16
         begun = threading.Semaphore(0)
 
@@ -251,7 +273,7 @@ class Pair:
             if b < long.sent
         ]
         longest = max(answer.longest_wait(long.sent, long.at[0]) for answer in answers)
-        return long.first_s, float(np.median(steps)), longest
+        return Gap(long.first_s, float(np.median(steps)), longest)
 
     def turns(self) -> list[Any]:
         """The second turn's share of a fresh server's time to the first token."""
@@ -292,7 +314,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5, help="of `prompt` and `turns`")
-    parser.add_argument("--budgets", nargs="+", type=int, default=[32, 48, 64, 96, 128])
+    parser.add_argument("--budgets", nargs="+", default=["auto", "32", "48", "64", "96", "128"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/serving")
     options = parser.parse_args()

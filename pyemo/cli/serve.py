@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     "--row-budget",
     type=int,
     metavar="N",
-    help="Tokens of one decode: running replies, then prompts.  [default: 32]",
+    help="Tokens of one decode: running replies, then prompts. Without it the clock decides, so "
+    "that running replies wait no more than about 3.5 times as long beside a prompt.",
 )
 @click.option("--max-queue", type=int, metavar="N", help="Requests that wait.  [default: 64]")
 @click.option(

@@ -5,7 +5,7 @@ Knows nothing of threads and queues.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 
@@ -13,9 +13,6 @@ from pyemo.engine.replies import Reply
 from pyemo.engine.row import Row
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.tickets import Ticket
-
-LEAST = 16
-"""Rows of prompts in a decode at least, however many replies are written."""
 
 
 @dataclass(eq=False)
@@ -62,20 +59,32 @@ class Plan:
     draws: tuple[Running, ...]
     fills: tuple[tuple[Running, int], ...]
 
+    @property
+    def n_writing(self) -> int:
+        """Replies that are written, each with a row."""
+        return sum(one.n_pending <= 1 for one in self.draws)
 
-def plan(running: Iterable[Running], *, row_budget: int, n_batch: int) -> Plan:
+    @property
+    def n_prompt_rows(self) -> int:
+        """Rows of prompts."""
+        ends = sum(one.n_pending for one in self.draws if one.n_pending > 1)
+        return ends + sum(n_rows for _, n_rows in self.fills)
+
+
+def plan(running: Iterable[Running], *, n_prompt_rows: Callable[[int], int], n_batch: int) -> Plan:
     """Return the next decode's rows.
 
-    Every reply that is written has its row. Prompts have what is left of ``row_budget``; where no
-    reply waits for its next token, they have ``n_batch``, and are read as they would be alone.
+    Every reply that is written has its row. Where no reply waits for its next token, prompts have
+    ``n_batch``, and are read as they would be alone.
 
     Args:
         running: the oldest first.
+        n_prompt_rows: says how many rows prompts may have beside so many replies, 1 or more.
     """
     going = [one for one in running if not one.is_paused]
     writing = [one for one in going if one.n_pending <= 1]
     reading = [one for one in going if one.n_pending > 1]
-    n_rows = max(row_budget - len(writing), LEAST) if writing else n_batch
+    n_rows = n_prompt_rows(len(writing)) if writing else n_batch
     draws, fills = writing, []
     for one, n in zip(reading, shares([one.n_pending for one in reading], n_rows), strict=True):
         if n == one.n_pending:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from pyemo.engine.engine import Engine
+from pyemo.engine.pace import LEAST, Pace
 from pyemo.engine.plan import Plan, Running, plan
 from pyemo.engine.prompt_cache import PromptCache
 from pyemo.engine.replies import Reply
@@ -33,7 +34,6 @@ from pyemo.errors import (
     all_calls_named,
 )
 
-ROW_BUDGET = 32
 _AHEAD = 32  # cells that a running reply is sure to find
 _RETRY_S = 0.05  # where others hold what is needed
 
@@ -90,7 +90,8 @@ class Scheduler:
 
     Args:
         row_budget: rows of one decode while replies are written: one of each, and what is left for
-            prompts. More is faster for who waits for the first token, less for all the others
+            prompts. More is faster for who waits for the first token, less for all the others. None
+            for as many as make a decode about 3.5 times as long, by the clock
             (docs/scheduling.md).
         max_queue: requests that may wait.
         prompt_cache: keep what ended replies have read, for prompts that begin alike.
@@ -100,12 +101,13 @@ class Scheduler:
         self,
         engine: Engine,
         *,
-        row_budget: int = ROW_BUDGET,
+        row_budget: int | None = None,
         max_queue: int = 64,
         prompt_cache: bool = True,
     ) -> None:
         self.engine = engine
-        self.row_budget = whole("row_budget", row_budget, 1)
+        self.row_budget = None if row_budget is None else whole("row_budget", row_budget, 1)
+        self._pace = Pace()
         self.max_queue = whole("max_queue", max_queue, 1)
         self._numbers = itertools.count()
         self._news = threading.Condition()  # guards the queue, and wakes the thread
@@ -381,9 +383,14 @@ class Scheduler:
     # --- decoding ---
 
     def _turn(self) -> None:
-        next_one = plan(self._running, row_budget=self.row_budget, n_batch=self.engine.n_batch)
+        n_batch = self.engine.n_batch
+        next_one = plan(self._running, n_prompt_rows=self._n_prompt_rows, n_batch=n_batch)
+        n_writing, n_rows = next_one.n_writing, next_one.n_prompt_rows  # before they change
+        began = time.perf_counter()
         try:
             self._decode(next_one)
+            if n_writing:
+                self._pace.note(n_writing, n_rows, time.perf_counter() - began)
         except ContextFullError as error:
             self._make_room(error)
         except Exception:  # noqa: BLE001 -- it comes again where it belongs
@@ -397,6 +404,11 @@ class Scheduler:
             for one, n_rows in next_one.fills:
                 with self._blaming(one):
                     self._decode(Plan((), ((one, n_rows),)))
+
+    def _n_prompt_rows(self, n_writing: int) -> int:
+        if self.row_budget is None:
+            return self._pace.n_rows(n_writing)
+        return max(self.row_budget - n_writing, LEAST)
 
     def _decode(self, next_one: Plan) -> None:
         by_row = {one.row: one for one in next_one.draws}

@@ -53,7 +53,8 @@ class ServerConfig(BaseModel):
         cors: origins whose pages may read answers; "*" for all.
         n_seq_max: replies at a time.
         n_ctx: tokens that all of them hold together.
-        row_budget: tokens of one decode at most: running replies first, then prompts.
+        row_budget: tokens of one decode at most: running replies first, then prompts; None lets the
+            clock decide.
         max_queue: requests that may wait.
         vectors: folder whose vectors are offered.
         steering: mood of requests that name none, in any spelling of a request's field.

@@ -18,7 +18,7 @@ import pyemo
 from pyemo.engine.engine import Engine
 from pyemo.engine.model import Model
 from pyemo.engine.row import ReplyLimits
-from pyemo.engine.scheduler import ROW_BUDGET, Scheduler
+from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.tickets import MakeReply, Request, Ticket, plain_reply
 from pyemo.engine.tokens import Token
@@ -107,7 +107,7 @@ class Service:
         )
         self.scheduler = Scheduler(
             self.engine,
-            row_budget=config.row_budget or ROW_BUDGET,
+            row_budget=config.row_budget,
             max_queue=config.max_queue,
             prompt_cache=config.prompt_cache,
         )

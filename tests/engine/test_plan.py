@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from pyemo.engine.plan import LEAST, Running, plan, shares
+from pyemo.engine.plan import Plan, Running, plan, shares
 
 
 def running(*pending: int) -> list[Running]:
@@ -14,9 +14,14 @@ def running(*pending: int) -> list[Running]:
     return [Running(nothing, nothing, nothing, n) for n in pending]
 
 
-def rows(*pending: int, row_budget: int = 64, n_batch: int = 512) -> tuple[list[int], list[int]]:
+def planned(*running: Running) -> Plan:
+    """Plan a decode of 64 rows, or 512 of prompts alone."""
+    return plan(running, n_prompt_rows=lambda n_writing: 64 - n_writing, n_batch=512)
+
+
+def rows(*pending: int) -> tuple[list[int], list[int]]:
     """Return the pending tokens of those that draw, and the rows of the others."""
-    found = plan(running(*pending), row_budget=row_budget, n_batch=n_batch)
+    found = planned(*running(*pending))
     return [one.n_pending for one in found.draws], [n for _, n in found.fills]
 
 
@@ -33,14 +38,15 @@ def test_prompts_alone_are_read_in_whole_batches() -> None:
     assert rows(500) == ([500], [])
 
 
-def test_many_replies_leave_prompts_a_few_rows() -> None:
-    assert rows(*[1] * 100, 300) == ([1] * 100, [LEAST])
+def test_a_plan_says_how_many_write_and_how_many_rows_prompts_have() -> None:
+    found = planned(*running(1, 1, 20, 300))
+    assert (found.n_writing, found.n_prompt_rows) == (2, 62)
 
 
 def test_a_paused_reply_has_no_row() -> None:
     two = running(1, 40)
     two[1].is_paused = True
-    assert plan(two, row_budget=64, n_batch=512).draws == (two[0],)
+    assert planned(*two).draws == (two[0],)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from measured_vectors import measured
 from tiny_models import TinyModel
 
 from pyemo import Condition, Engine, SamplerParams, Steering, Token
+from pyemo.engine.pace import MOST
 from pyemo.engine.row import ReplyLimits
 from pyemo.engine.scheduler import Scheduler
 from pyemo.engine.sequence import Sequence
@@ -347,19 +348,23 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("kv_unified", [True, False])
+@pytest.mark.parametrize(
+    ("kv_unified", "row_budget", "most"), [(True, 40, 40), (False, 40, 40), (True, None, MOST)]
+)
 def test_a_long_prompt_is_read_beside_running_replies_within_the_budget(
     new_engine: Callable[..., Engine],
     new_scheduler: Callable[..., Scheduler],
     turns: list[tuple[int, int]],
     kv_unified: bool,
+    row_budget: int | None,
+    most: int,
 ) -> None:
     engine = new_engine(n_ctx=2048, kv_unified=kv_unified)
     long = [3 + i % 40 for i in range(300)]
     greedy = SamplerParams(temperature=0)
     expected = engine.generate(long, sampler=greedy, max_tokens=6)
     list(expected)
-    scheduler = new_scheduler(engine, row_budget=40)
+    scheduler = new_scheduler(engine, row_budget=row_budget)
     gate = Gate()
     running = [scheduler.submit(request(scheduler, max_tokens=60), on_token=gate)]
     gate.wait()
@@ -369,8 +374,8 @@ def test_a_long_prompt_is_read_beside_running_replies_within_the_budget(
     gate.open()
     assert ids(ticket.wait(WAIT_S)) == [token.id for token in expected.tokens]
     beside = [turn for turn in turns if turn[1]]
-    assert sum(n for _, n in beside) >= 300 - 40
-    assert all(n_drew >= 1 and n_drew + n_read <= 40 for n_drew, n_read in beside)
+    assert sum(n for _, n in beside) >= 300 - most
+    assert all(n_drew >= 1 and n_drew + n_read <= most for n_drew, n_read in beside)
     assert [len(one.wait(WAIT_S).tokens) for one in running] == [60, 60]
 
 

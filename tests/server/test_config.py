@@ -11,7 +11,6 @@ from commands import pyemo
 from pages import ROOT, blocks, read
 
 from pyemo.cli.serve import serve
-from pyemo.engine.scheduler import ROW_BUDGET
 from pyemo.errors import InputError
 from pyemo.server.config import ServerConfig, read_config
 
@@ -107,7 +106,6 @@ def test_defaults_in_the_help_are_those_of_the_config() -> None:
         shown = re.search(r"\[default: (.*)\]", getattr(param, "help", "") or "")
         if shown:
             default = ServerConfig.model_fields[str(param.name)].default
-            default = ROW_BUDGET if param.name == "row_budget" else default
             wanted = f"{default:g}" if isinstance(default, float) else str(default)
             wanted = "repetition-stop" if default is True else wanted
             assert shown[1] == wanted
