@@ -49,26 +49,44 @@ Interrupted python_interrupts() {
 void register_engine(py::module_ & m) {
     main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
 
+    py::class_<Grammar, std::shared_ptr<Grammar>>(m, "Grammar", "What a reply may be. Immutable.")
+        .def(py::init<const std::string &, const std::string &>(), py::arg("text"), py::arg("root"), release_gil())
+        .def("allowed", [](std::shared_ptr<Grammar> grammar, const Model & model, const std::vector<llama_token> & tokens) {
+                 for (llama_token token : tokens) model.require_token(token);
+                 std::vector<bool> allowed;
+                 unlocked([&] {
+                     GrammarMatcher matcher(grammar, model.pieces());
+                     matcher.follow(tokens.data(), tokens.size());
+                     matcher.allowed(allowed);
+                     return 0;
+                 });
+                 py::array_t<bool> out(py::ssize_t(allowed.size()));
+                 std::copy(allowed.begin(), allowed.end(), out.mutable_data());
+                 return out;
+             }, py::arg("model"), py::arg("tokens"), "Return which tokens may come behind these; bool (n_vocab,).");
+
     py::class_<SamplerParams>(m, "SamplerParams")
         .def(py::init([](float temperature, int top_k, float top_p, float min_p, float repeat_penalty, int repeat_last_n, uint64_t seed,
                          float dry_multiplier, float dry_base, int dry_allowed_length, int dry_last_n,
                          float frequency_penalty, float presence_penalty, std::shared_ptr<const Scripts> scripts,
-                         std::vector<int> more_scripts) {
+                         std::vector<int> more_scripts, std::shared_ptr<const Grammar> grammar) {
                  return SamplerParams{temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed,
                                       dry_multiplier, dry_base, dry_allowed_length, dry_last_n,
-                                      frequency_penalty, presence_penalty, std::move(scripts), std::move(more_scripts)};
+                                      frequency_penalty, presence_penalty, std::move(scripts), std::move(more_scripts),
+                                      std::move(grammar)};
              }),
              py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
              py::arg("repeat_penalty"), py::arg("repeat_last_n"), py::arg("seed"),
              py::arg("dry_multiplier"), py::arg("dry_base"), py::arg("dry_allowed_length"), py::arg("dry_last_n"),
              py::arg("frequency_penalty"), py::arg("presence_penalty"), py::arg("scripts") = nullptr,
-             py::arg("more_scripts") = std::vector<int>());
+             py::arg("more_scripts") = std::vector<int>(), py::arg("grammar") = nullptr);
 
     py::class_<StepResult>(m, "StepResult")
         .def_readonly("token", &StepResult::token)
         .def_readonly("logprob", &StepResult::logprob)
         .def_readonly("entropy", &StepResult::entropy)
         .def_readonly("is_end", &StepResult::is_end)
+        .def_readonly("is_whole", &StepResult::is_whole)
         .def_property_readonly("piece", [](const StepResult & r) { return py::bytes(r.piece); })
         .def_readonly("top", &StepResult::top)
         .def_property_readonly("gauges", [](const StepResult & r) {
@@ -114,6 +132,7 @@ void register_engine(py::module_ & m) {
         .def("n_pending", &Engine::n_pending, py::arg("seq"), release_gil())
         .def("append", &Engine::append, py::arg("seq"), py::arg("tokens"), release_gil())
         .def("set_sampler", &Engine::set_sampler, py::arg("seq"), py::arg("sampler"), release_gil())
+        .def("set_grammar_begin", &Engine::set_grammar_begin, py::arg("seq"), py::arg("begin"), release_gil())
         .def("set_spans", [](Engine & e, int seq, PySpans spans) { e.set_spans(seq, to_spans(std::move(spans))); },
              py::arg("seq"), py::arg("spans"), release_gil())
         .def("rollback", &Engine::rollback, py::arg("seq"), py::arg("n"), py::arg("is_followed") = false, release_gil())

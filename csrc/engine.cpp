@@ -162,8 +162,7 @@ int Engine::add_sequence(const SamplerParams & sampler) {
     const int slot = free_sequence();
     Sequence & s = sequences_[slot];
     s.used = true;
-    s.sampler_params = sampler;
-    s.sampler = std::make_unique<Sampler>(sampler, model_->n_vocab());
+    give_sampler(s, sampler);
     return handle_of(slot);
 }
 
@@ -182,8 +181,8 @@ int Engine::fork(int seq) {
     }
     s.edits = from.edits;
     s.n_returns = from.n_returns;
-    s.sampler_params = from.sampler_params;
-    s.sampler = std::make_unique<Sampler>(from.sampler_params, model_->n_vocab());
+    give_sampler(s, from.sampler_params);
+    s.grammar_begin = from.grammar_begin;
     s.has_logits = from.has_logits;
     if (from.has_logits) {
         const float * row = logits_of(from);
@@ -264,9 +263,43 @@ void Engine::append_to(Sequence & s, const std::vector<llama_token> & tokens) {
 
 void Engine::set_sampler(int seq, const SamplerParams & sampler) {
     const Turn turn(*this);
-    Sequence & s = at(seq);
+    give_sampler(at(seq), sampler);
+}
+
+void Engine::give_sampler(Sequence & s, const SamplerParams & sampler) {
+    const bool is_same = s.matcher != nullptr && s.matcher->grammar() == sampler.grammar;
+    auto drawing = std::make_unique<Sampler>(sampler, model_->n_vocab());
+    if (sampler.grammar == nullptr) {
+        s.matcher.reset();
+    } else if (!is_same) {
+        s.matcher = std::make_unique<GrammarMatcher>(sampler.grammar, model_->pieces());
+    }
     s.sampler_params = sampler;
-    s.sampler = std::make_unique<Sampler>(sampler, model_->n_vocab());
+    s.sampler = std::move(drawing);
+}
+
+void Engine::set_grammar_begin(int seq, int begin) {
+    const Turn turn(*this);
+    Sequence & s = at(seq);
+    require_range("grammar_begin", begin, -1, int(s.tokens.size()));
+    s.grammar_begin = begin;
+}
+
+// A token of the logits' distribution where the grammar allows it, else one of those that it allows.
+void Engine::draw(Sequence & s, const float * logits, StepResult & out) {
+    out.token = s.sampler->sample(logits, s.tokens);
+    if (s.matcher == nullptr || s.grammar_begin < 0) {
+        return;
+    }
+    const size_t begin = std::min(size_t(s.grammar_begin), s.tokens.size());
+    s.matcher->follow(s.tokens.data() + begin, s.tokens.size() - begin);
+    if (!s.matcher->allows(out.token)) {
+        if (!s.matcher->allowed(allowed_)) {
+            throw Error(ErrorKind::input, "no token of the model can go on as the grammar asks; change the grammar");
+        }
+        out.token = s.sampler->sample_among(allowed_, logits, s.tokens);
+    }
+    out.is_whole = s.matcher->is_complete_after(out.token);
 }
 
 void Engine::require_steering() const {
@@ -725,7 +758,7 @@ std::vector<StepResult> Engine::step(const std::vector<int> & seqs, const std::v
         Sequence & s = at(seqs[i]);
         StepResult & out = results[i];
         const float * row = logits_of(s);
-        out.token = s.sampler->sample(row, s.tokens);
+        draw(s, row, out);
         const LogitStats stats = logit_stats(row, model_->n_vocab(), out.token);
         out.logprob = stats.logprob;
         out.entropy = stats.entropy;

@@ -14,6 +14,7 @@
 
 #include "cache_state.h"
 #include "errors.h"
+#include "grammar_matcher.h"
 #include "interruptible.h"
 #include "mix.h"
 #include "model.h"
@@ -41,6 +42,7 @@ struct StepResult {
     float logprob = 0.0f;
     float entropy = 0.0f;
     bool is_end = false;  // an end-of-generation token
+    bool is_whole = false;  // the reply is what its grammar asks for, and nothing more may come
     std::string piece;    // its bytes; empty for control tokens
     std::vector<std::pair<llama_token, float>> top;
     std::vector<GaugeReading> gauges;  // of the row the token was sampled from
@@ -124,6 +126,8 @@ public:
     int n_pending(int seq) const;
     void append(int seq, const std::vector<llama_token> & tokens);
     void set_sampler(int seq, const SamplerParams & sampler);
+    // From which token on the sampler's grammar holds; -1: not now.
+    void set_grammar_begin(int seq, int begin);
 
     // What acts on which positions, from the first span's begin on, which is not decoded yet; the last
     // span has no end. Decoded tokens keep what they were computed with.
@@ -223,6 +227,8 @@ private:
         int n_returns = 0;               // times that tokens were taken off
         SamplerParams sampler_params;
         std::unique_ptr<Sampler> sampler;
+        std::unique_ptr<GrammarMatcher> matcher;  // of the sampler's grammar
+        int grammar_begin = -1;
         bool has_logits = false;
         int logits_row = -1;             // in the last decode's outputs, or -1: in saved_logits
         std::vector<float> saved_logits;
@@ -257,6 +263,8 @@ private:
     void require_cells(const std::vector<Goal> & goals) const;
     void free_removed();
     void append_to(Sequence & s, const std::vector<llama_token> & tokens);
+    void give_sampler(Sequence & s, const SamplerParams & sampler);
+    void draw(Sequence & s, const float * logits, StepResult & out);
     void add_spans(Sequence & s, const std::vector<Span> & spans, int first);
     void check_terms(const std::vector<Term> & terms) const;
     void check_gate(const Term & term) const;
@@ -310,6 +318,7 @@ private:
     std::optional<Error> cache_refusal_;
     int failing_cache_step_ = 0;
     std::vector<Sequence> sequences_;
+    std::vector<bool> allowed_;  // tokens, of the draw at hand
     int64_t n_cells_named_ = 0;
     llama_batch batch_{};
     struct BatchDeleter {

@@ -263,6 +263,14 @@ std::vector<SpecialToken> Model::special_tokens() const {
     return out;
 }
 
+std::shared_ptr<const Pieces> Model::pieces() const {
+    const std::lock_guard<std::mutex> lock(pieces_mutex_);
+    if (pieces_ == nullptr) {
+        pieces_ = std::make_shared<const Pieces>(*this);
+    }
+    return pieces_;
+}
+
 void Model::require_token(llama_token token) const {
     if (token < 0 || token >= n_vocab_) {
         throw Error(ErrorKind::input, "token id " + std::to_string(token) + " is outside 0 to " + std::to_string(n_vocab_ - 1));

@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "interruptible.h"
 #include "llama.h"
+#include "pieces.h"
 
 namespace pyemo {
 
@@ -72,6 +74,9 @@ public:
     // The tokenizer puts a space before a text's first word; detokenizing takes it off again.
     bool adds_space_prefix() const { return adds_space_prefix_; }
 
+    // All tokens' bytes in order; made when they are first asked for.
+    std::shared_ptr<const Pieces> pieces() const;
+
     void require_token(llama_token token) const;
 
 private:
@@ -81,6 +86,8 @@ private:
     int n_vocab_ = 0;
     int n_positions_ = 0;
     bool adds_space_prefix_ = false;
+    mutable std::mutex pieces_mutex_;
+    mutable std::shared_ptr<const Pieces> pieces_;
 };
 
 // The bytes that identify the weights across quantizations: the float32 norm tensors and the

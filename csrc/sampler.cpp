@@ -162,6 +162,26 @@ llama_token Sampler::draw(const float * logits, const std::vector<llama_token> &
     return sample_chain(logits, tokens, seed);
 }
 
+llama_token Sampler::sample_among(const std::vector<bool> & allowed, const float * logits, const std::vector<llama_token> & tokens) {
+    std::vector<bool> chosen = allowed;
+    if (params_.scripts) {
+        const Scripts & scripts = *params_.scripts;
+        const std::vector<bool> known = scripts.known(tokens, params_.more_scripts);
+        const std::string open = scripts.open_end(tokens);
+        bool any = false;
+        for (llama_token token = 0; token < n_vocab_; ++token) {
+            chosen[token] = allowed[token] && scripts.fits(open, token, known);
+            any = any || chosen[token];
+        }
+        if (!any) chosen = allowed;  // the grammar itself leaves the scripts
+    }
+    masked_.assign(logits, logits + n_vocab_);
+    for (llama_token token = 0; token < n_vocab_; ++token) {
+        if (!chosen[token]) masked_[token] = -INFINITY;
+    }
+    return draw(masked_.data(), tokens, params_.seed ^ 0x9E3779B97F4A7C15ull);
+}
+
 // Whether it matters how often a token came.
 bool Sampler::counts() const {
     return params_.repeat_penalty != 1.0f || params_.frequency_penalty != 0.0f || params_.presence_penalty != 0.0f;

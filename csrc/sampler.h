@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "grammar.h"
 #include "llama.h"
 #include "scripts.h"
 
@@ -28,6 +29,7 @@ struct SamplerParams {
     float presence_penalty = 0.0f;   // taken once if it is
     std::shared_ptr<const Scripts> scripts;  // set: letters of scripts that the tokens so far have none of are not drawn,
     std::vector<int> more_scripts;           // but for these
+    std::shared_ptr<const Grammar> grammar = nullptr;  // what a reply may be; nullptr: anything
 };
 
 // What the unmodified logits say of a token and of the distribution it came from.
@@ -43,6 +45,8 @@ public:
     // logits: (n_vocab,) float32. tokens: all tokens of the sequence so far. The same arguments give
     // the same token.
     llama_token sample(const float * logits, const std::vector<llama_token> & tokens);
+    // The same among the allowed tokens, at least one, with another random number: for a draw after one that was not.
+    llama_token sample_among(const std::vector<bool> & allowed, const float * logits, const std::vector<llama_token> & tokens);
 
 private:
     bool counts() const;

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyemo.chat import Chat
     from pyemo.engine.engine import Engine
     from pyemo.engine.gauges import Gauge, GaugeReading
+    from pyemo.engine.grammar import Grammar
     from pyemo.engine.model import Model
     from pyemo.engine.replies import Reply
     from pyemo.engine.row import ReplyLimits
@@ -42,6 +43,7 @@ __all__ = [
     "Engine",
     "Gauge",
     "GaugeReading",
+    "Grammar",
     "HalfLife",
     "Model",
     "PyemoError",
@@ -68,6 +70,7 @@ _HOMES = {
     "Engine": "pyemo.engine.engine",
     "Gauge": "pyemo.engine.gauges",
     "GaugeReading": "pyemo.engine.gauges",
+    "Grammar": "pyemo.engine.grammar",
     "HalfLife": "pyemo.engine.schedules",
     "Model": "pyemo.engine.model",
     "PyemoError": "pyemo.errors",

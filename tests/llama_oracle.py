@@ -108,6 +108,22 @@ class LlamaOracle:
             rows.append(np.array(np.ctypeslib.as_array(found, (self.n_vocab,)), np.float32))
         return np.stack(rows)
 
+    def allowed(self, grammar: str, tokens: Sequence[int]) -> NDArray[np.bool_]:
+        """Return which tokens may follow these by llama.cpp's grammar sampler; bool (n_vocab,)."""
+        sampler = llama_cpp.llama_sampler_init_grammar(self._vocabulary, grammar.encode(), b"root")
+        assert sampler, grammar
+        try:
+            for token in tokens:
+                llama_cpp.llama_sampler_accept(sampler, token)
+            data = (llama_cpp.llama_token_data * self.n_vocab)()
+            for i in range(self.n_vocab):
+                data[i].id = i
+            array = llama_cpp.llama_token_data_array(data, self.n_vocab, -1, False)
+            llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+            return np.array([np.isfinite(one.logit) for one in data])
+        finally:
+            llama_cpp.llama_sampler_free(sampler)
+
     def greedy(
         self, tokens: Sequence[int], n_tokens: int, steer: Mapping[int, Array] | None = None
     ) -> list[int]:

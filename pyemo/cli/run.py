@@ -6,6 +6,7 @@ import click
 from click.core import ParameterSource
 
 from pyemo.cli import output
+from pyemo.cli.grammar_options import grammar_options
 from pyemo.cli.options import (
     EngineOptions,
     debug_option,
@@ -59,6 +60,7 @@ from pyemo.moods.options import MoodOptions
 @template_options
 @guard_options
 @sampler_options
+@grammar_options
 @engine_options
 @click.option(
     "--server",
@@ -100,6 +102,7 @@ def run(
       pyemo run --cvec ./my.gguf=0.02@8:20 --schedule half-life:40 "Tell me a story."
       echo "Once upon a time" | pyemo run --raw --json -
       pyemo run --server localhost:8080 --cvec anger "How was your day?"
+      pyemo run --json-schema mood.json --cvec anger "How was your day? Answer in JSON."
     """
     if compare and not mood.vectors and not cache:
         raise click.UsageError(

@@ -230,7 +230,7 @@ class Job:
                 "architecture": model.architecture,
                 "sha256": model.file_sha256,
             },
-            "sampler": asdict(self.request.sampler),
+            "sampler": _describe_sampler(self.request.sampler),
             "engine": {
                 "n_ctx": self.engine.n_ctx,
                 "n_threads": self.engine.n_threads,
@@ -412,11 +412,18 @@ def _print_end(job: Job, answer: Answer, title: str = "", known: Sequence[str] =
         output.note(title + line)
     if answer.reply.stop_reason == "repetition":
         output.note(title + IN_CIRCLES)
+    if job.request.sampler.grammar is not None and answer.reply.stop_reason != "end":
+        output.note(f"{title}the reply was cut off before what its grammar asks for was whole")
     if answer.reply.stop_reason == "context":
         output.note(
             f"{title}stopped: the context of {job.engine.n_ctx} tokens is full; "
             "take a larger --n-ctx"
         )
+
+
+def _describe_sampler(sampler: SamplerParams) -> dict[str, Any]:
+    grammar = sampler.grammar
+    return {**asdict(sampler), "grammar": None if grammar is None else grammar.text}
 
 
 def _describe_token(token: Token) -> dict[str, Any]:

@@ -74,6 +74,8 @@ class RemoteRequest:
             },
             **{name: getattr(self.sampler, name) for name in _SAMPLER},
         }
+        if self.sampler.grammar is not None:
+            body["grammar"] = self.sampler.grammar.text
         if self.model is not None:
             body["model"] = self.model
         if self.raw:

@@ -45,7 +45,9 @@ class Completion:
             ticket.wait()
         finally:
             ticket.cancel()
-        tokens = ticket.tokens[:-1] if ticket.stop_reason == "end" else ticket.tokens
+        tokens = list(ticket.tokens)
+        if ticket.stop_reason == "end" and not tokens[-1].bytes:  # a complete grammar's last has
+            del tokens[-1]
         text = self.echoed + ticket.text
         return {
             **self._head(),

@@ -525,6 +525,20 @@ class BaseSequence:
         if not self._steering.is_scheduled:
             self.steering = self._steering
 
+    def update_grammar(self) -> None:
+        """Say where the answer begins that the sampler's grammar rules; before every decode."""
+        if self._sampler.grammar is not None:
+            self._native.set_grammar_begin(self.id, self._answer_begin())
+
+    def _answer_begin(self) -> int:
+        """Return where the answer that is being written begins; -1 while the model thinks."""
+        n = self.n_tokens
+        begin, kind = self._segments[-1] if self._segments else (n, "answer")
+        if kind == "prompt":
+            state = self._engine.model.thoughts_after(self.tokens)
+            begin, kind = n, "answer" if state is None else state.kind
+        return begin if kind == "answer" else -1
+
     def update_schedule(self) -> None:
         if self._steering.is_scheduled:
             self.steering = self._steering
@@ -590,4 +604,5 @@ def _native_sampler(sampler: SamplerParams, model: Model) -> _core.SamplerParams
         presence_penalty=sampler.presence_penalty,
         scripts=model.scripts if sampler.stay_in_script else None,
         more_scripts=script_numbers(sampler.scripts),
+        grammar=None if sampler.grammar is None else sampler.grammar.native,
     )

@@ -168,7 +168,7 @@ def _continue(engine: Engine, jobs: list[Job], max_tokens: int, n_rows: int) -> 
 
 def _continuation(row: Row) -> Continuation:
     ended = row.stop_reason == "end"
-    drawn = row.drawn[:-1] if ended else row.drawn
+    drawn = [result for result in row.drawn if not result.is_end]
     return Continuation(
         tuple(result.token for result in drawn),
         tuple(result.piece for result in drawn),

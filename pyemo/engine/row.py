@@ -16,8 +16,8 @@ from pyemo.errors import InputError
 from pyemo.measures import circles
 
 StopReason: TypeAlias = Literal["end", "stop", "length", "context", "repetition"]
-"""Why a reply ended: the model ended it, a stop string came, max_tokens, the context is full, or it
-went in circles and that was to stop it."""
+"""Why a reply ended: the model ended it or its grammar is complete, a stop string came,
+max_tokens, the context is full, or it went in circles and that was to stop it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Row:
         self.drawn.append(result)
         if self._has_stop():
             self.stop_reason = "stop"
-        elif result.is_end:
+        elif result.is_end or result.is_whole:
             self.stop_reason = "end"
         elif self._is_due_for_a_look and self.circles_from() is not None:
             self.stop_reason = "repetition"

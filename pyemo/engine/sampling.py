@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pyemo.errors import InputError, all_calls_named
+
+if TYPE_CHECKING:
+    from pyemo.engine.grammar import Grammar
 
 MIN_TEMPERATURE = 0.001
 
@@ -55,6 +59,8 @@ class SamplerParams:
             again from those that do not, so a text is bit for bit the same up to there.
         scripts: scripts that may come all the same, by their Unicode names; with
             ``stay_in_script``. A prompt "say it in Russian" needs ("cyrillic",).
+        grammar: what an answer may be (:class:`pyemo.Grammar`); None for anything. A token that it
+            does not allow is drawn again among those that it does, with another random number.
     """
 
     temperature: float = 0.8
@@ -72,6 +78,7 @@ class SamplerParams:
     presence_penalty: float = 0.0
     stay_in_script: bool = False
     scripts: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         warm = self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= 100
@@ -97,6 +104,7 @@ class SamplerParams:
             if not isinstance(getattr(self, name), int):
                 raise InputError(f"{name} = {getattr(self, name)!r} is not a whole number")
         self._check_scripts()
+        self._check_grammar()
 
     def _check_scripts(self) -> None:
         if not isinstance(self.stay_in_script, bool):
@@ -107,6 +115,16 @@ class SamplerParams:
         if self.scripts and not self.stay_in_script:
             raise InputError(
                 f"scripts = {self.scripts!r} are exceptions of stay_in_script=True, which is off"
+            )
+
+    def _check_grammar(self) -> None:
+        if self.grammar is None:
+            return
+        from pyemo.engine.grammar import Grammar  # it brings the core; values do not
+
+        if not isinstance(self.grammar, Grammar):
+            raise InputError(
+                f"grammar = {self.grammar!r}; it must be a Grammar: Grammar('root ::= ...')"
             )
 
 

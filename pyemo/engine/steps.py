@@ -35,6 +35,8 @@ def step_many(
     with engine.turns:
         for sequence in (*sequences, *(sequence for sequence, _ in fills)):
             sequence.update_schedule()
+        for sequence in sequences:
+            sequence.update_grammar()
         if engine.threads.is_live:
             engine.follow_load(within_reply=True)
         lengths = [sequence.n_tokens for sequence in sequences]

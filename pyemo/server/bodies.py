@@ -6,6 +6,7 @@ ignored. Knows nothing of models and vectors.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pyemo.engine.grammar import Grammar
 from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.scripts import script_numbers
 from pyemo.errors import InputError
@@ -52,6 +54,9 @@ class Body(BaseModel):
     metadata: dict[str, Any] | None = None
     cache_prompt: bool | None = None
     pyemo: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | bool | None = None
 
 
 class ChatBody(Body):
@@ -224,10 +229,6 @@ def _is_no_tool(value: Any) -> bool:
     return value in ("none", "auto")
 
 
-def _is_text_format(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "text"
-
-
 def _is_false(value: Any) -> bool:
     return value is False
 
@@ -241,9 +242,6 @@ _NEUTRAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "functions": (_is_empty, "calls of functions are not built"),
     "tool_choice": (_is_no_tool, "calls of tools are not built"),
     "function_call": (_is_no_tool, "calls of functions are not built"),
-    "response_format": (_is_text_format, "grammars are not built; the format is text"),
-    "grammar": (_is_empty, "grammars are not built"),
-    "json_schema": (_is_empty, "grammars are not built"),
     "modalities": (lambda value: value in ([], ["text"]), "text is all there is"),
     "audio": (_is_empty, "text is all there is"),
     "prediction": (_is_empty, "it is not built"),
@@ -359,6 +357,7 @@ def _sampler(found: Body) -> SamplerParams:
         "scripts": found.scripts or None,
     }
     given = {name: value for name, value in values.items() if value is not None}
+    grammar = _grammar(found)
     for name, value in given.items():  # each alone, so that the message names the field
         try:
             if name == "scripts":
@@ -374,7 +373,58 @@ def _sampler(found: Body) -> SamplerParams:
     defaults = {name: getattr(STANDARD, name) for name in SamplerParams.__dataclass_fields__}
     if found.scripts and not found.stay_in_script:
         raise Refusal("scripts are exceptions of stay_in_script, which is off", param="scripts")
-    return SamplerParams(**{**defaults, **given})
+    return SamplerParams(**{**defaults, **given, "grammar": grammar})
+
+
+def _grammar(found: Body) -> Grammar | None:
+    """Return what the reply may be; None for anything.
+
+    Raises:
+        Refusal: no grammar, or two of them.
+    """
+    asked: dict[str, Callable[[], Grammar]] = {}
+    if found.grammar:
+        asked["grammar"] = functools.partial(Grammar, found.grammar)
+    if found.json_schema is not None and found.json_schema != {}:
+        asked["json_schema"] = functools.partial(Grammar.of_json_schema, found.json_schema)
+    schema = _format_schema(found.response_format or {"type": "text"})
+    if schema is not None:
+        asked["response_format"] = functools.partial(Grammar.of_json_schema, schema)
+    if len(asked) > 1:
+        raise Refusal(
+            f"{names_in(asked)} each say what the reply may be; send one of them",
+            code="invalid_value",
+            param=list(asked)[1],
+        )
+    for name, make in asked.items():
+        try:
+            return make()
+        except InputError as error:
+            raise Refusal(f"{name}: {error}", code="invalid_value", param=name) from None
+    return None
+
+
+def _format_schema(given: Mapping[str, Any]) -> Any:
+    """Return the JSON schema that a ``response_format`` asks for; None where it is text."""
+    kind = given.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":  # llama-server has a schema here
+        return {"type": "object"} if given.get("schema") is None else given["schema"]
+    if kind == "json_schema":
+        inner = given.get("json_schema")
+        if isinstance(inner, Mapping) and inner.get("schema") is not None:
+            return inner["schema"]
+        raise Refusal(
+            "response_format.json_schema.schema is missing; it is the schema that a reply meets",
+            code="invalid_value",
+            param="response_format",
+        )
+    raise Refusal(
+        f"response_format.type = {_shown(kind)}; it is text, json_object or json_schema",
+        code="invalid_value",
+        param="response_format",
+    )
 
 
 def _max_tokens(value: int | None) -> int | None:

@@ -30,8 +30,6 @@ def ollama_asked(body: Mapping[str, Any]) -> Asked:
     options = body.get("options") or {}
     if not isinstance(options, Mapping):
         raise Refusal("options must be an object", param="options")
-    if body.get("format") not in (None, ""):
-        raise Refusal("format cannot be met: grammars are not built", param="format")
     messages = body.get("messages")
     if isinstance(messages, list):
         if any(isinstance(one, Mapping) and one.get("images") for one in messages):
@@ -46,6 +44,10 @@ def ollama_asked(body: Mapping[str, Any]) -> Asked:
     asked["stream"] = True if body.get("stream") is None else body["stream"]
     n_tokens = options.get("num_predict")
     asked["max_tokens"] = None if n_tokens == -2 else n_tokens  # as much as the context holds
+    if (form := body.get("format")) not in (None, ""):
+        if form != "json" and not isinstance(form, dict):
+            raise Refusal('format is "json" or a JSON schema', param="format")
+        asked["json_schema"] = {"type": "object"} if form == "json" else form
     if body.get("think") is not None:
         asked["think"] = body["think"] not in (False, "none")
     known = (*_PASSED, *_HARMLESS, "model", "stream", "think", "format", "options")

@@ -572,3 +572,41 @@ def test_steered_reply_that_leaves_its_script_is_said(smollm2: Path) -> None:
     assert "letters are in a script that the prompt has none of" in result.stderr
     plain = pyemo("run", *SMALL, "-m", smollm2, "--raw", FOREIGN)
     assert "script" not in plain.stderr
+
+
+# --- grammars ---
+
+
+def test_a_reply_follows_a_grammar_or_a_schema(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "yes.gbnf").write_text('root ::= "yes" | "no"', encoding="utf-8")
+    (tmp_path / "yes.json").write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
+    plain = run_json("-m", model, "--grammar", tmp_path / "yes.gbnf", "the story")
+    assert plain["text"] in ("yes", "no")
+    assert plain["sampler"]["grammar"] == 'root ::= "yes" | "no"'
+    quoted = run_json("-m", model, "--json-schema", tmp_path / "yes.json", "the story")
+    assert json.loads(quoted["text"]) in ("yes", "no")
+
+
+def test_a_reply_that_its_grammar_leaves_cut_off_is_said_to_be(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.gbnf").write_text("root ::= [a-z]{99}", encoding="utf-8")
+    result = pyemo("run", *SMALL, "-m", model, "--grammar", tmp_path / "long.gbnf", "the story")
+    assert result.exit_code == 0
+    assert "cut off before what its grammar asks for was whole" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("--grammar", 'root ::= "a', "line 1: a "),
+        ("--json-schema", '{"pattern": "a"}', "pattern is a keyword"),
+        ("--json-schema", "{", "is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_grammar_is_refused_by_name(
+    model: Path, tmp_path: Path, option: str, text: str, words: str
+) -> None:
+    (tmp_path / "file").write_text(text, encoding="utf-8")
+    result = pyemo("run", "-m", model, option, tmp_path / "file", "the story")
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert str(tmp_path / "file") in result.stderr

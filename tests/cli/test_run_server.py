@@ -68,6 +68,13 @@ def test_sampler_and_stop_reach_the_server(server: str, model: Path) -> None:
     assert remote(server, *options) == local(model, *options)
 
 
+def test_a_grammar_reaches_the_server(server: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.gbnf").write_text('root ::= ("yes " | "no ")+', encoding="utf-8")
+    options = ("--grammar", tmp_path / "words.gbnf", "the story")
+    assert remote(server, *options) == local(model, *options)
+    assert remote(server, *options).startswith(("yes ", "no "))
+
+
 def test_circles_end_or_go_on_as_asked(server: str, model: Path) -> None:
     looping = ("--temperature", 0, "--dry-multiplier", 0, "--repeat-penalty", 0.5)
     options = ("-n", 120, *looping, "the story the story")

@@ -54,7 +54,7 @@ def test_options_that_are_not_understood_are_named(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"format": "json"}, "format"),
+        ({"format": "xml"}, "format"),
         ({"options": {"temperature": "hot"}}, "temperature"),
         ({"options": [1]}, "options"),
         ({"options": {"steer": "wram"}}, "there are: calibrated"),
