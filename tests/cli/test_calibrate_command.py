@@ -77,6 +77,7 @@ def test_it_runs_through_and_reports(model: Path, calm: Path, prompts: Path) -> 
     assert result.exit_code == 0, result.stderr
     (value,) = json.loads(result.stdout)
     assert value["vector"] == "calm"
+    assert value["judge"] == "length"
     assert value["trials"]
     kept = ControlVector.load(calm).calibration_for(Model.load(model).file_sha256)
     assert (value["calibrations"] == []) == (kept is None)
