@@ -19,7 +19,7 @@ llm = pytest.importorskip("llm", reason="install pyemo's extra `clients`, which 
 from llm import cli as llm_cli  # noqa: E402
 from llm.plugins import load_plugins, pm  # noqa: E402
 
-from pyemo import llm_plugin  # noqa: E402
+from pyemo import ControlVector, Model, llm_plugin  # noqa: E402
 from pyemo.vectors.metadata import VectorMetadata  # noqa: E402
 
 PROMPT = "the happy story"
@@ -226,7 +226,10 @@ def test_vectors_are_listed_with_their_strengths(
 ) -> None:
     lines = run("pyemo", "vectors").splitlines()
     assert len(lines) == 20
-    assert lines[1].split() == ["angry", "0.027", "(trained)"]
+    model = Model.load("smollm2-135m-instruct")
+    found = ControlVector.load("angry", model).recommended(model)
+    assert lines[1].split() == ["angry", f"{found.strength:g}", f"({found.source})"]
+    assert found.source != "default"
     assert "no model" in fail("pyemo", "vectors", "-m", "nonesuch")
 
 

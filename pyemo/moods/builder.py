@@ -232,7 +232,7 @@ class MoodBuilder:
                 f"{high:g}"
             )
             if calibration.n_tokens < self._n_tokens:
-                remark += "; longer ones may loop (--guard)"
+                remark += self._fading(vector) or "; longer ones may loop (--guard)"
             return calibration.strength, "calibration", remark
         if found is not None:
             why = "which its training recommends"
@@ -241,17 +241,22 @@ class MoodBuilder:
             remark = f"{vector.name}: strength {found.strength:g}, {why}"
             if vector.metadata.source_sha256 != model.file_sha256:
                 remark += "; it is not calibrated on this model file"
-            if self._n_tokens > TRAINED_TOKENS and self._schedule is None:
-                remark += (
-                    "; a long reply stays whole longer if the strength fades "
-                    f"(--schedule half-life:{TRAINED_TOKENS})"
-                )
-            return found.strength, found.source, remark
+            return found.strength, found.source, remark + self._fading(vector)
         default = OPERATORS[operator]
         why = "there is no calibration for this model file"
         if _recommends(model, vector):
             why = "the one it recommends is for all layers, prompt and reply"
         return default, "default", f"{vector.name}: strength {default:g}, the default; {why}"
+
+    def _fading(self, vector: ControlVector) -> str:
+        """Return what helps a long reply under a trained vector; empty for others."""
+        is_long = self._n_tokens > TRAINED_TOKENS and self._schedule is None
+        if vector.metadata.strength is None or not is_long:
+            return ""
+        return (
+            "; a long reply stays whole longer if the strength fades "
+            f"(--schedule half-life:{TRAINED_TOKENS})"
+        )
 
 
 def _recommends(model: Model, vector: ControlVector, with_line: bool = False) -> bool:

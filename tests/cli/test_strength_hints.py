@@ -116,6 +116,10 @@ def test_a_calibration_goes_before_the_strength_of_training(
     both.with_metadata(replace(both.metadata, strength=0.25)).save(tmp_path / "both.gguf")
     (term,) = run_json("-m", model, "-c", tmp_path / "both.gguf")["steering"]["terms"]
     assert (term["strength"], term["strength_source"]) == (0.3, "calibration")
+    long = ("run", "-m", model, "--threads", 1, "-n", 65, "the story", "-c")
+    fading = "if the strength fades (--schedule half-life:64)"
+    assert fading in pyemo(*long, tmp_path / "both.gguf").stderr
+    assert fading not in pyemo(*long, vectors / "calibrated.gguf").stderr
 
 
 def test_the_strength_of_training_is_for_all_layers(model: Path, trained: Path) -> None:
