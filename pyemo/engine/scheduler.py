@@ -6,12 +6,14 @@ waits in a queue until there is room. Whose texts they are, and how they travel,
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as SequenceABC
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,7 +26,7 @@ from pyemo.engine.replies import Reply
 from pyemo.engine.rows import turn
 from pyemo.engine.sequence import Sequence
 from pyemo.engine.steering import Steering
-from pyemo.engine.tickets import EndReason, Request, Ticket
+from pyemo.engine.tickets import EndReason, OnEnd, OnToken, Request, Ticket
 from pyemo.engine.tokens import Token, whole
 from pyemo.errors import (
     ClosedError,
@@ -143,22 +145,60 @@ class Scheduler:
             InputError, VectorError: tokens, a mood or gauges that do not fit the model.
             ClosedError: the scheduler or the engine was closed.
         """
-        if not isinstance(request, Request):
-            raise InputError(f"not a Request: {request!r}; write Request(tokens, limits)")
-        self._check_request(request)
+        return self._enqueue([request], [(on_token, on_end)])[0]
+
+    def submit_twins(
+        self,
+        requests: SequenceABC[Request],
+        *,
+        on_token: Callable[[int, Token], None] | None = None,
+        on_end: Callable[[int, Ticket], None] | None = None,
+    ) -> list[Ticket]:
+        """Put requests with one prompt in the queue, all of them or none.
+
+        The first reads the prompt, and the others go on from there: they share its cells as far as
+        their moods read it alike, whatever ``uses_cache`` says.
+
+        Args:
+            on_token, on_end: as :meth:`submit`'s, with which of the requests it is.
+        Raises:
+            as :meth:`submit`.
+        """
+        ways = [
+            (
+                None if on_token is None else functools.partial(on_token, i),
+                None if on_end is None else functools.partial(on_end, i),
+            )
+            for i in range(len(requests))
+        ]
+        return self._enqueue(requests, ways)
+
+    def _enqueue(
+        self,
+        requests: SequenceABC[Request],
+        ways: SequenceABC[tuple[OnToken | None, OnEnd | None]],
+    ) -> list[Ticket]:
+        for request in requests:
+            if not isinstance(request, Request):
+                raise InputError(f"not a Request: {request!r}; write Request(tokens, limits)")
+            self._check_request(request)
         with self._news:
             if self._closes_at is not None:
                 raise ClosedError("the scheduler is closed; open a new one: Scheduler(engine)")
-            if len(self._queue) >= self.max_queue:
+            if len(self._queue) + len(requests) > self.max_queue:
                 raise QueueFullError(
-                    f"{len(self._queue)} requests wait, the most that max_queue allows; "
+                    f"{len(self._queue)} requests wait, and max_queue allows {self.max_queue}; "
                     "send it again later"
                 )
-            ticket = Ticket(self, next(self._numbers), request, on_token, on_end)
-            self._queue.append(ticket)
-            self._n_requests += 1
+            tickets: list[Ticket] = []
+            for request, (on_token, on_end) in zip(requests, ways, strict=True):
+                ticket = Ticket(self, next(self._numbers), request, on_token, on_end)
+                ticket.reader = tickets[0] if tickets else None
+                tickets.append(ticket)
+            self._queue.extend(tickets)
+            self._n_requests += len(tickets)
             self._notify()
-        return ticket
+        return tickets
 
     def check(self, steering: Steering) -> None:
         """Raise unless the mood fits the model.
@@ -316,16 +356,29 @@ class Scheduler:
                 one.is_paused = False
 
     def _admit(self) -> None:
-        while self._queue and not any(one.is_paused for one in self._running):
-            ticket = self._queue[0]
+        while not any(one.is_paused for one in self._running):
+            ticket = next((one for one in list(self._queue) if not self._waits(one)), None)
+            if ticket is None:
+                return
             ticket.settle_mood()
             place = self._find_place(ticket)
             if place is None:
                 return
             with self._news:
-                self._queue.popleft()
+                self._queue.remove(ticket)
             with self._blaming(ticket):
                 self._begin(ticket, place)
+
+    def _reader_of(self, ticket: Ticket) -> Running | None:
+        """Return who has read the prompt that the ticket shares, or reads it; None if it ended."""
+        if ticket.reader is None:
+            return None
+        return next((one for one in self._running if one.ticket is ticket.reader), None)
+
+    def _waits(self, ticket: Ticket) -> bool:
+        """Whether the prompt that it shares is still being read."""
+        reader = self._reader_of(ticket)
+        return reader is not None and not reader.row.drawn
 
     def _find_place(self, ticket: Ticket) -> _Place | None:
         """Return where a prompt can begin; None where there is no room. Makes room in the cache."""
@@ -335,7 +388,11 @@ class Scheduler:
         if not cache and not engine.n_free_sequences:
             return None
         source, n = None, 0
-        if ticket.request.uses_cache and self._uses_cache:
+        reader = self._reader_of(ticket)
+        if reader is not None and engine.kv_unified:
+            n = reader.sequence.n_common(ticket.request.tokens, ticket.mood)
+            source = reader.sequence if n else None
+        if source is None and ticket.request.uses_cache and self._uses_cache:
             beside = [one.sequence for one in self._running if engine.kv_unified]
             source, n = cache.best(ticket.request.tokens, ticket.mood, beside)
         n_ahead = _ahead(self._running) + min(_AHEAD, ticket.request.limits.max_tokens)

@@ -27,6 +27,8 @@ EndReason: TypeAlias = StopReason | Literal["cancelled", "error"]
 """Why a ticket ended: as a reply does, by :meth:`Ticket.cancel`, or by an error."""
 
 MakeReply: TypeAlias = Callable[[Sequence, ReplyLimits], Reply]
+OnToken: TypeAlias = Callable[[Token], None]
+OnEnd: TypeAlias = "Callable[[Ticket], None]"
 
 
 def plain_reply(sequence: Sequence, limits: ReplyLimits) -> Reply:
@@ -110,6 +112,7 @@ class Ticket:
         error: what made it end, where that was an error.
         n_prompt: tokens of the prompt.
         n_cached: how many of them were not read again.
+        reader: the ticket that reads the prompt for this one; None where it reads it itself.
         submitted, started, first_token, ended: when, by ``time.monotonic()``; None where not yet.
     """
 
@@ -118,8 +121,8 @@ class Ticket:
         owner: Owner,
         number: int,
         request: Request,
-        on_token: Callable[[Token], None] | None,
-        on_end: Callable[[Ticket], None] | None,
+        on_token: OnToken | None,
+        on_end: OnEnd | None,
     ) -> None:
         """Use :meth:`Scheduler.submit`."""
         self.id = number
@@ -130,6 +133,7 @@ class Ticket:
         self.error: Exception | None = None
         self.n_prompt = len(request.tokens)
         self.n_cached = 0
+        self.reader: Ticket | None = None
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.first_token: float | None = None

@@ -1,5 +1,5 @@
 """A running reply kept coherent: the guard, and the watch that it sees by."""
 
-from pyemo.guard.guard import MAX_PENALTY, Guard, GuardedReply, GuardMode
+from pyemo.guard.guard import MAX_PENALTY, Guard, GuardedReply, GuardEvent, GuardMode
 
-__all__ = ["MAX_PENALTY", "Guard", "GuardMode", "GuardedReply"]
+__all__ = ["MAX_PENALTY", "Guard", "GuardEvent", "GuardMode", "GuardedReply"]

@@ -8,7 +8,7 @@ docs/measurements/guard.md has the measurements behind its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -183,9 +183,20 @@ class Guard:
         limits = ReplyLimits(max_tokens, stop, stop_repetition=stop_repetition)
         return self.begin(sequence, limits)
 
-    def begin(self, sequence: TokenSequence, limits: ReplyLimits) -> GuardedReply:
-        """Return the same, for a :class:`pyemo.engine.tickets.Request`'s ``make_reply``."""
-        return GuardedReply(self, sequence, limits, closes_sequence=False)
+    def begin(
+        self,
+        sequence: TokenSequence,
+        limits: ReplyLimits,
+        *,
+        on_event: Callable[[GuardEvent], None] | None = None,
+    ) -> GuardedReply:
+        """Return the same, for a :class:`pyemo.engine.tickets.Request`'s ``make_reply``.
+
+        Args:
+            on_event: called with each step when it happens, before the text is shown that it led
+                to.
+        """
+        return GuardedReply(self, sequence, limits, closes_sequence=False, on_event=on_event)
 
 
 class GuardedReply(Reply):
@@ -207,6 +218,7 @@ class GuardedReply(Reply):
         *,
         closes_sequence: bool,
         beside: Engine | None = None,
+        on_event: Callable[[GuardEvent], None] | None = None,
     ) -> None:
         """Use :meth:`Guard.generate` or :meth:`Guard.reply`.
 
@@ -223,6 +235,7 @@ class GuardedReply(Reply):
         self._good_since = 0  # tokens drawn when the strength last changed
         self._ceiling = 1.0  # the strength is not raised above it
         self._beside = beside
+        self._on_event = on_event
         self._watch: _Unsteered | None = None
         self._is_closed = False
 
@@ -319,6 +332,8 @@ class GuardedReply(Reply):
     def _note(self, trouble: Trouble | None) -> None:
         penalty = self.sequence.sampler.repeat_penalty
         self.events.append(GuardEvent(len(self._row.drawn), trouble, self.factor, penalty))
+        if self._on_event is not None:
+            self._on_event(self.events[-1])
 
     def _penalize(self) -> None:
         now = self.sequence.sampler

@@ -47,6 +47,20 @@ def usage(n_prompt: int, n_cached: int, tokens: Sequence[Token]) -> dict[str, An
     }
 
 
+def summed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the usage of several choices; their prompt counts once, as it was read."""
+    first = dict(parts[0])
+    n_written = sum(used["completion_tokens"] for used in parts)
+    name = "completion_tokens_details"
+    n_thoughts = sum(used[name]["reasoning_tokens"] for used in parts)
+    return {
+        **first,
+        "completion_tokens": n_written,
+        "total_tokens": first["prompt_tokens"] + n_written,
+        name: {"reasoning_tokens": n_thoughts},
+    }
+
+
 @dataclass(frozen=True)
 class Head:
     """What every part of one answer repeats."""
@@ -84,6 +98,7 @@ class Said:
         tokens: that they stand for, for their log-probabilities; None without these.
         extra: what the choice says under ``pyemo``; an ending has its own.
         is_first: whether it begins the message.
+        index: of the choice.
     """
 
     content: str = ""
@@ -91,6 +106,7 @@ class Said:
     tokens: Sequence[Token] | None = None
     extra: Mapping[str, Any] | None = None
     is_first: bool = False
+    index: int = 0
 
 
 class Shape(ABC):
@@ -118,11 +134,15 @@ class Shape(ABC):
         """Return one part of a stream."""
 
     @abstractmethod
-    def last(self, said: Said, ending: Ending, *, include_usage: bool) -> list[dict[str, Any]]:
-        """Return the last parts of a stream."""
+    def last(self, said: Said, ending: Ending) -> dict[str, Any]:
+        """Return the last part of a choice in a stream."""
+
+    def usage(self, used: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what a stream says behind all choices of the tokens it took; None for nothing."""
+        return None
 
     @abstractmethod
-    def whole(self, said: Said, ending: Ending) -> dict[str, Any]:
+    def whole(self, choices: Sequence[tuple[Said, Ending]]) -> dict[str, Any]:
         """Return an answer that is not streamed."""
 
     def encoded(self, value: Mapping[str, Any]) -> bytes:
@@ -142,33 +162,38 @@ class OpenAIShape(Shape):
 
     def part(self, said: Said) -> dict[str, Any]:
         choice = {
-            "index": 0,
+            "index": said.index,
             **self._delta(said),
-            "logprobs": None if said.tokens is None else self._logprobs(said.tokens),
+            "logprobs": None if said.tokens is None else self._logprobs(said.tokens, said.index),
             "finish_reason": None,
         }
         if said.extra is not None:
             choice["pyemo"] = dict(said.extra)
         return {**self._begin(self.part_object), "choices": [choice]}
 
-    def last(self, said: Said, ending: Ending, *, include_usage: bool) -> list[dict[str, Any]]:
+    def last(self, said: Said, ending: Ending) -> dict[str, Any]:
         part = self.part(replace(said, extra=ending.extra))
         part["choices"][0]["finish_reason"] = finish_reason(ending.stop_reason)
-        if not include_usage:
-            return [part]
-        used = {**self._begin(self.part_object), "choices": [], "usage": dict(ending.used)}
-        return [part, used]
+        return part
 
-    def whole(self, said: Said, ending: Ending) -> dict[str, Any]:
-        choice = {
-            "index": 0,
-            **self._message(said),
-            "logprobs": None if said.tokens is None else self._logprobs(said.tokens),
-            "finish_reason": finish_reason(ending.stop_reason),
-            "pyemo": dict(ending.extra),
-        }
-        used = dict(ending.used)
-        return {**self._begin(self.whole_object), "choices": [choice], "usage": used}
+    def usage(self, used: Mapping[str, Any]) -> dict[str, Any] | None:
+        return {**self._begin(self.part_object), "choices": [], "usage": dict(used)}
+
+    def whole(self, choices: Sequence[tuple[Said, Ending]]) -> dict[str, Any]:
+        told = [
+            {
+                "index": said.index,
+                **self._message(said),
+                "logprobs": None
+                if said.tokens is None
+                else self._logprobs(said.tokens, said.index),
+                "finish_reason": finish_reason(ending.stop_reason),
+                "pyemo": dict(ending.extra),
+            }
+            for said, ending in choices
+        ]
+        used = summed([ending.used for _, ending in choices])
+        return {**self._begin(self.whole_object), "choices": told, "usage": used}
 
     def _begin(self, kind: str) -> dict[str, Any]:
         head = self.head
@@ -187,7 +212,7 @@ class OpenAIShape(Shape):
     def _message(self, said: Said) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]: ...
+    def _logprobs(self, tokens: Sequence[Token], index: int) -> dict[str, Any]: ...
 
 
 class ChatShape(OpenAIShape):
@@ -211,7 +236,7 @@ class ChatShape(OpenAIShape):
             message["reasoning_content"] = said.thoughts
         return {"message": message}
 
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[Token], index: int) -> dict[str, Any]:
         content = [
             {
                 **_logprob(token.bytes, token.logprob),
@@ -233,7 +258,7 @@ class TextShape(OpenAIShape):
 
     def __init__(self, head: Head) -> None:
         super().__init__(head)
-        self._offset = 0
+        self._offsets: dict[int, int] = {}
 
     def _delta(self, said: Said) -> dict[str, Any]:
         return {"text": said.content}
@@ -241,12 +266,13 @@ class TextShape(OpenAIShape):
     def _message(self, said: Said) -> dict[str, Any]:
         return {"text": said.content}
 
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        offsets = []
+    def _logprobs(self, tokens: Sequence[Token], index: int) -> dict[str, Any]:
+        offsets, offset = [], self._offsets.get(index, 0)
         shown = [token for token in tokens if token.bytes]  # the one that ends a reply has none
         for token in shown:
-            offsets.append(self._offset)
-            self._offset += len(token.text)
+            offsets.append(offset)
+            offset += len(token.text)
+        self._offsets[index] = offset
         return {
             "tokens": [_word(token.bytes) for token in shown],
             "token_logprobs": [max(LEAST_LOGPROB, token.logprob) for token in shown],

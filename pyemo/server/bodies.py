@@ -54,6 +54,7 @@ class Body(BaseModel):
     metadata: dict[str, Any] | None = None
     cache_prompt: bool | None = None
     pyemo: dict[str, Any] | None = None
+    n: int | None = None
     response_format: dict[str, Any] | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | None = None
@@ -98,6 +99,7 @@ class Asked:
         guard, repetition_stop: None where the body does not say.
         is_live: whether each part of a stream carries readings.
         ignored: fields that are not understood.
+        n: choices.
     """
 
     body: Mapping[str, Any]
@@ -120,6 +122,7 @@ class Asked:
     repetition_stop: bool | None = None
     is_live: bool = False
     ignored: tuple[str, ...] = ()
+    n: int = 1
 
 
 def read_object(data: bytes) -> dict[str, Any]:
@@ -235,7 +238,6 @@ def _is_false(value: Any) -> bool:
 
 # field -> (whether a value means nothing, what the others would need)
 _NEUTRAL: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n": (_is_one, "one choice a request; send several requests, they run side by side"),
     "best_of": (_is_one, "one choice a request"),
     "logit_bias": (_is_empty, "it is not built"),
     "tools": (_is_empty, "calls of tools are not built"),
@@ -330,6 +332,7 @@ def _asked(
         repetition_stop=ours.get("repetition_stop"),
         is_live=bool(ours.get("gauges")) if ours.get("live") is None else bool(ours["live"]),
         ignored=tuple(name for name in body if name not in known),
+        n=1 if found.n is None else found.n,
     )
 
 

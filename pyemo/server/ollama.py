@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,11 +80,8 @@ class OllamaShape(Shape):
             part["pyemo"] = dict(said.extra)
         return part
 
-    def last(self, said: Said, ending: Ending, *, include_usage: bool) -> list[dict[str, Any]]:
-        return [self._done(said, ending)]
-
-    def whole(self, said: Said, ending: Ending) -> dict[str, Any]:
-        return self._done(said, ending)
+    def whole(self, choices: Sequence[tuple[Said, Ending]]) -> dict[str, Any]:
+        return self.last(*choices[0])
 
     def encoded(self, value: Mapping[str, Any]) -> bytes:
         return compact(value) + b"\n"
@@ -92,7 +89,7 @@ class OllamaShape(Shape):
     def error(self, refusal: Refusal) -> dict[str, Any]:
         return {"error": refusal.envelope()["error"]["message"]}
 
-    def _done(self, said: Said, ending: Ending) -> dict[str, Any]:
+    def last(self, said: Said, ending: Ending) -> dict[str, Any]:
         return {
             **self.part(replace(said, extra=ending.extra)),
             "done": True,

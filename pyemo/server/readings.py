@@ -37,6 +37,11 @@ class RegimeLight:
         return self.now
 
 
+def light_of(trouble: str) -> Light:
+    """Return the regime that a guard's trouble is."""
+    return _LIGHTS[trouble]
+
+
 def reading(token: Token, light: Light) -> dict[str, Any]:
     """Return what is read at one token, for JSON."""
     return {

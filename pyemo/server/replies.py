@@ -1,17 +1,18 @@
-"""One reply over HTTP: streamed as it is written, or whole."""
+"""The answer to one request over HTTP, of one reply or several: streamed as it is written, or
+whole."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from pyemo.engine.tickets import Ticket
 from pyemo.engine.tokens import Token
-from pyemo.server.answers import Ending, Head, Said, Shape, usage
-from pyemo.server.parts import Parts
-from pyemo.server.readings import RegimeLight, mean_gauges, reading
-from pyemo.server.refusals import Refusal, refusal_of
+from pyemo.guard import GuardEvent
+from pyemo.server.answers import Head, Shape, summed
+from pyemo.server.choice import Choice
+from pyemo.server.refusals import refusal_of
 from pyemo.server.service import Live, Service
 from pyemo.server.streams import Mailbox
 
@@ -21,27 +22,27 @@ COMMENT_S = 15.0
 FIRST_S = 2.0
 """Seconds that a stream's head waits for the first token: until then an error has its status."""
 
-TIME_LIMIT = "time_limit"
-"""The stop reason of a reply that the server's time limit has ended."""
+Item: TypeAlias = tuple[int, Token | GuardEvent | Ticket]
+"""Which choice it is of, and a token, a step of its guard, or its ticket, which has ended."""
 
 
 class Answer:
-    """Makes the answer of one reply.
+    """Makes the answer of one request.
 
     Args:
-        mail: where its tokens come, and at last its ticket.
+        mail: where its tokens come, and at last its tickets.
     """
 
     def __init__(
-        self, service: Service, live: Live, mail: Mailbox[Token | Ticket], shape: type[Shape]
+        self, service: Service, live: Live, mail: Mailbox[Item], shape: type[Shape]
     ) -> None:
-        head = Head(live.id, live.created, live.model, service.fingerprint)
-        self._service = service
         self._live = live
         self._mail = mail
-        self._shape = shape(head)
-        self._parts = Parts(service.model.thought_tags, is_plain=shape.is_plain)
-        self._light = RegimeLight()
+        self._shape = shape(Head(live.id, live.created, live.model, service.fingerprint))
+        self._choices = [
+            Choice(service, live, index, is_plain=shape.is_plain)
+            for index in range(len(live.tickets))
+        ]
         self._is_late = False
         self._until = time.monotonic() + service.config.time_limit
 
@@ -55,15 +56,15 @@ class Answer:
             headers["X-Pyemo-Ignored"] = header_text(", ".join(shown))
         return headers
 
-    async def first(self) -> list[Token | Ticket]:
+    async def first(self) -> list[Item]:
         """Wait for the first token or the end; an error before any token is raised.
 
         Raises:
             Refusal: why there is no reply.
         """
         items = await self._take(FIRST_S)
-        if items and isinstance(items[0], Ticket):
-            self._raise_error(items[0])
+        if items and isinstance(items[0][1], Ticket):
+            self._raise_error(items[0][0])
         return items
 
     async def whole(self) -> dict[str, Any]:
@@ -72,12 +73,15 @@ class Answer:
         Raises:
             Refusal: why there is none.
         """
-        while True:
-            for item in await self._take():
+        ended: set[int] = set()
+        while len(ended) < len(self._choices):
+            for index, item in await self._take():
                 if isinstance(item, Ticket):
-                    return self._whole(item)
+                    self._raise_error(index)
+                    ended.add(index)
+        return self._shape.whole([one.whole(is_late=self._is_late) for one in self._choices])
 
-    async def events(self, items: Sequence[Token | Ticket]) -> AsyncIterator[bytes]:
+    async def events(self, items: Sequence[Item]) -> AsyncIterator[bytes]:
         """Yield what the stream sends, that of ``items`` first; an error is said, and its end."""
         try:
             async for data in self._events(items):
@@ -87,139 +91,72 @@ class Answer:
 
     # --- inside ---
 
-    async def _events(self, items: Sequence[Token | Ticket]) -> AsyncIterator[bytes]:
-        is_first = True
+    async def _events(self, items: Sequence[Item]) -> AsyncIterator[bytes]:
         while True:
-            data = []
-            ticket = next((item for item in items if isinstance(item, Ticket)), None)
-            for tokens in self._groups([item for item in items if isinstance(item, Token)]):
-                data.append(self._part(tokens, is_first))
-                is_first = False
-            if ticket is not None:
-                data += self._last(ticket, is_first)
-            yield b"".join(data) or self._shape.waiting
-            if ticket is not None:
+            parts = [part for run in self._runs(items) for part in self._parts(*run)]
+            has_ended = all(choice.has_ended for choice in self._choices)
+            if has_ended:
+                parts += self._usage()
+            data = b"".join(map(self._shape.encoded, parts)) or self._shape.waiting
+            yield data + self._shape.done if has_ended else data
+            if has_ended:
                 return
             items = await self._take()
 
-    async def _take(self, wait_s: float = COMMENT_S) -> list[Token | Ticket]:
-        """Return what has come, nothing after ``wait_s``; end the reply at its time limit."""
+    async def _take(self, wait_s: float = COMMENT_S) -> list[Item]:
+        """Return what has come, nothing after ``wait_s``; end the replies at the time limit."""
         if self._is_late:
             return await self._mail.take(wait_s)
         items = await self._mail.take(min(wait_s, max(0.0, self._until - time.monotonic())))
         if not items and time.monotonic() >= self._until:
             self._is_late = True
-            self._live.ticket.cancel()
+            for ticket in self._live.tickets:
+                ticket.cancel()
         return items
 
-    def _groups(self, tokens: list[Token]) -> list[list[Token]]:
-        """Return the tokens that go into one event each: one alone where each is described."""
-        if not tokens:
-            return []
-        asked = self._live.asked
-        return [[token] for token in tokens] if asked.is_live or asked.has_logprobs else [tokens]
+    def _runs(self, items: Sequence[Item]) -> list[tuple[int, list[Any]]]:
+        """Return the items that go into one event each, with their choice.
 
-    def _part(self, tokens: list[Token], is_first: bool) -> bytes:
+        Tokens of one choice that come together are one event, but where each is described.
+        """
         asked = self._live.asked
-        contents, thoughts = zip(*map(self._parts.push, tokens), strict=True)
-        extra = None
-        if asked.is_live:
-            extra = reading(tokens[-1], self._light.push(tokens[-1]))
-        told = tokens if asked.has_logprobs else None
-        said = Said("".join(contents), "".join(thoughts), told, extra, is_first)
-        return self._shape.encoded(self._shape.part(said))
+        alone = asked.is_live or asked.has_logprobs
+        runs: list[tuple[int, list[Any]]] = []
+        for index, item in items:
+            before = runs[-1] if runs else (-1, [None])
+            is_same = before[0] == index and isinstance(before[1][-1], Token)
+            if is_same and isinstance(item, Token) and not alone:
+                before[1].append(item)
+            else:
+                runs.append((index, [item]))
+        return runs
 
-    def _last(self, ticket: Ticket, is_first: bool) -> list[bytes]:
-        content, thoughts = self._rest(ticket)
-        refusal = self._refusal(ticket)
-        parts = self._shape.last(
-            Said(content, thoughts, is_first=is_first),
-            self._ending(ticket),
-            include_usage=self._live.asked.include_usage and refusal is None,
-        )
+    def _parts(self, index: int, items: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return the parts of a stream for one event."""
+        choice, shape = self._choices[index], self._shape
+        if isinstance(items[0], Token):
+            return [shape.part(choice.part(items))]
+        if isinstance(items[0], GuardEvent):
+            return [shape.part(choice.guard_part(items[0]))]
+        parts = [shape.last(*choice.last(is_late=self._is_late))]
+        refusal = choice.refusal(is_late=self._is_late)
         if refusal is not None:
-            parts.append(self._shape.error(refusal))
-        return [*map(self._shape.encoded, parts), self._shape.done]
+            parts.append(shape.error(refusal))
+        return parts
 
-    def _whole(self, ticket: Ticket) -> dict[str, Any]:
-        self._raise_error(ticket)
-        asked = self._live.asked
-        for token in ticket.tokens:
-            self._parts.push(token)
-            if asked.is_live:
-                self._light.push(token)
-        self._rest(ticket)
-        told = ticket.tokens if asked.has_logprobs else None
-        said = Said(self._parts.answer, self._parts.thoughts, told)
-        return self._shape.whole(said, self._ending(ticket))
+    def _usage(self) -> list[dict[str, Any]]:
+        """Return the part that says what was used, where it was asked for and nothing failed."""
+        failed = any(choice.refusal(is_late=self._is_late) for choice in self._choices)
+        if failed or not self._live.asked.include_usage:
+            return []
+        used = [choice.used for choice in self._choices]
+        part = self._shape.usage(summed(used))
+        return [] if part is None else [part]
 
-    def _rest(self, ticket: Ticket) -> tuple[str, str]:
-        """Take in the text that no token carries."""
-        rest = ticket.text[sum(len(token.text) for token in ticket.tokens) :]
-        kind = ticket.tokens[-1].kind if ticket.tokens else "answer"
-        return self._parts.push_text(rest, kind)
-
-    def _ending(self, ticket: Ticket) -> Ending:
-        first = ticket.first_token or ticket.ended or ticket.submitted
-        return Ending(
-            TIME_LIMIT if self._is_late else ticket.stop_reason,
-            self._extra(ticket),
-            usage(ticket.n_prompt, ticket.n_cached, ticket.tokens),
-            read_s=first - (ticket.started or first),
-            write_s=(ticket.ended or first) - first,
-        )
-
-    def _refusal(self, ticket: Ticket) -> Refusal | None:
-        """Return why the reply is not what was asked for; None if it is."""
-        if self._is_late:
-            return None
-        if ticket.error is not None:
-            return refusal_of(ticket.error)
-        if ticket.stop_reason == "cancelled":
-            return Refusal(
-                "the server is shutting down; the reply is cut off here",
-                status=503,
-                code="shutting_down",
-            )
-        return None
-
-    def _raise_error(self, ticket: Ticket) -> None:
-        refusal = self._refusal(ticket)
+    def _raise_error(self, index: int) -> None:
+        refusal = self._choices[index].refusal(is_late=self._is_late)
         if refusal is not None:
             raise refusal
-
-    def _extra(self, ticket: Ticket) -> dict[str, Any]:
-        """Return what the choice says under ``pyemo``: the mood that was applied, and readings."""
-        live = self._live
-        extra: dict[str, Any] = {
-            **live.applied.describe(self._service.model.n_layer),
-            "source": live.source,
-            "seed": live.seed,
-            "stop_reason": TIME_LIMIT if self._is_late else ticket.stop_reason,
-        }
-        if live.asked.gauges:
-            extra["gauges"] = mean_gauges(ticket.tokens)
-        if live.asked.is_live:
-            extra["regime"] = self._light.now
-        if len(live.moods) > 1:
-            texts = {id(mood.steering): mood.text for mood in live.moods}
-            extra["moods"] = [
-                {"from_token": index, "steering": texts[id(mood)]} for index, mood in ticket.moods
-            ]
-        if live.guarded is not None:
-            extra["guard"] = {
-                "steps_back": n_guard_steps(live),
-                "factor": live.guarded.factor,
-                "model_fails": live.guarded.model_fails,
-            }
-        return extra
-
-
-def n_guard_steps(live: Live) -> int:
-    """Return how many times the reply's guard went back."""
-    if live.guarded is None:
-        return 0
-    return sum(event.trouble is not None for event in live.guarded.events)
 
 
 def header_text(text: str) -> str:

@@ -18,12 +18,14 @@ import pyemo
 from pyemo.engine.tickets import Ticket
 from pyemo.engine.tokens import Token
 from pyemo.errors import PyemoError
+from pyemo.guard import GuardEvent
 from pyemo.server.answers import ChatShape, Shape, TextShape
 from pyemo.server.bodies import Asked, chat_asked, read_json, read_object, text_asked
+from pyemo.server.choice import n_guard_steps
 from pyemo.server.metrics import Metrics
 from pyemo.server.ollama import OllamaShape, ollama_asked, tag
 from pyemo.server.refusals import Refusal, refusal_of
-from pyemo.server.replies import Answer, header_text, n_guard_steps
+from pyemo.server.replies import Answer, Item, header_text
 from pyemo.server.service import Live, Service
 from pyemo.server.steering_field import HEADER, parsed
 from pyemo.server.streams import EventStream, Mailbox, unless_gone
@@ -108,8 +110,11 @@ class Routes:
         if self.is_draining:
             raise Refusal("the server is shutting down", status=503, code="shutting_down")
         data = await self._body(request)
-        mail: Mailbox[Token | Ticket] = Mailbox()
+        mail: Mailbox[Item] = Mailbox()
         header = request.headers.get(HEADER)
+
+        def put(index: int, item: Token | GuardEvent | Ticket) -> None:
+            mail.put((index, item))
 
         def begin() -> Live:
             asked = read(read_object(data))
@@ -117,8 +122,9 @@ class Routes:
                 asked,
                 header,
                 shape.prefix,
-                on_token=mail.put if asked.stream else None,
-                on_end=mail.put,
+                on_token=put if asked.stream else None,
+                on_end=put,
+                on_guard=put if asked.stream and asked.is_live else None,
             )
 
         live = await run_in_threadpool(begin)
@@ -140,7 +146,8 @@ class Routes:
     def _close(self, live: Live) -> None:
         """Count the reply, and free what it holds if its client has left."""
         self._service.forget(live)
-        self._metrics.ended(live.ticket, n_guard_steps(live))
+        for index, ticket in enumerate(live.tickets):
+            self._metrics.ended(ticket, n_guard_steps(live, index))
 
     async def _body(self, request: Request) -> bytes:
         """Return a request's body.

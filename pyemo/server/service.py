@@ -6,6 +6,7 @@ its methods may block, and any thread may call them.
 
 from __future__ import annotations
 
+import functools
 import secrets
 import threading
 import time
@@ -23,7 +24,7 @@ from pyemo.engine.sequence import Sequence as TokenSequence
 from pyemo.engine.tickets import MakeReply, Request, Ticket, plain_reply
 from pyemo.engine.tokens import Token
 from pyemo.errors import ClosedError, InputError, PyemoError
-from pyemo.guard import Guard, GuardedReply
+from pyemo.guard import Guard, GuardedReply, GuardEvent
 from pyemo.server.bodies import Asked
 from pyemo.server.config import Preset, ServerConfig
 from pyemo.server.moods import Applied, MoodDesk
@@ -46,8 +47,9 @@ class Live:
         model: the name it gave the model, or the model's own.
         source: where its mood was said; see :class:`Wanted`.
         moods: the one it began with, and those that followed.
-        ticket: the scheduler's.
-        guarded: its reply, once it runs, if it is guarded.
+        seeds: of each choice.
+        tickets: the scheduler's, one for each choice.
+        guarded: of each choice its reply, once it runs, if it is guarded.
     """
 
     id: str
@@ -56,11 +58,11 @@ class Live:
     model: str
     source: str
     moods: list[Applied]
-    seed: int
+    seeds: Sequence[int]
     is_guarded: bool
     n_tokens: int
-    ticket: Ticket = field(init=False)
-    guarded: GuardedReply | None = None
+    tickets: list[Ticket] = field(default_factory=list)
+    guarded: dict[int, GuardedReply] = field(default_factory=dict)
 
     @property
     def applied(self) -> Applied:
@@ -127,18 +129,26 @@ class Service:
         header: str | None,
         prefix: str,
         *,
-        on_token: Callable[[Token], None] | None,
-        on_end: Callable[[Ticket], None],
+        on_token: Callable[[int, Token], None] | None,
+        on_end: Callable[[int, Ticket], None],
+        on_guard: Callable[[int, GuardEvent], None] | None = None,
     ) -> Live:
-        """Put a reply into the scheduler's queue.
+        """Put a request's replies into the scheduler's queue.
 
         Args:
             header: the value of ``X-Pyemo-Steering``; None without.
             prefix: of its id.
-            on_token, on_end: see :meth:`Scheduler.submit`.
+            on_token, on_end: see :meth:`Scheduler.submit_twins`.
+            on_guard: called with each step of a guard, likewise.
         Raises:
             Refusal: what cannot be done, with the field that asks for it.
         """
+        if not 1 <= asked.n <= self.engine.n_seq_max:
+            raise Refusal(
+                f"n = {asked.n}; this server writes 1 to {self.engine.n_seq_max} choices a request",
+                code="invalid_value",
+                param="n",
+            )
         name, preset, suffix = self._model_named(asked.model)
         tokens = self._prompt_tokens(asked)
         room = max(1, self.engine.n_ctx_seq - len(tokens))
@@ -165,21 +175,25 @@ class Service:
             model=name,
             source=found.source,
             moods=[applied],
-            seed=sampler.seed,
+            seeds=[(sampler.seed + i) % 2**64 for i in range(asked.n)],
             is_guarded=guard,
             n_tokens=n_tokens,
         )
         try:
-            request = Request(
-                tokens,
-                ReplyLimits(n_tokens, asked.stop, asked.n_top, stops_circles),
-                steering=applied.steering,
-                sampler=sampler,
-                gauges=self._gauges(asked),
-                uses_cache=asked.uses_cache,
-                make_reply=_guarding(live) if guard else plain_reply,
-            )
-            live.ticket = self.scheduler.submit(request, on_token=on_token, on_end=on_end)
+            gauges = self._gauges(asked)
+            requests = [
+                Request(
+                    tokens,
+                    ReplyLimits(n_tokens, asked.stop, asked.n_top, stops_circles),
+                    steering=applied.steering,
+                    sampler=replace(sampler, seed=seed),
+                    gauges=gauges,
+                    uses_cache=asked.uses_cache,
+                    make_reply=_guarding(live, i, on_guard) if guard else plain_reply,
+                )
+                for i, seed in enumerate(live.seeds)
+            ]
+            live.tickets = self.scheduler.submit_twins(requests, on_token=on_token, on_end=on_end)
         except ClosedError as error:
             self.is_broken = True  # or it is about to end, which comes to the same
             raise refusal_of(error) from None
@@ -191,14 +205,17 @@ class Service:
         return live
 
     def forget(self, live: Live) -> None:
-        """Cancel the reply if it runs, and forget it."""
+        """Cancel its replies that run, and forget it."""
         with self._lock:
             self._live.pop(live.id, None)
-        if live.ticket.stop_reason is None:
-            live.ticket.cancel()
+        for ticket in live.tickets:
+            if ticket.stop_reason is None:
+                ticket.cancel()
 
     def steer(self, completion: str, value: Any) -> tuple[Live, int]:
         """Change the mood of a running reply; return it and the first token that the mood decides.
+
+        Of several choices it is that of all that run.
 
         Raises:
             Refusal: no such reply, or it has ended; a mood that cannot be read or is not offered.
@@ -212,13 +229,18 @@ class Service:
         specs = self._default.terms if value is None else parsed(value, "steering").terms
         applied = self._mood(specs, live.n_tokens, "body")
         live.moods.append(applied)  # before it acts, so that what acts is known
-        try:
-            live.ticket.steer(applied.steering)
-        except ClosedError:
-            raise Refusal(f"the reply {completion!r} has ended", status=409, code="ended") from None
-        except PyemoError as error:
-            raise refusal_of(error, "steering") from None
-        return live, len(live.ticket.tokens)
+        steered = []
+        for ticket in live.tickets:
+            try:
+                ticket.steer(applied.steering)
+                steered.append(ticket)
+            except ClosedError:
+                continue
+            except PyemoError as error:
+                raise refusal_of(error, "steering") from None
+        if not steered:
+            raise Refusal(f"the reply {completion!r} has ended", status=409, code="ended")
+        return live, len(steered[0].tokens)
 
     # --- the server's own mood ---
 
@@ -326,9 +348,13 @@ class Service:
             raise refusal_of(error, param) from None
 
 
-def _guarding(live: Live) -> MakeReply:
+def _guarding(
+    live: Live, index: int, on_guard: Callable[[int, GuardEvent], None] | None
+) -> MakeReply:
+    on_event = None if on_guard is None else functools.partial(on_guard, index)
+
     def begin(sequence: TokenSequence, limits: ReplyLimits) -> GuardedReply:
-        live.guarded = Guard().begin(sequence, limits)
-        return live.guarded
+        live.guarded[index] = Guard().begin(sequence, limits, on_event=on_event)
+        return live.guarded[index]
 
     return begin

@@ -65,7 +65,7 @@ ANSWERED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "several choices": ({"n": 2}, "n"),
+    "more choices than sequences": ({"n": 99}, "n"),
     "presence_penalty": ({"presence_penalty": 500}, "presence_penalty"),
     "frequency_penalty": ({"frequency_penalty": "much"}, "frequency_penalty"),
     "logit_bias": ({"logit_bias": {"50256": -100}}, "logit_bias"),

@@ -274,6 +274,26 @@ def test_guard_s_steps_are_told(open_page: Callable[..., Any], url: str) -> None
     assert "guard went back" in page.inner_text(".reply footer")
 
 
+def test_guard_s_steps_are_told_while_the_reply_is_written(
+    open_page: Callable[..., Any], url: str
+) -> None:
+    page = open_page(url)
+    page.check("#guard")
+    page.evaluate("setMood('warm=3')")
+    page.evaluate(
+        """() => {
+            window.told = [];
+            const look = () => document.querySelectorAll('.reply.running footer').forEach(
+                (footer) => footer.textContent && window.told.push(footer.textContent));
+            new MutationObserver(look).observe(
+                document.getElementById('log'), { subtree: true, childList: true });
+        }"""
+    )
+    say(page, n_tokens=60)
+    wait(page)
+    assert any("guard goes back" in words for words in page.evaluate("window.told"))
+
+
 # --- taking it away ---
 
 
