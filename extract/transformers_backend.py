@@ -240,7 +240,13 @@ class TransformersBackend:
     ) -> Iterator[int]:
         """Yield each text's next token."""
         chosen = [samplers[text.index] for text in batch.texts]
-        is_plain = all(s.repeat_penalty == 1 and s.dry_multiplier == 0 for s in chosen)
+        if any(sampler.stay_in_script for sampler in chosen):
+            raise InputError("stay_in_script is the engine's; the transformers back end has none")
+        is_plain = all(
+            s.repeat_penalty == 1
+            and s.dry_multiplier == s.frequency_penalty == s.presence_penalty == 0
+            for s in chosen
+        )
         if is_plain and all(s.temperature == 0 or s.top_k > 0 for s in chosen):
             k = max(1 if s.temperature == 0 else s.top_k for s in chosen)
             values, ids = logits.topk(min(k, logits.shape[-1]))

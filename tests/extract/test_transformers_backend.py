@@ -222,6 +222,8 @@ def test_stories_are_those_of_the_engine_token_by_token(
         {"temperature": 2.0, "top_k": 7, "top_p": 1.0, "min_p": 0.2},
         {"temperature": 1.0, "repeat_penalty": 1.3, "repeat_last_n": 8},
         {"temperature": 0, "repeat_penalty": 1.5},
+        {"temperature": 0, "frequency_penalty": 3.0},
+        {"temperature": 1.0, "presence_penalty": 4.0},
     ],
     ids=str,
 )
@@ -236,6 +238,15 @@ def test_each_sampler_draws_what_the_engine_draws(
         expected = written(engine, prompts, samplers(5, **values))
     found = written(backends("llama"), prompts, samplers(5, **values))
     assert [text.tokens for text in found] == [text.tokens for text in expected]
+
+
+@needs_torch
+def test_staying_in_script_is_refused(
+    tiny: Callable[[str], TinyModel], backends: Callable[[str], TransformersBackend]
+) -> None:
+    kept = [SamplerParams(stay_in_script=True)] * 5
+    with pytest.raises(InputError, match="stay_in_script is the engine's"):
+        written(backends("llama"), prompts_of(tiny("llama")), kept)
 
 
 @needs_torch
