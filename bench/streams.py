@@ -85,7 +85,7 @@ class Text:
         if self._way == "plain":
             self._steered.close()
             self._steered = None
-        self.has_ended = self._engine.model.is_end_of_generation(token)
+        self.has_ended = self._engine.model.native.is_end_of_generation(token)
         self._tokens.append(token)
         if not self.has_ended:
             self._drawn.append(token)
