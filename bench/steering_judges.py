@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("|---" * 7 + "|")
     for condition, group in written.items():
         for judge in judges:
-            near, sound, subject, first = [], [], [], []
+            near: list[bool] = []
+            sound: list[bool] = []
+            subject: list[bool] = []
+            first: list[bool] = []
             for emotion, trial in group:
                 texts = [text.text for text in trial.texts]
                 near += nearer(judge, texts, twins, emotion).tolist()

@@ -98,7 +98,7 @@ def test_without_scikit_learn_it_says_that_another_judge_judges(
     model: Path, vectors: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--strengths", "0.1", "--prompts", prompts, "-m", model, "-c", vectors / "warm.gguf")
-    asked = []
+    asked: list[str] = []
 
     def load(name: str) -> LetterJudge:
         asked.append(name)
