@@ -96,7 +96,7 @@ def _real(low: tuple[int, bool], high: tuple[int, bool]) -> list[str]:
 def _above_zero(low: tuple[int, bool], high: tuple[int, bool]) -> list[str]:
     """Return the numbers from ``low`` to ``high``, neither below 0."""
     (first, skips_first), (last, skips_last) = low, high
-    ways = []
+    ways: list[str] = []
     if first > last or (first == last and (skips_first or skips_last)):
         return ways
     if not skips_first:

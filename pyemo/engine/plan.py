@@ -23,6 +23,7 @@ class Running:
         n_pending: tokens that are not decoded yet: the prompt's, those of a reply that was paused,
             or the one that was drawn last.
         is_paused: it gave its cells to older ones, and waits.
+        deciding: while its prompt is read for the mood's rules on it: where reading began.
     """
 
     ticket: Ticket
@@ -30,6 +31,7 @@ class Running:
     reply: Reply
     n_pending: int
     is_paused: bool = False
+    deciding: int | None = None
 
     @property
     def row(self) -> Row:
@@ -44,6 +46,31 @@ class Running:
     def look(self) -> None:
         """Ask how many tokens are pending."""
         self.n_pending = self.sequence.n_pending
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it is not ready to draw a token: more than one is pending, or a rule."""
+        return self.n_pending > 1 or self.deciding is not None
+
+    def start_deciding(self) -> None:
+        """Let the prompt decide the rules of the mood that wait for it, if there are any."""
+        if self.deciding is not None:
+            self.sequence.stop_reading()
+            self.deciding = None
+        if self.sequence.undecided():
+            self.deciding = self.sequence.start_deciding()
+        self.look()
+
+    def decide(self) -> None:
+        """Decide, now that the prompt is read; where a rule holds it is pending again."""
+        assert self.deciding is not None
+        begin, self.deciding = self.deciding, None
+        try:
+            self.sequence.finish_deciding(begin)
+        finally:
+            self.sequence.stop_reading()
+        self.ticket.decisions = self.sequence.decisions
+        self.look()
 
     def pause(self) -> None:
         """Give the cells back; its tokens are to be decoded again."""
@@ -62,12 +89,12 @@ class Plan:
     @property
     def n_writing(self) -> int:
         """Replies that are written, each with a row."""
-        return sum(one.n_pending <= 1 for one in self.draws)
+        return sum(not one.is_reading for one in self.draws)
 
     @property
     def n_prompt_rows(self) -> int:
         """Rows of prompts."""
-        ends = sum(one.n_pending for one in self.draws if one.n_pending > 1)
+        ends = sum(one.n_pending for one in self.draws if one.is_reading)
         return ends + sum(n_rows for _, n_rows in self.fills)
 
 
@@ -75,19 +102,20 @@ def plan(running: Iterable[Running], *, n_prompt_rows: Callable[[int], int], n_b
     """Return the next decode's rows.
 
     Every reply that is written has its row. Where no reply waits for its next token, prompts have
-    ``n_batch``, and are read as they would be alone.
+    ``n_batch``, and are read as they would be alone. A prompt that is to decide something is read
+    to its end before its reply draws.
 
     Args:
         running: the oldest first.
         n_prompt_rows: says how many rows prompts may have beside so many replies, 1 or more.
     """
     going = [one for one in running if not one.is_paused]
-    writing = [one for one in going if one.n_pending <= 1]
-    reading = [one for one in going if one.n_pending > 1]
+    writing = [one for one in going if not one.is_reading]
+    reading = [one for one in going if one.is_reading]
     n_rows = n_prompt_rows(len(writing)) if writing else n_batch
     draws, fills = writing, []
     for one, n in zip(reading, shares([one.n_pending for one in reading], n_rows), strict=True):
-        if n == one.n_pending:
+        if n == one.n_pending and one.deciding is None:
             draws.append(one)
         elif n > 0:
             fills.append((one, n))

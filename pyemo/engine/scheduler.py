@@ -204,15 +204,9 @@ class Scheduler:
         """Raise unless the mood fits the model.
 
         Raises:
-            InputError, VectorError: no mood, none for this model, or one with a rule on the prompt,
-                which a sequence of one's own decides (:meth:`Engine.sequence`).
+            InputError, VectorError: no mood, or none for this model.
         """
         self.engine.moods.check(steering)
-        if any(term.when_prompt is not None for term in steering.terms):
-            raise InputError(
-                "the scheduler decides no rules on the prompt (when_prompt); use Engine.generate, "
-                "or give the mood that the rule comes to"
-            )
 
     def wake(self) -> None:
         """Look at the tickets again: one was cancelled or steered."""
@@ -342,6 +336,7 @@ class Scheduler:
     def _steer(self, one: Running, mood: Steering) -> None:
         with self._blaming(one):
             one.sequence.steering = mood
+            one.start_deciding()
             one.ticket.moods.append((len(one.row.drawn), mood))
 
     # --- who comes in ---
@@ -427,7 +422,7 @@ class Scheduler:
             if place.source is not None:
                 sequence.restart(*given)
             one = Running(ticket, sequence, request.make_reply(sequence, request.limits), 0)
-            one.look()
+            one.start_deciding()
         except BaseException:
             sequence.close()
             raise
@@ -477,6 +472,9 @@ class Scheduler:
         )
         for one, n_rows in next_one.fills:
             one.n_pending -= n_rows
+            if one.deciding is not None and one.n_pending == 0:
+                with self._blaming(one):
+                    one.decide()
 
     def _take(self, one: Running) -> None:
         """Look at the token that was drawn, and show what can be shown."""

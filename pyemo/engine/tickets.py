@@ -15,6 +15,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.mood import OFF
+from pyemo.engine.prompt_rules import Decision, prompt_rules
 from pyemo.engine.replies import Reply
 from pyemo.engine.row import ReplyLimits, StopReason
 from pyemo.engine.sampling import SamplerParams, chosen
@@ -112,6 +113,7 @@ class Ticket:
         error: what made it end, where that was an error.
         n_prompt: tokens of the prompt.
         n_cached: how many of them were not read again.
+        decisions: what the prompt decided for the mood's rules on it, once it is read.
         reader: the ticket that reads the prompt for this one; None where it reads it itself.
         submitted, started, first_token, ended: when, by ``time.monotonic()``; None where not yet.
     """
@@ -133,6 +135,7 @@ class Ticket:
         self.error: Exception | None = None
         self.n_prompt = len(request.tokens)
         self.n_cached = 0
+        self.decisions: tuple[Decision, ...] = ()
         self.reader: Ticket | None = None
         self.submitted = time.monotonic()
         self.started: float | None = None
@@ -164,6 +167,12 @@ class Ticket:
             InputError, VectorError: no mood, or none for this model.
         """
         self._owner.check(steering)
+        known = prompt_rules(self.moods[0][1])
+        if self.tokens and (fresh := [r for r in prompt_rules(steering) if r not in known]):
+            raise InputError(
+                f"the prompt is read, and has not decided {fresh[0]}; give the mood that the rule "
+                "comes to, or a mood whose rules the request's had"
+            )
         with self._changed:
             if self.stop_reason is not None:
                 raise ClosedError(f"reply {self.id} has ended; send a new request")

@@ -144,6 +144,15 @@ class Choice:
             extra["moods"] = [
                 {"from_token": index, "steering": texts[id(mood)]} for index, mood in ticket.moods
             ]
+        if ticket.decisions:
+            extra["decisions"] = [
+                {
+                    "rule": str(decision.rule),
+                    "holds": decision.holds,
+                    "readings": {str(what): read for what, read in decision.readings.items()},
+                }
+                for decision in ticket.decisions
+            ]
         guarded = live.guarded.get(self.index)
         if guarded is not None:
             extra["guard"] = {

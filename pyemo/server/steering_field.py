@@ -170,10 +170,6 @@ def _terms_of_text(text: str) -> tuple[TermSpec, ...]:
 
 def _of_word(word: str) -> TermSpec:
     spec = parse_vector_spec(word, may_be_file=False)
-    if spec.when_prompt:
-        raise InputError(
-            f"{word!r}: rules on the prompt are not built in the server; @when: rules on rows are"
-        )
     strength = _strength(spec.source, spec.strength)
     return TermSpec(
         spec.source,

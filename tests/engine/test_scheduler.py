@@ -225,15 +225,70 @@ def test_a_mood_given_in_mid_reply_acts_from_the_next_token(
     assert [token.logprob for token in ticket.tokens] == [token.logprob for token in expected]
 
 
-def test_a_rule_on_the_prompt_is_refused_and_ends_nothing(
-    scheduler: Scheduler, tiny: Callable[[str], TinyModel]
-) -> None:
+@pytest.fixture
+def ruled(tiny: Callable[[str], TinyModel]) -> Callable[[bool], Steering]:
+    """``ruled(holds)``: a mood with a rule on the prompt that holds for all of them, or none."""
     model = tiny("llama")
     vector = measured(model, model.random_tokens(32))
-    mood = Steering({vector: 1.0}, when_prompt=Condition(vector, 0.0, layer=2))
-    with pytest.raises(InputError, match="no rules on the prompt"):
-        scheduler.submit(request(scheduler, steering=mood))
-    assert scheduler.submit(request(scheduler)).wait(WAIT_S).stop_reason == "length"
+
+    def ruled(holds: bool) -> Steering:
+        condition = Condition(vector, -100.0 if holds else 100.0, layer=2)
+        return Steering({vector: 1.0}, when_prompt=condition)
+
+    return ruled
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_rule_on_the_prompt_is_decided_as_generate_does(
+    scheduler: Scheduler, ruled: Callable[[bool], Steering], holds: bool
+) -> None:
+    mood = ruled(holds)
+    asked = request(scheduler, steering=mood, uses_cache=False)
+    with scheduler.engine.sequence(asked.tokens, steering=mood, sampler=WARM) as sequence:
+        expected = [token.id for token in sequence.generate(max_tokens=12)]
+        decisions = sequence.decisions
+    ticket = scheduler.submit(asked).wait(WAIT_S)
+    assert ids(ticket) == expected
+    assert [one.holds for one in ticket.decisions] == [holds]
+    assert ticket.decisions == decisions
+
+
+def test_a_long_prompt_decides_beside_a_running_reply(
+    new_engine: Callable[..., Engine],
+    new_scheduler: Callable[..., Scheduler],
+    ruled: Callable[[bool], Steering],
+    turns: list[tuple[int, int]],
+) -> None:
+    """In chunks: once to decide, and once more under what it decided."""
+    engine = new_engine(n_ctx=2048)
+    long = [3 + i % 40 for i in range(300)]
+    greedy = SamplerParams(temperature=0)
+    with engine.sequence(long, steering=ruled(True), sampler=greedy) as sequence:
+        expected = [token.id for token in sequence.generate(max_tokens=6)]
+    scheduler = new_scheduler(engine, row_budget=40)
+    gate = Gate()
+    running = scheduler.submit(request(scheduler, max_tokens=200), on_token=gate)
+    gate.wait()
+    del turns[:]
+    asked = Request(long, ReplyLimits(6), steering=ruled(True), sampler=greedy)
+    ticket = scheduler.submit(asked)
+    gate.open()
+    assert ids(ticket.wait(WAIT_S)) == expected
+    assert ticket.decisions[0].holds
+    assert max(n_drew + n_read for n_drew, n_read in turns) <= 40
+    running.cancel()
+
+
+def test_a_rule_that_the_prompt_has_not_decided_is_refused_in_mid_reply(
+    scheduler: Scheduler, ruled: Callable[[bool], Steering]
+) -> None:
+    gate = Gate()
+    ticket = scheduler.submit(request(scheduler), on_token=gate)
+    gate.wait()
+    with pytest.raises(InputError, match="the prompt is read, and has not decided"):
+        ticket.steer(ruled(True))
+    gate.open()
+    assert ticket.wait(WAIT_S).stop_reason == "length"
 
 
 def test_a_mood_that_comes_while_it_waits_is_its_first(scheduler: Scheduler) -> None:

@@ -85,11 +85,20 @@ def test_nothing_that_a_text_may_say_is_lost() -> None:
     assert all(getattr(found, name) == value for name, value in said.items() if value)
 
 
-def test_a_rule_on_the_prompt_is_refused(client: TestClient) -> None:
-    answer = client.post(CHAT, json=chat(steering="warm=0.5@when-prompt:cold<9 and warm>0"))
-    assert answer.status_code == 400
-    assert "rules on the prompt" in answer.json()["error"]["message"]
-    assert client.post(CHAT, json=chat()).status_code == 200
+@pytest.mark.parametrize(("rule", "holds"), [("cold<9 and warm>-9", True), ("cold>9", False)])
+def test_a_rule_on_the_prompt_is_decided_and_said(
+    client: TestClient, rule: str, holds: bool
+) -> None:
+    def answer(mood: str) -> Any:
+        found = client.post(CHAT, json=chat(steering=mood))
+        assert found.status_code == 200, found.text
+        return found.json()["choices"][0]
+
+    choice = answer(f"warm=0.5@when-prompt:{rule}")
+    (decision,) = choice["pyemo"]["decisions"]
+    assert decision["holds"] is holds
+    same = answer("warm=0.5" if holds else "")
+    assert choice["message"]["content"] == same["message"]["content"]
 
 
 def test_a_rule_acts_and_its_names_are_looked_up_here(client: TestClient) -> None:
