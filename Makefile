@@ -102,10 +102,11 @@ bench-guard: $(ALL)
 	$(BIN)/python bench/guard.py --part cost --output bench/results/guard-cost.json
 	$(BIN)/python bench/guard.py --output bench/results/guard.json
 
-# A build of its own, in an environment of its own that sees what .venv has: the usual build stays. The
-# sanitizers' libraries have to be loaded before Python is, and Python itself leaks by design. Linux with gcc.
-# The thread sanitizer keeps its notes at fixed addresses, which a kernel that scatters them widely takes
-# (setarch), and goes on in the children that the tests fork.
+# A build of its own, in an environment of its own that sees what .venv has: the usual build stays. llama.cpp has to
+# lie beside the extension. The sanitizers' libraries have to be loaded before Python is, and Python itself leaks by
+# design. Linux with gcc. The thread sanitizer keeps its notes at fixed addresses, which a kernel that scatters them
+# widely takes (setarch), and goes on in the children that the tests fork. It reports to files, since pytest keeps what
+# a test prints, and ends with 66.
 SANITIZER ?= address
 SANITIZED = build/sanitize-$(SANITIZER)
 SANITIZED_TESTS_address := tests/engine tests/guard tests/formats tests/check
@@ -116,13 +117,15 @@ SANITIZER_LIBRARIES_address := libasan.so libubsan.so libstdc++.so
 SANITIZER_LIBRARIES_thread := libtsan.so libstdc++.so
 sanitize: $(ALL) ## run the core tests on a build with sanitizers; SANITIZER=thread: those with threads
 	$(BIN)/python -m venv --clear --without-pip $(SANITIZED)/venv
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	    >"$$($(SANITIZED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/usual.pth"
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	    usual="$$($(BIN)/python -c "$$site")"; own="$$($(SANITIZED)/venv/bin/python -c "$$site")"; \
+	    echo "$$usual" >"$$own/usual.pth"; ln -s "$$usual/llama_cpp" "$$own"
 	$(SANITIZED)/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-build-isolation --no-deps \
 	    --config-settings=build-dir=$(SANITIZED)/build \
 	    --config-settings=cmake.define.PYEMO_SANITIZE=$(SANITIZER) --editable .
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	TSAN_OPTIONS="suppressions=$(CURDIR)/tools/thread_sanitizer.supp die_after_fork=0" \
+	TSAN_OPTIONS="suppressions=$(CURDIR)/tools/thread_sanitizer.supp die_after_fork=0 \
+	    log_path=$(CURDIR)/$(SANITIZED)/report" \
 	LD_PRELOAD="$(foreach library,$(SANITIZER_LIBRARIES_$(SANITIZER)),$$($(CXX) -print-file-name=$(library)))" \
 	    setarch --addr-no-randomize $(SANITIZED)/venv/bin/python -m pytest $(SANITIZED_TESTS_$(SANITIZER)) $(PYTEST_ARGS)
 
@@ -196,8 +199,10 @@ $(TOOLS): pyproject.toml constraints.txt
 	@echo "installing what builds the extension: $(BUILD_TOOLS)"
 	@$(PIP) install -c constraints.txt --upgrade pip
 	@$(PIP) install -c constraints.txt $(BUILD_TOOLS)
-	@if $(BIN)/python -m pip cache list --format=abspath llama_cpp_python-$(LLAMA_VERSION) 2>/dev/null | grep -q whl; then \
+	@compiled=$$($(BIN)/python -m pip cache list --format=abspath llama_cpp_python-$(LLAMA_VERSION) 2>/dev/null | grep -m1 'py3-none.*whl$$'); \
+	if test -n "$$compiled"; then \
 	    echo "installing llama.cpp, which pip has compiled before"; \
+	    $(PIP) install -c constraints.txt "$$compiled"; \
 	elif ! $(PIP) install -c constraints.txt --find-links $(LLAMA_WHEELS) --only-binary $(LLAMA) $(LLAMA) 2>/dev/null; then \
 	    CMAKE_ARGS="$$CMAKE_ARGS $(LLAMA_CMAKE)" $(SLOWLY) "compiling llama.cpp, which takes some minutes; the wheel is kept in $(LLAMA_WHEELS)" \
 	        $(SLOW_PIP) wheel --no-cache-dir --no-deps -c constraints.txt -w $(LLAMA_WHEELS) $(LLAMA); \

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pyemo import _core
-from pyemo.engine.steering import OPERATORS
+from pyemo.choices import OPERATORS
 from pyemo.errors import InputError, VectorShapeError
 
 Row = NDArray[Any]
