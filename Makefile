@@ -122,6 +122,7 @@ sanitize: $(ALL) ## run the core tests on a build with sanitizers; SANITIZER=thr
 	    echo "$$usual" >"$$own/usual.pth"; ln -s "$$usual/llama_cpp" "$$own"
 	$(SANITIZED)/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-build-isolation --no-deps \
 	    --config-settings=build-dir=$(SANITIZED)/build \
+	    --config-settings=cmake.build-type=RelWithDebInfo \
 	    --config-settings=cmake.define.PYEMO_SANITIZE=$(SANITIZER) --editable .
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	TSAN_OPTIONS="suppressions=$(CURDIR)/tools/thread_sanitizer.supp die_after_fork=0 \
