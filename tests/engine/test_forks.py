@@ -78,7 +78,9 @@ USES = (
 def run(code: str, folder: Path, model: Path, *uses: str) -> None:
     script = folder / "program.py"
     script.write_text(code, encoding="utf-8")
-    command = [sys.executable, script, model, *uses]
+    # Since 3.12 Python itself warns where a process with threads forks.
+    quiet = ("-W", "ignore:This process:DeprecationWarning")
+    command = [sys.executable, *quiet, script, model, *uses]
     done = subprocess.run(command, capture_output=True, timeout=100)
     assert (done.returncode, done.stderr.decode()) == (0, "")
 
