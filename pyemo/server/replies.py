@@ -123,7 +123,7 @@ class Answer:
         alone = asked.is_live or asked.has_logprobs
         runs: list[tuple[int, list[Any]]] = []
         for index, item in items:
-            before = runs[-1] if runs else (-1, [None])
+            before: tuple[int, list[Any]] = runs[-1] if runs else (-1, [None])
             is_same = before[0] == index and isinstance(before[1][-1], Token)
             if is_same and isinstance(item, Token) and not alone:
                 before[1].append(item)
