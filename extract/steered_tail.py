@@ -93,7 +93,7 @@ class SteeredTail:
             outputs[index] = output
 
         with torch.no_grad(), self._recorder.recording(self._layers, take):
-            self._model(input_ids=self._padded(batch), use_cache=False, logits_to_keep=1)
+            self._model.base_model(input_ids=self._padded(batch), use_cache=False)
         found = []
         for row, text in enumerate(batch):
             n_tokens = len(text.tokens)

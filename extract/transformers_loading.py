@@ -111,7 +111,17 @@ def load(
             f"{loaded.source.name} does not fit on {chosen}: {_first_line(error)}; take another "
             "device or dtype"
         ) from error
+    model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
     return Loaded(model.eval(), loaded.words, loaded.source, loaded.gguf)
+
+
+def _in_one_piece(_module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hand a model's head states that lie together in memory.
+
+    For others, as of the last tokens of several texts, torch copies the head's weights once for
+    each text: 336 MB each on Gemma 3 270M.
+    """
+    return (given[0].contiguous(), *given[1:])
 
 
 def pick_device(device: str) -> torch.device:

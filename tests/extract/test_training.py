@@ -123,6 +123,29 @@ def test_what_a_text_gives_does_not_depend_on_what_was_computed_before(
         assert np.array_equal(one.means, other.means)
 
 
+def test_no_logits_are_computed_before_the_first_step_needs_them(
+    tiny: Callable[[str], TinyModel],
+) -> None:
+    loaded = load(tiny("llama").path, "cpu", "float32", None)
+    calls = []
+    loaded.model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    SteeredTail(loaded.model, LAYERS).freeze([reply(3, 5, 6, 7, 20), reply(2, 9, 8, 40)])
+    assert not calls
+
+
+def test_the_head_gets_states_that_lie_together(tiny: Callable[[str], TinyModel]) -> None:
+    import torch
+
+    loaded = load(tiny("llama").path, "cpu", "float32", None)
+    given = []
+    loaded.model.get_output_embeddings().register_forward_hook(
+        lambda _module, inputs, _output: given.append(inputs[0])
+    )
+    loaded.model(input_ids=torch.tensor([[5, 6, 7], [7, 8, 9]]), logits_to_keep=1)
+    assert given[0].shape[:2] == (2, 1)
+    assert given[0].is_contiguous()  # else torch copies the weights for each of the two
+
+
 def test_a_voice_gains_on_prompts_it_has_not_seen(tail: SteeredTail) -> None:
     trained = train(tail, [10.0, 10.0], texts(0, 6), texts(6, 3), CHOICES)
     assert trained.best.gain > 0.1
