@@ -27,7 +27,7 @@ def pipelines(text: str) -> list[list[str]]:
     for line in joined.splitlines():
         words: list[str] = []
         for word in [*shlex.split(line.removeprefix("$ "), comments=True), "|"]:
-            if word in ("|", "&&", ">", "2>", "<"):
+            if word in ("|", "&", "&&", ">", "2>", "<"):
                 calls.append(words)
                 words = []
             else:
