@@ -146,7 +146,8 @@ def _whole(
         own, was_cut = trainer.cut(pair.reply, REPLY_TOKENS)
         n_cut += was_cut
         if plain.strip():
-            replies.append(VoiceReply(pair.prompt, own, trainer.cut(plain, REPLY_TOKENS)[0]))
+            plain, _ = trainer.cut(plain, REPLY_TOKENS)
+            replies.append(VoiceReply(pair.prompt, own, plain, is_whole=not was_cut))
     if n_cut:
         remarks.append(f"{n_cut} replies are read to their first {REPLY_TOKENS} tokens")
     if len(replies) < len(pairs):
@@ -195,7 +196,7 @@ def _shuffled(replies: Sequence[VoiceReply], seed: int) -> tuple[VoiceReply, ...
     """Return the replies with own and plain changed over in half of them."""
     turned = np.random.default_rng(seed).permutation(len(replies)) < len(replies) // 2
     return tuple(
-        replace(reply, own=reply.plain, plain=reply.own) if turn else reply
+        replace(reply, own=reply.plain, plain=reply.own, is_whole=False) if turn else reply
         for reply, turn in zip(replies, turned, strict=True)
     )
 

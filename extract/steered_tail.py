@@ -72,8 +72,8 @@ class SteeredTail:
         """Return the texts with what does not depend on the vector, in their order.
 
         What is computed together is kept: plain replies of several voices are computed once. A row
-        of a batch depends in its last bits on the batch, so a text that was computed beside others
-        is computed again: what is returned depends on ``texts`` alone.
+        of a batch depends in its last bits on the batch, so a text that was computed in another
+        batch is computed again: what is returned depends on ``texts`` alone.
         """
         ordered = sorted(set(texts), key=lambda text: (len(text.tokens), text.tokens, text.begin))
         found: dict[ReplyTokens, Frozen] = {}

@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pyemo.choices import DTYPES, DType
 from pyemo.engine.chat_template import render_chat
-from pyemo.engine.messages import as_messages
-from pyemo.engine.model import Model
+from pyemo.engine.messages import Message, as_messages
+from pyemo.engine.model import TWO_TURNS, Model
 from pyemo.errors import InputError, MissingExtraError, ModelLoadError, ModelNotFoundError
 from pyemo.extract.gguf_config import corrections
 from pyemo.files import hub_names
@@ -55,6 +55,11 @@ class Words(Protocol):
 
     def is_end(self, token: int) -> bool:
         """Return whether a token ends a reply."""
+        ...
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that a reply ends with; None if there is none."""
         ...
 
 
@@ -209,6 +214,10 @@ class _GGUFWords:
     def is_end(self, token: int) -> bool:
         return self._model.is_end(token)
 
+    @property
+    def end_token(self) -> int | None:
+        return self._model.end_token
+
 
 def source_of(model: Model) -> ModelIdentity:
     """Return what a vector says of a GGUF model."""
@@ -255,13 +264,7 @@ class _TokenizerWords:
         if self.template is None:
             tokens = self._tokenizer(prompt)["input_ids"]
         else:
-            text = render_chat(
-                self.template,
-                as_messages(prompt),
-                bos_token=self._tokenizer.bos_token or "",
-                eos_token=self._tokenizer.eos_token or "",
-            )
-            tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens = self._rendered(prompt)
         if not tokens:
             raise InputError(
                 f"the prompt is empty and {self._name} has no BOS token; write at least one word"
@@ -285,6 +288,23 @@ class _TokenizerWords:
 
     def is_end(self, token: int) -> bool:
         return token in self._ends
+
+    @property
+    def end_token(self) -> int | None:
+        tokens = [self._tokenizer.eos_token_id]
+        if self.template is not None:
+            tokens += self._rendered(TWO_TURNS)
+        return next(filter(self.is_end, reversed(tokens)), None)
+
+    def _rendered(self, prompt: str | Sequence[Message]) -> list[int]:
+        assert self.template is not None
+        text = render_chat(
+            self.template,
+            as_messages(prompt),
+            bos_token=self._tokenizer.bos_token or "",
+            eos_token=self._tokenizer.eos_token or "",
+        )
+        return list(map(int, self._tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 def _load_folder(

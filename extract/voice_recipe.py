@@ -28,16 +28,21 @@ class VoiceRecipe:
         name: what tables call it.
         layers: half-open range of layers as shares of the depth, such as (0.33, 0.83).
         training: the steps and the loss.
+        ends: the token that ends a reply is learned with it, so that steered replies end where
+            those of the training do.
     """
 
     name: str = VOICE_RECIPE
     layers: tuple[float, float] = (0.15, 0.9)
     training: TrainingChoices = field(default_factory=TrainingChoices)
+    ends: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"recipe: name = {self.name!r} is empty; give it a word")
         object.__setattr__(self, "layers", checked_layers(self.layers))
+        if not isinstance(self.ends, bool):
+            raise InputError(f"recipe: ends = {self.ends!r}; it must be true or false")
 
     def layer_range(self, n_layer: int) -> range:
         """Return the layers that are steered in a model of ``n_layer`` blocks; never the first or
@@ -61,6 +66,7 @@ class VoiceRecipe:
             "name": self.name,
             "source": REPLIES,
             "layers": list(self.layers),
+            "ends": self.ends,
             "training": asdict(self.training),
         }
         if provenance is not None:
@@ -82,12 +88,13 @@ class VoiceRecipe:
             values.pop("source", None) != REPLIES
             or not isinstance(training, dict)
             or set(training) - known
-            or set(values) - {"name", "layers"}
+            or set(values) - {"name", "layers", "ends"}
         ):
             raise InputError(
-                f'a recipe of voices has source = "{REPLIES}", name, layers and a table [training] '
-                f"of {', '.join(sorted(known))}"
+                f'a recipe of voices has source = "{REPLIES}", name, layers, ends and a table '
+                f"[training] of {', '.join(sorted(known))}"
             )
+        values.setdefault("ends", False)  # vectors made before had none
         if isinstance(values.get("layers"), list):
             values["layers"] = tuple(values["layers"])
         return cls(**values, training=TrainingChoices(**training))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class VoiceReply:
         plain: a reply without it.
         contrasts: what other voices say, which this one is to be told from.
         plain_prompt: what ``plain`` answers; None for ``prompt``.
+        is_whole: the reply in the voice ends there, and is not cut.
     """
 
     prompt: str
@@ -58,6 +59,7 @@ class VoiceReply:
     plain: str
     contrasts: tuple[str, ...] = ()
     plain_prompt: str | None = None
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +171,7 @@ class VoiceTrainer:
             InputError: replies that do not differ from the plain ones.
         """
         norms = self._neutral.norms[self._layers.start : self._layers.stop]
-        texts = [self._tokens(reply) for reply in replies]
+        texts = [self._with_end(reply, self._tokens(reply)) for reply in replies]
         trained = train(
             self._tail,
             norms,
@@ -243,6 +245,14 @@ class VoiceTrainer:
             other = self._before(reply.plain_prompt)
             plain = ReplyTokens((*other, *words.reply_tokens(reply.plain)), len(other))
         return VoiceTokens(after(reply.own), plain, tuple(map(after, reply.contrasts)))
+
+    def _with_end(self, reply: VoiceReply, tokens: VoiceTokens) -> VoiceTokens:
+        """Return the tokens with the one that ends the reply, so that a voice learns to end."""
+        end = self._loaded.words.end_token
+        if not self.recipe.ends or not reply.is_whole or end is None:
+            return tokens
+        own = replace(tokens.own, tokens=(*tokens.own.tokens, end))
+        return replace(tokens, own=own)
 
     def _vector(
         self,

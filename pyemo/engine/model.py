@@ -223,6 +223,17 @@ class Model:
         """Return whether a model ends its reply with this token id."""
         return self.native.is_end_of_generation(token)
 
+    @property
+    def end_token(self) -> int | None:
+        """The token id that ends a reply: what the chat template puts behind one, else EOS.
+
+        None where neither ends a reply.
+        """
+        tokens = [self.native.eos]
+        if self.chat_template is not None:
+            tokens += self.prompt_tokens(TWO_TURNS)
+        return next(filter(self.is_end, reversed(tokens)), None)
+
     def piece(self, token: int) -> bytes:
         """Return the text of one token id; empty for control tokens."""
         return self.native.piece(token, special=False)
@@ -409,6 +420,13 @@ class Model:
 
 _LONGEST_BEGUN = 4096
 """Tokens of a thought that is begun and to be continued, at most."""
+
+TWO_TURNS = (
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+)
+"""A conversation with a whole reply in it."""
 
 _FILLED = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 

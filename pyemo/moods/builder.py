@@ -22,10 +22,6 @@ from pyemo.moods.rule_text import parse_rule
 from pyemo.vectors.control_vector import Calibration, ControlVector, Recommended
 from pyemo.vectors.fit import Fit, FitKind
 
-TRAINED_TOKENS = 64
-"""About as many as the replies have that voices are trained on; longer texts bear less strength
-(docs/measurements/voices.md)."""
-
 Load: TypeAlias = "Callable[[str, VectorUse], ControlVector]"
 """Returns the vector that a typed name means."""
 
@@ -231,8 +227,9 @@ class MoodBuilder:
                 f"file: texts of {calibration.n_tokens} tokens stay coherent from {low:g} to "
                 f"{high:g}"
             )
-            if calibration.n_tokens < self._n_tokens:
-                remark += self._fading(vector) or "; longer ones may loop (--guard)"
+            learned_to_end = vector.metadata.strength is not None
+            if calibration.n_tokens < self._n_tokens and not learned_to_end:
+                remark += "; longer ones may loop (--guard)"
             return calibration.strength, "calibration", remark
         if found is not None:
             why = "which its training recommends"
@@ -241,22 +238,12 @@ class MoodBuilder:
             remark = f"{vector.name}: strength {found.strength:g}, {why}"
             if vector.metadata.source_sha256 != model.file_sha256:
                 remark += "; it is not calibrated on this model file"
-            return found.strength, found.source, remark + self._fading(vector)
+            return found.strength, found.source, remark
         default = OPERATORS[operator]
         why = "there is no calibration for this model file"
         if _recommends(model, vector):
             why = "the one it recommends is for all layers, prompt and reply"
         return default, "default", f"{vector.name}: strength {default:g}, the default; {why}"
-
-    def _fading(self, vector: ControlVector) -> str:
-        """Return what helps a long reply under a trained vector; empty for others."""
-        is_long = self._n_tokens > TRAINED_TOKENS and self._schedule is None
-        if vector.metadata.strength is None or not is_long:
-            return ""
-        return (
-            "; a long reply stays whole longer if the strength fades "
-            f"(--schedule half-life:{TRAINED_TOKENS})"
-        )
 
 
 def _recommends(model: Model, vector: ControlVector, with_line: bool = False) -> bool:

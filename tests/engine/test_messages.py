@@ -254,3 +254,24 @@ def test_variables_without_a_template_are_refused(engine: Engine, settings: Any)
 
 def test_text_alone_is_a_users_message() -> None:
     assert as_messages("a", "s") == [{"role": "system", "content": "s"}, user("a")]
+
+
+def test_a_reply_ends_with_what_the_template_puts_behind_it(
+    tiny: Callable[[str], Any], tmp_path: Path, smollm2: Path
+) -> None:
+    gemma = "".join(
+        (
+            "{{ bos_token }}{% for m in messages %}<start_of_turn>",
+            "{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<end_of_turn>\n",
+            "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        )
+    )
+    chat = Model.load(build_tiny("gemma3", tmp_path / "chat.gguf", chat_template=gemma).path)
+    base = Model.load(tiny("gemma3").path)
+    for model, end in (
+        (chat, b"<end_of_turn>"),
+        (base, b"<eos>"),
+        (Model.load(smollm2), b"<|im_end|>"),
+    ):
+        assert model.end_token is not None
+        assert model.detokenize([model.end_token], special=True) == end

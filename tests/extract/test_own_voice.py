@@ -139,6 +139,33 @@ def test_the_rise_is_what_the_engine_measures(
     assert found[0] == pytest.approx(levels[1] - levels[0], abs=2e-3)
 
 
+def test_a_voice_learns_where_replies_end_unless_they_are_cut(
+    trainer: VoiceTrainer, tiny: Callable[[str], TinyModel], pirate: ControlVector
+) -> None:
+    model = Model.load(tiny("llama").path)
+    assert model.end_token is not None
+    pairs = voiced()
+    replies = [VoiceReply(p.prompt, p.reply, p.plain or "", is_whole=False) for p in pairs[:12]]
+    watch = [VoiceReply(p.prompt, p.reply, p.plain or "") for p in pairs[12:]]
+    cut = trainer.voice("cut", replies, watch).vector
+    tokens = [
+        *model.prompt_tokens(pairs[12].prompt),
+        *model.tokenize(pairs[12].reply, add_special=False),
+    ]
+
+    def end(mood: Steering) -> float:
+        with engine.sequence(tokens, steering=mood) as sequence:
+            logits = sequence.logits().astype(np.float64)
+        return float(logits[model.end_token] - np.logaddexp.reduce(logits))
+
+    with open_engine(model) as engine:
+        plain = end(Steering())
+        learned = end(Steering({pirate: pirate.recommended(model).strength}))
+        not_learned = end(Steering({cut: cut.recommended(model).strength}))
+    assert learned > plain + 0.5
+    assert learned > not_learned + 0.5
+
+
 def test_llama_cpps_own_adapter_writes_the_same_with_the_file_and_its_number(
     tiny: Callable[[str], TinyModel], pirate: ControlVector, tmp_path: Path
 ) -> None:

@@ -22,6 +22,15 @@ def test_it_goes_to_toml_and_back() -> None:
     assert VoiceRecipe.from_toml(recipe.to_toml({"strength": 0.02})) == recipe
 
 
+def test_a_recipe_written_before_ends_were_learned_has_none() -> None:
+    text = VoiceRecipe().to_toml()
+    assert "ends = true\n" in text
+    old = VoiceRecipe.from_toml(text.replace("ends = true\n", ""))
+    assert old == replace(VoiceRecipe(), ends=False)
+    with pytest.raises(InputError, match="ends = 'no'; it must be true or false"):
+        VoiceRecipe.from_toml(text.replace("ends = true", 'ends = "no"'))
+
+
 def test_layers_are_shares_of_the_depth() -> None:
     assert VoiceRecipe().layer_range(30) == range(5, 27)
     assert VoiceRecipe(layers=(0, 1)).layer_range(3) == range(1, 2)
