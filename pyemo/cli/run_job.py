@@ -366,8 +366,10 @@ def print_reply(job: Job, as_json: bool) -> None:
 def print_comparison(job: Job, as_json: bool) -> None:
     """Print the unsteered and the steered reply, each computed alone, one after the other."""
     if as_json:
-        plain, steered = (begin().finish().describe() for begin in (job.unsteered, job.steered))
-        output.print_json({**job.describe(), "unsteered": plain, "steered": steered})
+        told = [begin().finish().describe() for begin in (job.unsteered, job.steered)]
+        output.print_json(
+            {**job.describe(), **dict(zip(("unsteered", "steered"), told, strict=True))}
+        )
         return
     titles = ("unsteered", job.title)
     begins = (job.unsteered, job.steered)

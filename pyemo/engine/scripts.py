@@ -48,7 +48,7 @@ class ScriptTable(NamedTuple):
     names: tuple[str, ...]
     ranges: list[tuple[int, int, int, bool]]
 
-    def index(self, name: str) -> int:
+    def index_of(self, name: str) -> int:
         """Return the index of a script by its name.
 
         Raises:
@@ -94,7 +94,7 @@ def script_table() -> ScriptTable:
 def native_scripts(model: _core.Model) -> _core.Scripts:
     """Return what a sampler of this vocabulary asks; takes as long as the table, once a model."""
     table = script_table()
-    brings = [[table.index(other) for other in _BRINGS.get(name, ())] for name in table.names]
+    brings = [[table.index_of(other) for other in _BRINGS.get(name, ())] for name in table.names]
     return _core.Scripts(model, table.ranges, brings)
 
 
@@ -117,7 +117,7 @@ def script_numbers(names: Iterable[str]) -> list[int]:
     Raises:
         InputError: there is no such script.
     """
-    return [script_table().index(name) for name in names]
+    return [script_table().index_of(name) for name in names]
 
 
 def _pieces() -> Iterable[tuple[int, int]]:
