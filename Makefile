@@ -147,6 +147,7 @@ fuzz: $(ALL) ## feed hostile bytes to all that reads files; SECONDS=600
 # texts of 48 tokens (docs/strengths.md), found by the judge that found those in git, and trained ones,
 # about three minutes each. The last step notes where each emotion's own texts lie.
 VECTOR_MODELS := smollm2-135m-instruct gemma-3-270m
+TRAINED_ON_GEMMA := angry sad calm enthusiastic afraid loving
 vectors: $(ALL) ## extract the bundled vectors again
 	for model in $(VECTOR_MODELS); do \
 	    folder=models/vectors/$$model; test ! -d $$folder/reading || folder=$$folder/reading; \
@@ -155,6 +156,10 @@ vectors: $(ALL) ## extract the bundled vectors again
 	done
 	$(BIN)/pyemo extract --all -r trained --model smollm2-135m-instruct --dtype bfloat16 --threads 1 \
 	    --output models/vectors/smollm2-135m-instruct
+	cd models/vectors/gemma-3-270m/reading && for vector in *.gguf; do \
+	    case " $(TRAINED_ON_GEMMA) " in *" $${vector%.gguf} "*) ;; *) mv $$vector .. ;; esac; done
+	$(BIN)/pyemo extract $(TRAINED_ON_GEMMA) -r trained --model gemma-3-270m --dtype bfloat16 --threads 1 \
+	    --output models/vectors/gemma-3-270m
 	$(BIN)/python tools/own_projections.py smollm2-135m-instruct models/vectors/smollm2-135m-instruct
 
 docs: $(ALL) ## write docs/cli.md, the table of strengths and the README's output anew

@@ -14,7 +14,7 @@ from pyemo.emotions import EMOTIONS
 from pyemo.engine.model import Model
 from pyemo.extract.recipe import Recipe
 from pyemo.extract.voice_recipe import VoiceRecipe
-from pyemo.files.catalog import catalog
+from pyemo.files.catalog import catalog, vector_path
 from pyemo.vectors.fit import FitKind
 
 if sys.version_info >= (3, 11):
@@ -24,11 +24,16 @@ else:
 
 FOLDER = Path(pyemo.models.__file__).parent / "vectors"
 MODELS = ("gemma-3-270m", "smollm2-135m-instruct")
-TRAINED = [("smollm2-135m-instruct", emotion) for emotion in EMOTIONS]
+TRAINED_ON_GEMMA = ("angry", "sad", "calm", "enthusiastic", "afraid", "loving")
+TRAINED = [
+    *(("smollm2-135m-instruct", emotion) for emotion in EMOTIONS),
+    *(("gemma-3-270m", emotion) for emotion in TRAINED_ON_GEMMA),
+]
+# An emotion with one vector has it for both uses.
 EXTRACTED = [
-    (folder, emotion)
-    for folder in ("gemma-3-270m", "smollm2-135m-instruct/reading")
-    for emotion in EMOTIONS
+    *(("smollm2-135m-instruct/reading", emotion) for emotion in EMOTIONS),
+    *(("gemma-3-270m/reading", emotion) for emotion in TRAINED_ON_GEMMA),
+    *(("gemma-3-270m", emotion) for emotion in EMOTIONS if emotion not in TRAINED_ON_GEMMA),
 ]
 
 
@@ -72,6 +77,13 @@ def test_a_bundled_vector_was_made_by_the_default_recipe_on_its_layers(
     assert {key: found[key] for key in expected} == expected
     n_layer = len(vector.metadata.residual_norms)
     assert vector.layers == tuple(Recipe.load().layer_range(n_layer))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_for_reading_every_emotion_has_an_extracted_vector(model: str) -> None:
+    for emotion in EMOTIONS:
+        found = vector_path(emotion, model, "reading").relative_to(FOLDER)
+        assert (found.parent.as_posix(), emotion) in EXTRACTED
 
 
 @pytest.mark.parametrize("model", MODELS)
