@@ -63,7 +63,7 @@ def test_a_running_reply_is_steered_from_its_next_token(settings: dict[str, Any]
         while not service._live:
             time.sleep(0.001)
         (live,) = service._live.values()
-        while len(live.ticket.tokens) < 3:
+        while not live.tickets or len(live.tickets[0].tokens) < 3:
             time.sleep(0.001)
         answers["steer"] = client.post(f"/v1/steering/{live.id}", json={"steering": "cold=0.5"})
 
