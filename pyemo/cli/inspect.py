@@ -8,7 +8,6 @@ import click
 
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.cli.options import debug_option, json_option
-from pyemo.files.hub_vectors import parse
 
 
 @click.command(short_help="Show what a vector, or a folder of them, says of itself.")
@@ -95,6 +94,8 @@ def inspect(
     if (voice or facts) and (vector is None or os.path.isdir(vector)):
         name = "--voice" if voice else "--facts"
         raise click.UsageError(f"{name} measures one vector: name its file, or a bundled one")
+    from pyemo.files.hub_vectors import parse
+
     if vector is None:
         from pyemo.cli.inspect_job import print_emotions
 
