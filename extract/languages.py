@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -107,14 +106,5 @@ def without(vector: ControlVector, other: ControlVector) -> tuple[ControlVector,
         directions[layer] = row - (row @ away) * away
     if not cosines:
         raise InputError(f"{vector.name} and {other.name} have no layer in common")
-    metadata = replace(
-        vector.metadata,
-        neutral_projections=(),
-        own_projections=(),
-        ellipsoids=(),
-        calibrations=(),
-        line_calibrations=(),
-        strength=None,
-        condition=None,
-    )
+    metadata = vector.metadata.unmeasured()
     return ControlVector(directions, name=vector.name, metadata=metadata), cosines

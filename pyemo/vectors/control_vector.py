@@ -396,13 +396,9 @@ class ControlVector:
             tuple(value if layer in kept else 0.0 for layer, value in enumerate(row))
             for row in (self._metadata.neutral_projections, self._metadata.own_projections)
         )
-        metadata = replace(
-            self._metadata,
+        metadata = self._metadata.unmeasured(
             neutral_projections=neutral,
             own_projections=own,
-            calibrations=(),
-            line_calibrations=(),
-            strength=None,
             condition=found if found is not None and found.layer in kept else None,
             ellipsoids=tuple(pair for pair in self._metadata.ellipsoids if pair[0] in kept),
         )
@@ -429,17 +425,7 @@ class ControlVector:
                 f"layer {self.layers[0]}; leave layers out with only_layers first"
             )
         moved = {layer + by: row for layer, row in self._directions.items()}
-        metadata = replace(
-            self._metadata,
-            neutral_projections=(),
-            own_projections=(),
-            calibrations=(),
-            line_calibrations=(),
-            strength=None,
-            condition=None,
-            ellipsoids=(),
-        )
-        return ControlVector(moved, name=self._name, metadata=metadata)
+        return ControlVector(moved, name=self._name, metadata=self._metadata.unmeasured())
 
     def rescaled(
         self,
@@ -468,16 +454,13 @@ class ControlVector:
             InputError: a norm is not above 0 or a number not finite, or the rows differ in length.
             VectorShapeError: a direction is zero, or lies past the last norm.
         """
-        metadata = replace(
-            self._metadata if source is None else self._metadata.with_source(source),
+        known = self._metadata if source is None else self._metadata.with_source(source)
+        metadata = known.unmeasured(
             unit="residual",
             residual_norms=tuple(residual_norms),
             neutral_projections=tuple(neutral_projections),
             own_projections=tuple(own_projections),
-            calibrations=(),
-            line_calibrations=(),
-            strength=None,
-            condition=None,
+            ellipsoids=known.ellipsoids,
         )
         if self.layers[-1] >= len(metadata.residual_norms):
             raise VectorShapeError(
@@ -583,16 +566,12 @@ class ControlVector:
             tuple(math.copysign(1.0, factor) * value for value in row) if factor else ()
             for row in (self._metadata.neutral_projections, self._metadata.own_projections)
         )
-        metadata = replace(
-            self._metadata,
+        metadata = self._metadata.unmeasured(
             emotion="",
             recipe="",
             neutral_projections=neutral,
             own_projections=own,
-            calibrations=(),
-            line_calibrations=(),
-            strength=None,
-            condition=None,
+            ellipsoids=self._metadata.ellipsoids,
         )
         return ControlVector(directions, name=_named(pattern, self._name), metadata=metadata)
 

@@ -321,6 +321,23 @@ class VectorMetadata:
             chat_template_sha256=model.chat_template_sha256 or "",
         )
 
+    def unmeasured(self, **known: Any) -> VectorMetadata:
+        """Return it without what was measured of the directions, for others than those.
+
+        Args:
+            known: values of fields that hold for the others.
+        """
+        cleared: dict[str, Any] = {
+            "neutral_projections": (),
+            "own_projections": (),
+            "ellipsoids": (),
+            "calibrations": (),
+            "line_calibrations": (),
+            "strength": None,
+            "condition": None,
+        }
+        return replace(self, **(cleared | known))
+
     def to_fields(self) -> dict[str, FieldValue]:
         """Return the ``pyemo.*`` fields to write; what is not known is left out."""
         fields: dict[str, FieldValue] = {VERSION_KEY: FORMAT_VERSION}
