@@ -29,6 +29,7 @@ class ReplyLimits:
         stop: strings that end it; they are not part of it.
         n_top: alternatives to report with each token.
         stop_repetition: a reply that goes in circles (:mod:`pyemo.measures.circles`) ends.
+        ignore_eos: the model's end token ends nothing; for measuring, where length has to be sure.
     Raises:
         InputError: a value outside its range.
     """
@@ -37,15 +38,15 @@ class ReplyLimits:
     stop: SequenceABC[str] = ()
     n_top: int = 0
     stop_repetition: bool = False
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_tokens", whole("max_tokens", self.max_tokens, 1))
         object.__setattr__(self, "stop", stop_strings(self.stop))
         object.__setattr__(self, "n_top", whole("n_top", self.n_top, 0))
-        if not isinstance(self.stop_repetition, bool):
-            raise InputError(
-                f"stop_repetition = {self.stop_repetition!r}; it must be True or False"
-            )
+        for name in ("stop_repetition", "ignore_eos"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name} = {value!r}; it must be True or False")
 
 
 class Row:
@@ -65,6 +66,7 @@ class Row:
         self.stop_reason: StopReason | None = None
         self._max_tokens = limits.max_tokens
         self._stop_repetition = limits.stop_repetition
+        self._ignore_eos = limits.ignore_eos
         self._stop = tuple(text.encode("utf-8", "surrogatepass") for text in limits.stop)
 
     @property
@@ -77,7 +79,7 @@ class Row:
         self.drawn.append(result)
         if self._has_stop():
             self.stop_reason = "stop"
-        elif result.is_end or result.is_whole:
+        elif (result.is_end and not self._ignore_eos) or result.is_whole:
             self.stop_reason = "end"
         elif self._is_due_for_a_look and self.circles_from() is not None:
             self.stop_reason = "repetition"

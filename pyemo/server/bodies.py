@@ -58,6 +58,7 @@ class Body(BaseModel):
     response_format: dict[str, Any] | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | None = None
+    ignore_eos: bool | None = None
 
 
 class ChatBody(Body):
@@ -100,6 +101,7 @@ class Asked:
         is_live: whether each part of a stream carries readings.
         ignored: fields that are not understood.
         n: choices.
+        ignore_eos: whether the model's end token ends nothing.
     """
 
     body: Mapping[str, Any]
@@ -123,6 +125,7 @@ class Asked:
     is_live: bool = False
     ignored: tuple[str, ...] = ()
     n: int = 1
+    ignore_eos: bool = False
 
 
 def read_object(data: bytes) -> dict[str, Any]:
@@ -333,6 +336,7 @@ def _asked(
         is_live=bool(ours.get("gauges")) if ours.get("live") is None else bool(ours["live"]),
         ignored=tuple(name for name in body if name not in known),
         n=1 if found.n is None else found.n,
+        ignore_eos=bool(found.ignore_eos),
     )
 
 

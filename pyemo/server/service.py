@@ -184,7 +184,7 @@ class Service:
             requests = [
                 Request(
                     tokens,
-                    ReplyLimits(n_tokens, asked.stop, asked.n_top, stops_circles),
+                    ReplyLimits(n_tokens, asked.stop, asked.n_top, stops_circles, asked.ignore_eos),
                     steering=applied.steering,
                     sampler=replace(sampler, seed=seed),
                     gauges=gauges,

@@ -352,3 +352,20 @@ def test_the_page_is_one_file_without_a_network(client: TestClient) -> None:
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "connect-src 'self'" in policy
+
+
+def test_a_reply_that_ignores_its_end_has_all_its_tokens(client: TestClient) -> None:
+    def answer(seed: int, **fields: Any) -> dict[str, Any]:
+        return client.post(CHAT, json=long_chat(seed=seed, max_tokens=200, **fields)).json()
+
+    seed = next(
+        seed
+        for seed in range(100)
+        if answer(seed, ignore_eos=False)["choices"][0]["finish_reason"] == "stop"
+    )
+    whole, short = answer(seed), answer(seed, ignore_eos=None)
+    assert whole["usage"]["completion_tokens"] == 200
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert short["usage"]["completion_tokens"] < 200
+    text = short["choices"][0]["message"]["content"]
+    assert whole["choices"][0]["message"]["content"].startswith(text)
