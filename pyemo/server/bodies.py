@@ -49,6 +49,7 @@ class Body(BaseModel):
     dry_multiplier: float | None = None
     dry_base: float | None = None
     dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
     stay_in_script: bool | None = None
     scripts: list[str] | None = None
     metadata: dict[str, Any] | None = None
@@ -359,6 +360,7 @@ def _sampler(found: Body) -> SamplerParams:
         "dry_multiplier": found.dry_multiplier,
         "dry_base": found.dry_base,
         "dry_allowed_length": found.dry_allowed_length,
+        "dry_last_n": 2**31 - 1 if found.dry_penalty_last_n == -1 else found.dry_penalty_last_n,
         "seed": None if found.seed == -1 else found.seed,
         "stay_in_script": found.stay_in_script,
         "scripts": found.scripts or None,
@@ -372,8 +374,9 @@ def _sampler(found: Body) -> SamplerParams:
             else:
                 SamplerParams(**{name: value})
         except InputError as error:
-            is_other = name == "repeat_penalty" and found.repeat_penalty is None
-            param = "repetition_penalty" if is_other else name
+            param = {"dry_last_n": "dry_penalty_last_n"}.get(name, name)
+            if name == "repeat_penalty" and found.repeat_penalty is None:
+                param = "repetition_penalty"
             text = str(error).replace(name, param)
             text = text if param in text else f"{param}: {text}"
             raise Refusal(text, code="invalid_value", param=param) from None

@@ -85,6 +85,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "top_p of 2": ({"top_p": 2}, "top_p"),
     "top_k of -5": ({"top_k": -5}, "top_k"),
     "min_p of 2": ({"min_p": 2}, "min_p"),
+    "dry_penalty_last_n of -2": ({"dry_penalty_last_n": -2}, "dry_penalty_last_n"),
     "repetition_penalty of -1": ({"repetition_penalty": -1}, "repetition_penalty"),
     "an unknown script": ({"stay_in_script": True, "scripts": ["klingon"]}, "scripts"),
     "scripts alone": ({"scripts": ["latin"]}, "scripts"),
@@ -223,6 +224,11 @@ def test_penalties_by_count_act(client: TestClient, field: str) -> None:
     )
     assert penalized != plain
     assert chat_asked(body | {field: 1.5}).sampler == SamplerParams(temperature=0, **{field: 1.5})
+
+
+@pytest.mark.parametrize(("asked", "meant"), [(0, 0), (64, 64), (-1, 2**31 - 1)])
+def test_how_far_back_repeats_are_looked_for_is_llama_servers_field(asked: int, meant: int) -> None:
+    assert chat_asked(chat(dry_penalty_last_n=asked)).sampler.dry_last_n == meant
 
 
 def test_scripts_reach_the_sampler(client: TestClient) -> None:
