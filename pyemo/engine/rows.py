@@ -1,8 +1,8 @@
 """The decode loop: rows that get one token each at every turn, all in one batch.
 
-Owns how a turn decodes and draws, and when a row ends. What is done with
-a token is the callback's, which may take tokens back (``guard``). Knows nothing of prompts,
-tokenizers and texts.
+Owns how a turn decodes and draws; ``row.py`` says when a row ends. What is done with a token is
+the callback's, which may take tokens back (``guard``). Knows nothing of prompts, tokenizers and
+texts.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class MoodBuilder:
         """Return the gauges that ``NAME_OR_FILE[@LAYER]`` name.
 
         Args:
-            may_be_file: see :func:`pyemo.engine.steering.parse_vector_spec`.
+            may_be_file: see :func:`pyemo.moods.grammar.parse_vector_spec`.
         Raises:
             InputError: a strength, more than one layer, a name twice, or see :class:`Gauge`.
         """
