@@ -50,6 +50,7 @@ class PyemoModel(llm.Model):
     """One of pyemo's models, as ``llm`` calls it."""
 
     can_stream = True
+    supports_schema = True
 
     class Options(llm.Options):
         """What ``-o NAME VALUE`` may say."""
@@ -135,7 +136,7 @@ class PyemoModel(llm.Model):
         settings: dict[str, Any] = {
             "steering": steering_of(terms),
             "max_tokens": max_tokens,
-            "sampler": _sampler(options),
+            "sampler": _sampler(options, prompt.schema),
             "stop": [options.stop] if isinstance(options.stop, str) else options.stop or (),
         }
         engine = self._open(model, len(tokens) + max_tokens)
@@ -181,12 +182,16 @@ class PyemoModel(llm.Model):
             return self._engine
 
 
-def _sampler(options: llm.Options) -> SamplerParams:
+def _sampler(options: llm.Options, schema: Any) -> SamplerParams:
     from dataclasses import replace
+
+    from pyemo.engine.grammar import Grammar
 
     names = ("temperature", "top_p", "top_k", "min_p", "seed")
     given = {name: getattr(options, name) for name in names}
-    return replace(STANDARD, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    grammar = None if schema is None else Grammar.of_json_schema(schema)
+    return replace(STANDARD, grammar=grammar, **given)
 
 
 def _messages(prompt: llm.Prompt) -> list[dict[str, str]]:

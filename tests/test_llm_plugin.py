@@ -144,6 +144,12 @@ def test_options_are_those_of_pyemo_run(
     assert said == run_text("--guard", "-c", moods[0], "-c", moods[1], *typed)
 
 
+def test_reply_fits_a_schema(run: Callable[..., str]) -> None:
+    said = run("-m", "tiny", "--schema", "age int", "-o", "max_tokens", "60", PROMPT)
+    assert list(json.loads(said)) == ["age"]
+    assert isinstance(json.loads(said)["age"], int)
+
+
 def test_any_other_gguf_may_be_named_and_is_kept(
     run: Callable[..., str],
     run_text: Callable[..., str],

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyemo.choices import DEFAULT_KV_TYPE, KVType
+from pyemo.engine.grammar import Grammar
 from pyemo.errors import InputError, NotBuiltError
 
 # argument -> the values that ask for nothing; None always does
@@ -19,13 +20,11 @@ _CALL: dict[str, tuple[Any, ...]] = {
     "mirostat_mode": (0,),
     "stopping_criteria": ([],),
     "logits_processor": ([],),
-    "grammar": (),
     "logit_bias": ({},),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
 }
 _OPEN: dict[str, tuple[Any, ...]] = {
     "split_mode": (1,),
@@ -123,3 +122,29 @@ def stop_list(stop: object) -> tuple[str, ...]:
     if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
         raise InputError(f"stop = {stop!r}; pass a text or a list of texts")
     return tuple(text for text in stop if text)
+
+
+def grammar_of(grammar: object, response_format: object) -> Grammar | None:
+    """Return what a reply may be; None for anything.
+
+    Args:
+        grammar: GBNF as a text, a :class:`pyemo.Grammar`, or a ``llama_cpp.LlamaGrammar``.
+        response_format: ``{"type": "text"}``, or ``{"type": "json_object", "schema": ...}``, where
+            the schema may be left out; there, too, it goes before ``grammar``.
+    Raises:
+        InputError: neither of these, or a fault in it.
+    """
+    if response_format not in (None, {"type": "text"}):
+        if not isinstance(response_format, Mapping) or response_format.get("type") != "json_object":
+            raise InputError(
+                f"response_format = {response_format!r}; its type is text or json_object, and "
+                "json_object may have a schema beside it"
+            )
+        schema = response_format.get("schema")
+        return Grammar.of_json() if schema is None else Grammar.of_json_schema(schema)
+    if grammar is None or isinstance(grammar, Grammar):
+        return grammar
+    text = getattr(grammar, "_grammar", grammar)  # where llama-cpp-python's class has its text
+    if not isinstance(text, str):
+        raise InputError(f"grammar = {grammar!r}; pass GBNF as a text, a Grammar or a LlamaGrammar")
+    return Grammar(text)

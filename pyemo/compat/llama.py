@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from pyemo.compat.answers import Answer, Completion, as_chat, as_chat_chunks
-from pyemo.compat.asked import cache_type, check_call, check_opening, stop_list
+from pyemo.compat.asked import cache_type, check_call, check_opening, grammar_of, stop_list
 from pyemo.compat.moods import Written, mood_of
 from pyemo.engine.engine import Engine
 from pyemo.engine.messages import Message
@@ -56,7 +56,7 @@ class Llama:
     ```
 
     The dicts have llama-cpp-python's keys; log-probabilities need no ``logits_all``. An argument
-    that asks for what is not built (tools, grammars, ``logit_bias``) is a ``NotBuiltError``. Calls
+    that asks for what is not built (tools, ``logit_bias``) is a ``NotBuiltError``. Calls
     may come from any threads. A prompt that begins as an earlier one goes on from there.
 
     Args:
@@ -215,6 +215,8 @@ class Llama:
         stream: bool = False,
         seed: int | None = None,
         model: str | None = None,
+        grammar: object = None,
+        response_format: object = None,
         steering: Written = None,
         **others: Any,
     ) -> Answers:
@@ -230,6 +232,8 @@ class Llama:
             seed: None for the next of the instance's; -1 from chance. With one, the text does not
                 depend on earlier calls: the prompt is read anew.
             model: its name in the answer.
+            grammar, response_format: what the reply may be: GBNF, or JSON that fits a schema; see
+                :func:`pyemo.compat.asked.grammar_of`.
             steering: the mood; see :attr:`steering`. None for the instance's, empty for none.
             others: llama-cpp-python's other arguments, which are accepted where they ask for
                 nothing.
@@ -257,6 +261,7 @@ class Llama:
                 repeat_penalty=repeat_penalty,
                 frequency_penalty=frequency_penalty,
                 presence_penalty=presence_penalty,
+                grammar=grammar_of(grammar, response_format),
             ),
             uses_cache=seed is None,
             max_tokens=max_tokens,
@@ -289,6 +294,8 @@ class Llama:
         model: str | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
+        grammar: object = None,
+        response_format: object = None,
         steering: Written = None,
         **others: Any,
     ) -> Answers:
@@ -320,6 +327,8 @@ class Llama:
             presence_penalty=presence_penalty,
             model=model,
             logprobs=(top_logprobs or 0) if logprobs else None,
+            grammar=grammar,
+            response_format=response_format,
             steering=steering,
         )
         return as_chat(answer) if isinstance(answer, dict) else as_chat_chunks(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import threading
 import time
 import warnings
@@ -18,7 +19,7 @@ from engines import random_vector
 from pages import ROOT, blocks, read
 from tiny_models import TinyModel
 
-from pyemo import ControlVector, Engine, SamplerParams, Steering
+from pyemo import ControlVector, Engine, Grammar, SamplerParams, Steering
 from pyemo.compat import Llama, asked
 from pyemo.errors import ClosedError, InputError, NotBuiltError, VectorNotFoundError
 from pyemo.vectors.metadata import VectorMetadata
@@ -233,15 +234,54 @@ def test_value_that_asks_for_nothing_is_accepted(ours: Llama) -> None:
     ("name", "value"),
     [
         ("tools", [{"type": "function"}]),
-        ("grammar", object()),
         ("logit_bias", {5: -100.0}),
-        ("response_format", {"type": "json_object"}),
         ("tool_choice", "required"),
         ("mirostat_mode", 2),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(ours: Llama, name: str, value: Any) -> None:
     with pytest.raises(NotBuiltError, match=name):
+        ours.create_chat_completion(MESSAGES, **{name: value})
+
+
+@pytest.mark.parametrize("rules", ['root ::= "yes" | "no"', 'root ::= [a-z]+ " " [a-z]+ "."'])
+def test_reply_under_a_grammar_is_theirs(ours: Llama, theirs: llama_cpp.Llama, rules: str) -> None:
+    grammar = llama_cpp.LlamaGrammar.from_string(rules, verbose=False)
+    settings: dict[str, Any] = {**GREEDY, "max_tokens": 40}
+    other = theirs.create_completion("the happy story", grammar=grammar, **settings)
+    for mine in (grammar, rules, Grammar(rules)):
+        answer = ours.create_completion("the happy story", grammar=mine, **settings)
+        assert text(answer) == text(other)
+        assert answer["choices"][0]["finish_reason"] == other["choices"][0]["finish_reason"]
+
+
+def test_reply_is_json_that_fits_the_response_format(ours: Llama) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"mood": {"enum": ["sad", "glad"]}, "sure": {"type": "boolean"}},
+        "required": ["mood", "sure"],
+    }
+    answer = ours.create_chat_completion(
+        MESSAGES, response_format={"type": "json_object", "schema": schema}, max_tokens=100
+    )
+    said = json.loads(text(answer))
+    assert set(said) == {"mood", "sure"}
+    assert said["mood"] in ("sad", "glad")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("grammar", object(), "a LlamaGrammar"),
+        ("grammar", 'root ::= "a', "line 1"),
+        ("response_format", {"type": "json_schema"}, "text or json_object"),
+        ("response_format", "json", "text or json_object"),
+    ],
+)
+def test_what_is_no_grammar_is_refused_by_name(
+    ours: Llama, name: str, value: Any, reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
         ours.create_chat_completion(MESSAGES, **{name: value})
 
 
