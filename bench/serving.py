@@ -11,10 +11,10 @@
     turns       the second turn of a conversation of 1,000 tokens: time to the first token, as a
                 share of a fresh server's
 
-Both have the same file, slots, prompts, lengths and threads, prompt caches off but for `turns`, and
-the clients run on the same cores. Without --llama-server only pyemo is measured. Build it from the
-source that llama-cpp-python ships (its sdist, vendor/llama.cpp), since speed depends on the
-version:
+Both have the same file, slots, prompts, lengths (`ignore_eos`) and threads, prompt caches off but
+for `turns`, and the clients run on the same cores. Without --llama-server only pyemo is measured.
+Build it from the source that llama-cpp-python ships (its sdist, vendor/llama.cpp), since speed
+depends on the version:
 
     cmake -S vendor/llama.cpp -B build -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF \\
         -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF
@@ -92,6 +92,7 @@ class Server:
     def ask(self, prompt: str, n_tokens: int, on_token: Callable[[], None] | None = None) -> Answer:
         """Stream a greedy completion."""
         body = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "stream": True}
+        body["ignore_eos"] = True  # the same lengths
         header = {"Content-Type": "application/json"}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
         sent = time.perf_counter()
