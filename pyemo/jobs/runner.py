@@ -124,9 +124,8 @@ def runner(scheduler: str | None = None, n_workers: int = 1) -> Iterator[Runner]
         return
     distributed = _distributed()
     if scheduler is None:
-        # Their Python begins with `-c`, which looks for modules in the current folder first.
-        os.environ["PYTHONSAFEPATH"] = "1"
         with (
+            _environment_of_workers(),
             distributed.LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
@@ -150,6 +149,24 @@ def runner(scheduler: str | None = None, n_workers: int = 1) -> Iterator[Runner]
         yield OnDask(client)
     finally:
         client.close(timeout=CONNECT_S)
+
+
+@contextlib.contextmanager
+def _environment_of_workers() -> Iterator[None]:
+    """Give processes that begin meanwhile their environment, and take it back in the end.
+
+    Python that begins with `-c`, as Dask's workers do, looks for modules in the current folder
+    first unless it is told not to. Dask itself sets variables for its workers (`OMP_NUM_THREADS`
+    and others, ``distributed.nanny.pre-spawn-environ``) in this process, and leaves them.
+    """
+    before = dict(os.environ)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def run_stored(jobs: Sequence[Job[Result]], store: Store, run: Runner, tell: Tell) -> list[Result]:

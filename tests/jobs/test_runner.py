@@ -110,6 +110,19 @@ def test_workers_and_a_scheduler_at_once_are_refused() -> None:
         pass
 
 
+@pytest.mark.parametrize("before", [None, "yes"])
+def test_workers_leave_the_environment_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PYTHONSAFEPATH", before)
+    was = dict(os.environ)
+    with runner(n_workers=2):
+        assert os.environ["PYTHONSAFEPATH"]  # for a worker that is started again
+    assert dict(os.environ) == was
+
+
 def test_two_workers_of_a_scheduler_give_the_same_results_though_one_is_killed(
     tmp_path: Path, model: ModelFile
 ) -> None:
