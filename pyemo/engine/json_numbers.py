@@ -33,12 +33,12 @@ def between(low: Bound, high: Bound, *, is_whole: bool) -> str:
         ways = _whole(max(first, -most), min(last, most))
     else:
         for bound in (low, high):
-            if bound is not None and not float(bound[0]).is_integer():
+            if bound is not None and int(bound[0]) != bound[0]:
                 raise InputError(
                     f"{bound[0]} as a bound of a number is not understood; take a whole number"
                 )
-        bottom = (-most, False) if low is None else (int(low[0]), low[1])
-        top = (most, False) if high is None else (int(high[0]), high[1])
+        bottom = (-most, False) if low is None or low[0] < -most else (int(low[0]), low[1])
+        top = (most, False) if high is None or high[0] > most else (int(high[0]), high[1])
         ways = _real(bottom, top)
     if not ways:
         raise InputError("no number lies between the bounds")

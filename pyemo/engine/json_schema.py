@@ -12,13 +12,27 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote
 
 from pyemo.engine import json_numbers
+from pyemo.engine.json_keywords import (
+    MEANT,
+    OF_TYPE,
+    REFUSED,
+    Schema,
+    kinds,
+    meeting,
+    merged,
+    place,
+    refusal,
+    require_held,
+    require_nothing_left_over,
+    require_shallow,
+    require_shapes,
+    shown,
+)
 from pyemo.errors import InputError
-
-Schema: TypeAlias = "Mapping[str, Any] | bool"
 
 _HEX = "[0-9a-fA-F]"
 _RULES = {
@@ -36,51 +50,32 @@ _RULES = {
     "array": '"[" ws (value ("," ws value)*)? ws "]"',
     "value": "object | array | string | number | boolean | null",
 }
-_DAY = '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
+_YEAR = '([1-9] [0-9]{3} | "0" ([1-9] [0-9]{2} | "0" ([1-9] [0-9] | "0" [1-9])))'  # from 0001
+_DAY = f'{_YEAR} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
 _TIME = (
     '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? '
     '("Z" | [+-] ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9])'
 )
 _FORMATS = {
-    "date": _DAY,  # no day that some month has not
-    "time": _TIME,
-    "date-time": f'{_DAY} "T" {_TIME}',
-    "uuid": ' "-" '.join(f"{_HEX}{{{n}}}" for n in (8, 4, 4, 4, 12)),
+    "date": (_DAY, 10, 10),  # no day that some month has not
+    "time": (_TIME, 9, 21),
+    "date-time": (f'{_DAY} "T" {_TIME}', 20, 32),
+    "uuid": (' "-" '.join(f"{_HEX}{{{n}}}" for n in (8, 4, 4, 4, 12)), 36, 36),
 }
-"""Formats that are held to; others are notes, as JSON Schema has it."""
+"""Formats that are held to, with their least and most characters; others are notes."""
 
-_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_OF_TYPE = {
-    "object": ("properties", "required", "additionalProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-}
-_REFUSED = {
-    "object": (
-        "patternProperties",
-        "propertyNames",
-        "minProperties",
-        "maxProperties",
-        "dependentRequired",
-        "dependentSchemas",
-        "dependencies",
-        "unevaluatedProperties",
-    ),
-    "array": ("uniqueItems", "contains", "unevaluatedItems"),
-    "string": ("pattern",),
-    "number": ("multipleOf",),
-    "any": ("not", "if", "then", "else", "$dynamicRef", "$recursiveRef"),
-}
-_BINDING = {name for table in (_OF_TYPE, _REFUSED) for names in table.values() for name in names}
-_MEANT = _BINDING | {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}
-"""Keywords that say what is valid; all others are notes."""
+_SPECIAL = re.compile(r'["\\\[\]\-\x00-\x1F\x7F]')
+_PLAIN = re.compile(r'[^"\\\x7F\x00-\x1F]*')
+"""What of a name needs no escapes."""
 
 MOST_DEPTH = 64
 """Schemas within each other, at most."""
 
 MOST_PARTS = 10_000
 """Schemas in all, at most; one that is put together with others counts each time."""
+
+MOST_WORK = 8_000_000
+"""Characters that are written and ten times the values that are looked at, at most."""
 
 
 def parsed(text: str, name: str) -> Schema:
@@ -119,8 +114,10 @@ class _Converter:
         self._names: dict[str, str] = {}  # of what refs point to
         self._n = 0
         self._n_parts = 0
+        self._n_work = 0
 
     def text(self) -> str:
+        require_shallow(self._schema)
         root = self._part(self._schema, "", 0)
         lines = [f"root ::= {root}", *(f"{name} ::= {rule}" for name, rule in self._rules.items())]
         todo, known = [" ".join(lines)], dict[str, str]()
@@ -131,7 +128,15 @@ class _Converter:
                 todo.append(_RULES[name])
         return "\n".join([*lines, *(f"{name} ::= {rule}" for name, rule in known.items())]) + "\n"
 
+    def _spend(self, n: int) -> None:
+        self._n_work += n
+        if self._n_work > MOST_WORK:
+            raise InputError(
+                "written out, the schema is too large; give long lists of names and values once"
+            )
+
     def _rule(self, body: str) -> str:
+        self._spend(len(body))
         self._n += 1
         name = f"part-{self._n}"
         self._rules[name] = body
@@ -139,48 +144,65 @@ class _Converter:
 
     def _part(self, schema: Any, where: str, depth: int) -> str:
         """Return a part of a rule that stands for the JSON texts of a schema."""
+        found = self._written(schema, where[:200], depth)
+        self._spend(len(found))
+        return found
+
+    def _written(self, schema: Any, where: str, depth: int) -> str:
         self._n_parts += 1
         if self._n_parts > MOST_PARTS:
             raise InputError(f"written out, the schema has more than {MOST_PARTS} parts")
         if depth > MOST_DEPTH:
-            raise InputError(f"the schema nests more than {MOST_DEPTH} deep at {where[:200]}")
+            raise InputError(f"the schema nests more than {MOST_DEPTH} deep at {where}")
         if schema is True:
             return "value"
         if schema is False:
-            raise InputError(f"{_place(where)} is false, which no JSON text meets")
+            raise InputError(f"{place(where)} is false, which no JSON text meets")
         if not isinstance(schema, Mapping):
-            raise InputError(f"{_place(where)} is no schema: {_shown(schema)}")
-        for name in _REFUSED["any"]:
+            raise InputError(f"{place(where)} is no schema: {shown(schema)}")
+        require_shapes(schema, where)
+        for name in REFUSED["any"]:
             if name in schema:
-                raise _refusal(name, where)
+                raise refusal(name, where)
         if "$ref" in schema:
             return self._ref(schema, where, depth)
         for name in ("allOf", "anyOf", "oneOf"):
             if name in schema:
                 return self._combined(name, schema, where, depth)
-        if "const" in schema:
-            return _literal(schema["const"])
-        if "enum" in schema:
-            return self._enum(schema, where)
-        kinds = _kinds(schema, where)
-        parts = [self._of_type(kind, schema, where, depth) for kind in kinds]
+        if "const" in schema or "enum" in schema:
+            return self._values(schema, where)
+        parts = [self._of_type(kind, schema, where, depth) for kind in kinds(schema, where)]
         return parts[0] if len(parts) == 1 else f"({' | '.join(parts)})"
 
     def _ref(self, schema: Mapping[str, Any], where: str, depth: int) -> str:
         rest = {key: value for key, value in schema.items() if key != "$ref"}
         target, pointer = self._target(schema["$ref"], where)
-        if _MEANT & rest.keys():
-            return self._part(_merged([target, rest], where), where, depth + 1)
+        if MEANT & rest.keys():
+            return self._part(self._merged([target, rest], [target], where), where, depth + 1)
         if pointer not in self._names:
             self._n += 1
             name = self._names[pointer] = f"part-{self._n}"
             self._rules[name] = self._part(target, pointer, depth + 1)
         return self._names[pointer]
 
+    def _merged(self, schemas: Sequence[Any], inner: Sequence[Any], where: str) -> Any:
+        """Return one schema for all of these; ``inner`` are those that others are put to."""
+        n_parts = 0
+        for schema in schemas:
+            if isinstance(schema, Mapping):
+                require_shapes(schema, where)
+                names = ("properties", "required", "allOf")
+                n_more = len(schema) + sum(len(schema.get(name, ())) for name in names)
+                n_parts += n_more
+                self._spend(10 * (n_parts if "additionalProperties" in schema else n_more))
+        for schema in inner:
+            require_nothing_left_over(schema, where)
+        return merged(schemas, where)
+
     def _target(self, ref: Any, where: str) -> tuple[Any, str]:
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
             raise InputError(
-                f"{_place(where)}: $ref = {_shown(ref)} is not understood; only places in the same "
+                f"{place(where)}: $ref = {shown(ref)} is not understood; only places in the same "
                 "schema are, such as #/$defs/name"
             )
         found: Any = self._schema
@@ -188,29 +210,32 @@ class _Converter:
             key = unquote(part).replace("~1", "/").replace("~0", "~")
             if isinstance(found, Mapping) and key in found:
                 found = found[key]
-            elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+            elif isinstance(found, list) and re.fullmatch("[0-9]{1,9}", key):
+                if int(key) >= len(found):
+                    raise InputError(f"{place(where)}: $ref = {shown(ref)} points to nothing")
                 found = found[int(key)]
             else:
-                raise InputError(f"{_place(where)}: $ref = {_shown(ref)} points to nothing")
+                raise InputError(f"{place(where)}: $ref = {shown(ref)} points to nothing")
         return found, ref
 
     def _combined(self, name: str, schema: Mapping[str, Any], where: str, depth: int) -> str:
         parts = schema[name]
-        if not isinstance(parts, list) or not parts:
-            raise InputError(f"{_place(where)}: {name} must be a list of schemas")
         rest = {key: value for key, value in schema.items() if key != name}
-        rest = rest if _MEANT & rest.keys() else {}
+        rest = rest if MEANT & rest.keys() else {}
         if name == "allOf":
             parts = [self._resolved(part, where) for part in parts]
-            return self._part(_merged([rest, *parts], where), where, depth + 1)
+            whole = self._merged([rest, *parts], parts if rest or parts[1:] else [], where)
+            return self._part(whole, where, depth + 1)
         found = []
         for i, part in enumerate(parts):
             if part is False:
                 continue
-            whole = _merged([rest, self._resolved(part, where)], where) if rest else part
-            found.append(self._part(whole, f"{where}/{name}/{i}", depth + 1))
+            if rest:
+                part = self._resolved(part, where)
+                part = self._merged([rest, part], [part], where)
+            found.append(self._part(part, f"{where}/{name}/{i}", depth + 1))
         if not found:
-            raise InputError(f"{_place(where)}: {name} has nothing that a JSON text could meet")
+            raise InputError(f"{place(where)}: {name} has nothing that a JSON text could meet")
         return f"({' | '.join(found)})"
 
     def _resolved(self, schema: Any, where: str) -> Any:
@@ -218,52 +243,46 @@ class _Converter:
         while isinstance(schema, Mapping) and "$ref" in schema:
             n_steps += 1
             if n_steps > MOST_DEPTH:
-                raise InputError(f"{_place(where)}: $ref leads to itself")
+                raise InputError(f"{place(where)}: $ref leads to itself")
             rest = {key: value for key, value in schema.items() if key != "$ref"}
             schema, _ = self._target(schema["$ref"], where)
-            if _MEANT & rest.keys():
-                schema = _merged([schema, rest], where)
+            if MEANT & rest.keys():
+                schema = self._merged([schema, rest], [schema], where)
         return schema
 
-    def _enum(self, schema: Mapping[str, Any], where: str) -> str:
-        values = schema["enum"]
-        if not isinstance(values, list):
-            raise InputError(f"{_place(where)}: enum must be a list of values")
-        kinds = _kinds(schema, where) if "type" in schema else _TYPES
-        fitting = [value for value in values if any(_is_of(value, kind) for kind in kinds)]
-        if not fitting:
-            raise InputError(f"{_place(where)}: enum has no value of the schema's type")
-        return f"({' | '.join(map(_literal, fitting))})"
+    def _values(self, schema: Mapping[str, Any], where: str) -> str:
+        if "const" in schema and "enum" in schema:
+            raise InputError(f"{place(where)}: const and enum each give the values; give one")
+        values = [schema["const"]] if "const" in schema else schema["enum"]
+        self._spend(10 * len(values))
+        return f"({' | '.join(map(_literal, meeting(values, schema, where)))})"
 
     def _of_type(self, kind: str, schema: Mapping[str, Any], where: str, depth: int) -> str:
-        family = "number" if kind == "integer" else kind
-        for name in _REFUSED.get(family, ()):
-            value = schema.get(name)
-            if name in schema and value is not False and (name, value) != ("multipleOf", 1):
-                raise _refusal(name, where)
+        require_held(kind, schema, where)
         if kind == "object":
             return self._object(schema, where, depth)
         if kind == "array":
             return self._array(schema, where, depth)
         if kind == "string":
             return _string(schema, where)
-        if family == "number" and any(schema.get(name) is not None for name in _OF_TYPE[family]):
+        is_number = kind in ("number", "integer")
+        if is_number and any(schema.get(name) is not None for name in OF_TYPE["number"]):
             return self._rule(_number(kind, schema, where))
         return kind
 
     def _object(self, schema: Mapping[str, Any], where: str, depth: int) -> str:
         properties, others = schema.get("properties", {}), schema.get("additionalProperties")
-        required = schema.get("required", [])
-        if not isinstance(properties, Mapping):
-            raise InputError(f"{_place(where)}: properties must be an object")
-        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            raise InputError(f"{_place(where)}: required must be a list of names")
-        others = not properties if others is None else others
+        required = frozenset(schema.get("required", []))
+        self._spend(10 * (len(properties) + len(required)))
+        is_open = schema.get("unevaluatedProperties") is not False
+        if others is None:
+            others = not properties and is_open
         if not properties and not required and others is True:
             return "object"
         members = dict(properties)
-        for name in required:
-            members.setdefault(name, True if schema.get("additionalProperties") is None else others)
+        unnamed = others if "additionalProperties" in schema else is_open
+        for name in schema.get("required", []):
+            members.setdefault(name, unnamed)
         rows = [
             (
                 f'{_literal(name)} ":" ws '
@@ -301,35 +320,42 @@ class _Converter:
     def _name_but(self, names: Sequence[str]) -> str:
         """Return a rule for a member's name that is none of these.
 
-        A name may leave them at any character, and goes on as it likes then; until there it has no
-        escapes, by which it could come to the same.
+        A name may leave them at any character, and goes on as it likes then. Until there it has no
+        escapes, by which it could come to the same; so it never comes to a name that needs one.
         """
-        texts = [json.dumps(name, ensure_ascii=False)[1:-1] for name in names]
-        nodes: dict[str, set[str]] = {"": set()}
-        for text in texts:
-            for i, char in enumerate(text):
-                nodes.setdefault(text[:i], set()).add(char)
-                nodes.setdefault(text[: i + 1], set())
-        rules: dict[str, str] = {}
-        for prefix in sorted(nodes, key=len, reverse=True):
-            others = _set_but(nodes[prefix])
-            ways = [f"{_quoted(char)} {rules[prefix + char]}" for char in sorted(nodes[prefix])]
-            ways.append(f'{others} char* "\\""')
-            if prefix not in texts:
+        self._spend(10 * sum(map(len, names)))
+        root: dict[str, Any] = {}  # character -> what may follow; "" where a name ends
+        for name in names:
+            node = root
+            plain = _PLAIN.match(name)
+            for char in plain.group() if plain else "":
+                node = node.setdefault(char, {})
+            if plain and plain.end() == len(name):
+                node[""] = None
+        nodes, n_seen = [root], 0
+        while n_seen < len(nodes):
+            nodes += [inner for char, inner in nodes[n_seen].items() if char]
+            n_seen += 1
+        rules: dict[int, str] = {}
+        for node in reversed(nodes):
+            chars = sorted(char for char in node if char)
+            ways = [f"{_quoted(char)} {rules[id(node[char])]}" for char in chars]
+            ways.append(f'{_set_but(chars)} char* "\\""')
+            if "" not in node:
                 ways.append('"\\""')
-            rules[prefix] = self._rule(" | ".join(ways))
-        return f'"\\"" {rules[""]}'
+            rules[id(node)] = self._rule(" | ".join(ways))
+        return f'"\\"" {rules[id(root)]}'
 
     def _array(self, schema: Mapping[str, Any], where: str, depth: int) -> str:
         items, first = schema.get("items", True), schema.get("prefixItems", [])
         if isinstance(items, list):  # as older drafts had it
             items, first = schema.get("additionalItems", True), items
+        if "items" not in schema and schema.get("unevaluatedItems") is False:
+            items = False
         least = _count(schema, "minItems", where) or 0
         most = _count(schema, "maxItems", where)
-        if not isinstance(first, list):
-            raise InputError(f"{_place(where)}: prefixItems must be a list of schemas")
         if most is not None and most < least:
-            raise InputError(f"{_place(where)}: maxItems = {most} is below minItems = {least}")
+            raise InputError(f"{place(where)}: maxItems = {most} is below minItems = {least}")
         places = [
             self._rule(self._part(part, f"{where}/prefixItems/{i}", depth + 1))
             for i, part in enumerate(first[:most])
@@ -349,70 +375,22 @@ class _Converter:
                 body = f"{item} {comma}{_times(max(0, n_more - 1), fewer)}"
                 body = body if n_more else f"({body})?"
         elif least > len(places):
-            raise InputError(f"{_place(where)}: minItems = {least} is more than it may have")
+            raise InputError(f"{place(where)}: minItems = {least} is more than it may have")
         return self._rule(f'"[" ws {body} ws "]"')
-
-
-def _kinds(schema: Mapping[str, Any], where: str) -> Sequence[str]:
-    """Return the types that a schema allows."""
-    given = schema.get("type")
-    if given is None:
-        for kind, names in _OF_TYPE.items():
-            if any(name in schema for name in names):
-                return (kind,)
-        for names in _REFUSED.values():
-            for name in names:
-                if name in schema:
-                    raise _refusal(name, where)
-        return _TYPES[:4] + _TYPES[5:]
-    kinds = [given] if isinstance(given, str) else given
-    if not isinstance(kinds, list) or not kinds:
-        raise InputError(f"{_place(where)}: type = {_shown(given)}; it must be a name or several")
-    if wrong := [kind for kind in kinds if kind not in _TYPES]:
-        raise InputError(
-            f"{_place(where)}: type = {_shown(wrong[0])} is unknown; there are {', '.join(_TYPES)}"
-        )
-    return kinds
-
-
-def _merged(schemas: Iterable[Any], where: str) -> Any:
-    """Return one schema for what meets all of these, as far as one says it."""
-    out: dict[str, Any] = {}
-    for schema in schemas:
-        if schema is True:
-            continue
-        if not isinstance(schema, Mapping):
-            raise InputError(f"{_place(where)}: allOf has {_shown(schema)}, which is no schema")
-        for key, value in schema.items():
-            if key not in _MEANT or key not in out:
-                out[key] = value
-            elif key == "required":
-                out[key] = [*out[key], *value]
-            elif key == "properties" and isinstance(value, Mapping):
-                for name, part in value.items():
-                    if out[key].get(name, part) != part:
-                        raise InputError(
-                            f"{_place(where)}: the property {name!r} is described in two ways, "
-                            "which a grammar cannot put together; describe it once"
-                        )
-                out[key] = {**out[key], **value}
-            elif key == "allOf":
-                out[key] = [*out[key], *value]
-            elif out[key] != value:
-                raise InputError(
-                    f"{_place(where)}: {key} is given in two ways, {_shown(out[key])} and "
-                    f"{_shown(value)}, which a grammar cannot put together; give it once"
-                )
-    return out
 
 
 def _string(schema: Mapping[str, Any], where: str) -> str:
     least = _count(schema, "minLength", where) or 0
     most = _count(schema, "maxLength", where)
     if most is not None and most < least:
-        raise InputError(f"{_place(where)}: maxLength = {most} is below minLength = {least}")
-    form = _FORMATS.get(schema.get("format", ""))
-    if form is not None:
+        raise InputError(f"{place(where)}: maxLength = {most} is below minLength = {least}")
+    if schema.get("format") in _FORMATS:
+        form, n_least, n_most = _FORMATS[schema["format"]]
+        if least > n_least or (most is not None and most < n_most):
+            raise InputError(
+                f"{place(where)}: a {schema['format']} has {n_least} to {n_most} characters; leave "
+                "minLength and maxLength out"
+            )
         return rf'"\"" {form} "\""'
     if not least and most is None:
         return "string"
@@ -421,9 +399,9 @@ def _string(schema: Mapping[str, Any], where: str) -> str:
 
 def _number(kind: str, schema: Mapping[str, Any], where: str) -> str:
     bounds = []
-    for name, open_name, pick in (
-        ("minimum", "exclusiveMinimum", max),
-        ("maximum", "exclusiveMaximum", min),
+    for name, open_name, sign in (
+        ("minimum", "exclusiveMinimum", 1),
+        ("maximum", "exclusiveMaximum", -1),
     ):
         given = schema.get(name)
         beyond = schema.get(open_name)
@@ -431,16 +409,17 @@ def _number(kind: str, schema: Mapping[str, Any], where: str) -> str:
             given, beyond = None, given
         for value in (given, beyond):
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value not in (None, False) and not (is_number and math.isfinite(value)):
-                raise InputError(f"{_place(where)}: {name} = {_shown(value)} is not a number")
-        closed = None if given is None else (given, False)
-        opened = None if beyond in (None, False) else (beyond, True)
+            is_finite = is_number and (isinstance(value, int) or math.isfinite(value))
+            if value is not None and value is not False and not is_finite:
+                raise InputError(f"{place(where)}: {name} = {shown(value)} is not a number")
+        closed = None if given is None or given is False else (given, False)
+        opened = None if beyond is None or beyond is False else (beyond, True)
         both = [bound for bound in (closed, opened) if bound is not None]
-        bounds.append(pick(both, default=None))
+        bounds.append(max(both, key=lambda bound: (sign * bound[0], bound[1]), default=None))
     try:
         return json_numbers.between(*bounds, is_whole=kind == "integer")
     except InputError as error:
-        raise InputError(f"{_place(where)}: {error}") from None
+        raise InputError(f"{place(where)}: {error}") from None
 
 
 def _count(schema: Mapping[str, Any], name: str, where: str) -> int | None:
@@ -448,7 +427,7 @@ def _count(schema: Mapping[str, Any], name: str, where: str) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise InputError(f"{_place(where)}: {name} = {_shown(value)}; it must be 0 or more")
+        raise InputError(f"{place(where)}: {name} = {shown(value)}; it must be 0 or more")
     return value
 
 
@@ -456,48 +435,23 @@ def _times(least: int, most: int | None) -> str:
     return f"{{{least},{'' if most is None else most}}}"
 
 
-def _is_of(value: Any, kind: str) -> bool:
-    if kind in ("number", "integer"):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and (kind == "number" or float(value).is_integer())
-    kinds = {"object": Mapping, "array": list, "string": str, "boolean": bool, "null": type(None)}
-    return isinstance(value, kinds[kind])
-
-
 def _literal(value: Any) -> str:
     """Return the JSON text of a value, as a text of a grammar."""
     try:
         return _quoted(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError):
-        raise InputError(f"{_shown(value)} has no JSON text") from None
+        raise InputError(f"{shown(value)} has no JSON text") from None
 
 
 def _quoted(text: str) -> str:
-    return '"' + "".join(map(_escaped, text)) + '"'
+    return f'"{_SPECIAL.sub(lambda found: _escaped(found.group()), text)}"'
 
 
 def _escaped(char: str) -> str:
-    if char in '"\\[]-':
-        return "\\" + char
-    return f"\\x{ord(char):02X}" if ord(char) < 0x20 or ord(char) == 0x7F else char
+    """Return a character of :data:`_SPECIAL` as GBNF has it."""
+    return f"\\x{ord(char):02X}" if ord(char) < 0x20 or ord(char) == 0x7F else "\\" + char
 
 
 def _set_but(chars: Iterable[str]) -> str:
     """Return the characters of a string, without escapes, that are none of these."""
-    return r'[^"\\\x7F\x00-\x1F' + "".join(_escaped(char) for char in sorted(chars)) + "]"
-
-
-def _place(where: str) -> str:
-    return f"the schema at {where[:200]}" if where else "the schema"
-
-
-def _refusal(name: str, where: str) -> InputError:
-    return InputError(
-        f"{_place(where)}: {name} is a keyword that a grammar cannot hold to here; leave it out, "
-        "and check the reply"
-    )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return r'[^"\\\x7F\x00-\x1F' + _quoted("".join(sorted(chars)))[1:-1] + "]"

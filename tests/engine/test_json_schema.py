@@ -68,6 +68,35 @@ SCHEMAS: dict[str, Any] = {
         "$ref": "#/$defs/string",
     },
     "itself": {"type": "array", "items": {"$ref": "#"}, "maxItems": 1},
+    "above zero": {"type": "integer", "exclusiveMinimum": 0, "maximum": 30},
+    "below zero": {"type": "number", "exclusiveMaximum": 0, "minimum": -2},
+    "both bounds": {"type": "integer", "minimum": 0, "maximum": 1, "exclusiveMaximum": 1},
+    "whole numbers": {"type": "integer", "multipleOf": 1, "minimum": 5, "maximum": 7},
+    "const of a type": {"type": "integer", "const": 3},
+    "enum and other types' bounds": {"enum": ["a", 7], "minItems": 1, "required": ["b"]},
+    "a day": {"type": "string", "format": "date", "minLength": 10, "maxLength": 10},
+    "nothing left over": {"type": "object", "unevaluatedProperties": False},
+    "no items left over": {"prefixItems": [SHORT], "unevaluatedItems": False},
+    "closed by another": {
+        "allOf": [
+            {"properties": {"a": {"type": "null"}}, "additionalProperties": False},
+            {"properties": {"a": {"type": "null"}, "b": {"type": "null"}}},
+        ]
+    },
+    "closed around choices": {
+        "properties": {"a": {"type": "null"}},
+        "additionalProperties": False,
+        "anyOf": [{"properties": {"b": {"type": "null"}}}, {"required": ["a"]}],
+    },
+    "closed at last": {
+        "allOf": [{"properties": {"a": {"type": "null"}}}, {"properties": {"b": SHORT}}],
+        "unevaluatedProperties": False,
+    },
+    "others than names to escape": {
+        "properties": {'q"x': {"type": "null"}, "n\nl": {"type": "null"}, "\\": {"type": "null"}},
+        "additionalProperties": {"type": "boolean"},
+        "required": ['q"x', "n\nl"],
+    },
     "names to escape": {"properties": {'a"b': {"type": "null"}, "c\\": SHORT}, "required": ['a"b']},
 }
 
@@ -127,9 +156,34 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "number", "minimum": 0.5}, "take a whole number"),
     ({"type": "string", "minLength": 3, "maxLength": 2}, "maxLength = 2 is below minLength = 3"),
     ({"type": "string", "minLength": -1}, "minLength = -1; it must be 0 or more"),
+    ({"type": "integer", "minimum": 10**400}, "no number lies between"),
+    ({"type": "integer", "minimum": float("inf")}, "minimum = inf is not a number"),
+    ({"type": "number", "multipleOf": 1}, "multipleOf is a keyword"),
+    ({"type": "array", "contains": False}, "contains is a keyword"),
+    ({"type": "string", "format": "date", "maxLength": 9}, "a date has 10 to 10 characters"),
+    ({"type": "string", "format": ["date"]}, "format must be a name"),
     ({"enum": []}, "enum has no value"),
+    ({"enum": ["abc"], "maxLength": 2}, "maxLength beside enum or const is not understood"),
+    ({"const": 7, "exclusiveMaximum": 7}, "exclusiveMaximum beside enum or const"),
+    ({"type": "string", "const": 7}, "enum has no value of the schema's type"),
+    ({"enum": [1], "const": 2}, "each give the values"),
+    ({"enum": {"a": 1}}, "enum must be a list of values"),
+    ({"allOf": [{"const": 1}, {"const": True}]}, "const is given in two ways"),
+    ({"allOf": [{"required": ["a"]}, {"required": 5}]}, "required must be a list of names: 5"),
+    ({"allOf": [{"properties": 3}, {"properties": {}}]}, "properties must be an object"),
+    ({"allOf": [{"prefixItems": [{}]}, {"items": False}]}, "prefixItems is given in two ways"),
+    (
+        {"allOf": [{"required": ["a"]}, {"properties": {}, "unevaluatedProperties": False}]},
+        "unevaluatedProperties is a keyword",
+    ),
+    (
+        {"additionalProperties": False, "allOf": [{"properties": {"b": {}}, "required": ["b"]}]},
+        "at /properties/b is false",
+    ),
+    ({"properties": {5: True}}, "properties must be an object of schemas by name"),
+    ({"anyOf": [True], "$ref": "#/anyOf/" + "0" * 5000}, "points to nothing"),
     ({"allOf": [{"type": "string"}, {"type": "null"}]}, "type is given in two ways"),
-    ({"allOf": [{"properties": {"a": {}}}, {"properties": {"a": SHORT}}]}, "described in two ways"),
+    ({"allOf": [{"properties": {"a": {}}}, {"properties": {"a": SHORT}}]}, "given in two ways"),
     ({"properties": 3}, "properties must be an object"),
     ({"required": "a"}, "required must be a list of names"),
     ({"properties": {"a": 3}}, "at /properties/a is no schema: 3"),
@@ -149,10 +203,19 @@ def test_what_a_grammar_cannot_hold_to_is_refused_by_name(schema: Any, why: str)
 
 def test_a_schema_that_nests_without_end_is_refused() -> None:
     schema: Any = {"type": "null"}
-    for _ in range(1000):
+    for _ in range(70):
         schema = {"type": "array", "items": schema}
     with pytest.raises(InputError, match="nests more than 64 deep"):
         Grammar.of_json_schema(schema)
+
+
+@pytest.mark.parametrize("keyword", ["items", "const", "enum", "type", "additionalProperties"])
+def test_values_that_nest_without_end_are_refused(keyword: str) -> None:
+    value: Any = []
+    for _ in range(10_000):
+        value = [value]
+    with pytest.raises(InputError, match="objects and lists nest more than 200 deep"):
+        Grammar.of_json_schema({keyword: value})
 
 
 def test_a_schema_that_doubles_with_every_ref_is_refused() -> None:
@@ -161,7 +224,35 @@ def test_a_schema_that_doubles_with_every_ref_is_refused() -> None:
         for i in range(60)
     }
     with pytest.raises(InputError, match=r"more than 10000 parts|given in two ways"):
-        Grammar.of_json_schema({"$defs": {**parts, "p60": {"enum": ["a"]}}, "$ref": "#/$defs/p0"})
+        Grammar.of_json_schema({"$defs": {**parts, "p60": {"enum": [1]}}, "$ref": "#/$defs/p0"})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a" * 50_000: True}, "additionalProperties": True},
+        {
+            "$defs": {"e": {"enum": ["x" * 20_000]}},
+            "anyOf": [{"$ref": "#/$defs/e", "type": "string"}] * 9000,
+        },
+        {
+            "$defs": {"e": {"enum": [*range(10_000), "x"]}},
+            "anyOf": [{"$ref": "#/$defs/e", "type": "string"}] * 9000,
+        },
+    ],
+    ids=["long name", "long value", "many values"],
+)
+def test_a_schema_that_would_take_gigabytes_or_minutes_is_refused(schema: Any) -> None:
+    """Each is read in milliseconds; written out, it is thousands of times as long."""
+    with pytest.raises(InputError, match=r"too large|are the most"):
+        Grammar.of_json_schema(schema)
+
+
+def test_many_schemas_that_meet_at_once_are_put_together_in_one_go() -> None:
+    """As a list of all that came before would be copied for each, it took the square of them."""
+    parts = [{"required": [f"p{i}"]} for i in range(20_000)]
+    with pytest.raises(InputError, match="more than 10000 parts"):
+        Grammar.of_json_schema({"allOf": parts})
 
 
 def test_notes_and_unknown_keywords_bind_nobody() -> None:
