@@ -25,6 +25,9 @@ from pyemo.vectors.fit import Fit, FitKind
 Load: TypeAlias = "Callable[[str, VectorUse], ControlVector]"
 """Returns the vector that a typed name means."""
 
+MOST_OF_TRAINED = 1.5
+"""Times its recommended strength up to which nothing is said of a trained vector."""
+
 
 @dataclass(frozen=True)
 class MoodTerm:
@@ -208,7 +211,7 @@ class MoodBuilder:
         calibration = None if found is None else found.calibration
         given = self._options.strength if spec.strength is None else spec.strength
         if given is not None:
-            return given, "given", window_remark(vector.name, given, calibration)
+            return given, "given", given_remark(vector.name, given, found)
         if self._options.auto:
             if operator != "add":
                 raise InputError(f"--strength auto is for the operator add, not {operator}")
@@ -222,10 +225,10 @@ class MoodBuilder:
             )
         if calibration is not None:
             low, high = calibration.window
+            where = f"at {low:g}" if low == high else f"from {low:g} to {high:g}"
             remark = (
                 f"{vector.name}: strength {calibration.strength:g}, as calibrated on this model "
-                f"file: texts of {calibration.n_tokens} tokens stay coherent from {low:g} to "
-                f"{high:g}"
+                f"file: texts of {calibration.n_tokens} tokens stay coherent {where}"
             )
             learned_to_end = vector.metadata.strength is not None
             if calibration.n_tokens < self._n_tokens and not learned_to_end:
@@ -266,6 +269,19 @@ def window_remark(name: str, strength: float, calibration: Calibration | None) -
     if strength > 0:
         return f"{name}: strength {strength:g} is below {window}; the text may not move"
     return f"{name}: strength {strength:g} turns the vector round, which {window} says nothing of"
+
+
+def given_remark(name: str, strength: float, found: Recommended | None) -> str:
+    """Return what to say of a strength that was given, beside the one that is recommended."""
+    if found is None or found.source != "trained":
+        return window_remark(name, strength, None if found is None else found.calibration)
+    said = f"{name}: strength {strength:g}"
+    if strength < 0:
+        return f"{said} turns the vector round, which it was not trained for"
+    times = strength / found.strength
+    if times <= MOST_OF_TRAINED:
+        return ""
+    return f"{said} is {times:.3g} times the {found.strength:g} it recommends; the text may break"
 
 
 def mix_remark(terms: Sequence[MoodTerm]) -> str:

@@ -50,6 +50,17 @@ def notes(model: Path, *vectors: str, **changed: str) -> list[str]:
     return [line for term in terms for line in term.notes]
 
 
+def test_a_window_of_one_strength_is_said_as_one(
+    model: Path, vectors: Path, tmp_path: Path
+) -> None:
+    vector = ControlVector.load(vectors / "calibrated.gguf")
+    (calibration,) = vector.metadata.calibrations
+    narrow = replace(calibration, window=(0.3, 0.3))
+    vector.with_metadata(replace(vector.metadata, calibrations=(narrow,))).save(tmp_path / "a.gguf")
+    (said,) = notes(model, str(tmp_path / "a.gguf"))
+    assert said.endswith("texts of 64 tokens stay coherent at 0.3")
+
+
 def test_the_doses_of_a_mix_are_added_and_compared(model: Path, vectors: Path) -> None:
     one = f"{vectors}/calibrated.gguf"
     (said,) = notes(model, f"{one}=0.3", f"{one}=-0.25")[-1:]
@@ -94,6 +105,26 @@ def test_run_takes_the_strength_a_vector_was_trained_at(model: Path, trained: Pa
     (given,) = run_json("-m", model, "-c", f"{trained}=0.1")["steering"]["terms"]
     assert (given["strength"], given["strength_source"]) == (0.1, "given")
     assert notes(model, str(trained)) == ["trained: strength 0.25, which its training recommends"]
+
+
+@pytest.mark.parametrize(
+    ("strength", "words"),
+    [
+        ("=1", "trained: strength 1 is 4 times the 0.25 it recommends; the text may break"),
+        ("=-0.1", "trained: strength -0.1 turns the vector round, which it was not trained for"),
+    ],
+)
+def test_a_strength_far_from_the_trained_one_is_said(
+    model: Path, trained: Path, strength: str, words: str
+) -> None:
+    assert notes(model, f"{trained}{strength}") == [words]
+
+
+@pytest.mark.parametrize("strength", ["=0", "=0.1", "=0.3", "=0.375", "=1@1:2"])
+def test_nothing_is_said_of_other_strengths_of_a_trained_vector(
+    model: Path, trained: Path, strength: str
+) -> None:
+    assert notes(model, f"{trained}{strength}") == []
 
 
 def test_run_says_where_a_trained_strength_may_not_hold(
