@@ -148,7 +148,7 @@ def print_reply(request: RemoteRequest, as_json: bool) -> None:
     if as_json:
         output.print_json({**_head(request), **request.ask().describe()})
         return
-    _stream(request.ask())
+    _stream(request.ask(), request.max_tokens)
 
 
 def print_comparison(request: RemoteRequest, as_json: bool) -> None:
@@ -160,7 +160,7 @@ def print_comparison(request: RemoteRequest, as_json: bool) -> None:
         return
     for name, reply in replies.items():
         click.secho(f"--- {name} ---", bold=True)
-        _stream(reply)
+        _stream(reply, request.max_tokens)
 
 
 def _head(request: RemoteRequest) -> dict[str, Any]:
@@ -171,8 +171,10 @@ def _head(request: RemoteRequest) -> dict[str, Any]:
     }
 
 
-def _stream(reply: RemoteReply) -> None:
+def _stream(reply: RemoteReply, max_tokens: int) -> None:
     output.stream(reply)
+    if reply.said.get("stop_reason") == "length":
+        output.note(f"stopped after {max_tokens} tokens; take a larger --max-tokens")
     for note in reply.said.get("notes", ()):
         output.note(note)
     for name, value in reply.said.get("gauges", {}).items():

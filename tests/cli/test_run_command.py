@@ -200,6 +200,16 @@ def test_greedy_needs_no_seed(model: Path) -> None:
 # --- moods ---
 
 
+def test_a_reply_that_its_length_cuts_off_is_said(model: Path, vectors: Path) -> None:
+    words = ("run", "--threads", 1, "-n", 2, "-m", model, "the story")
+    assert "stopped after 2 tokens; take a larger --max-tokens" in pyemo(*words).stderr
+    both = pyemo(*words, "--compare", "-c", f"{vectors}/warm.gguf=0.1").stderr
+    assert [line.split(":")[0] for line in both.splitlines() if "larger --max-tokens" in line] == [
+        "unsteered",
+        "warm=0.1",
+    ]
+
+
 def test_several_vectors_are_one_mood(model: Path, vectors: Path) -> None:
     warm, cold = (ControlVector.load(vectors / f"{name}.gguf") for name in ("warm", "cold"))
     cvecs = ("-c", f"{vectors}/warm.gguf=0.5", "-c", f"{vectors}/cold.gguf=-0.25")
@@ -316,6 +326,7 @@ def test_wrong_value_is_one_line_with_its_remedy(
         (("--no-such-option", "hello"), "No such option"),
         (("--template-arg", "think", "hello"), "NAME=VALUE"),
         (("--scope", "first:0", "hello"), "first:N"),
+        (("--script", "cyrillic", "hello"), "--stay-in-script; give that too"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], word: str) -> None:

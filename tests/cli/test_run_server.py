@@ -60,6 +60,11 @@ def test_steered_reply_is_that_of_the_command_itself(
     assert said != remote(server, *options)
 
 
+def test_a_reply_that_its_length_cuts_off_is_said(server: str) -> None:
+    result = pyemo("run", "--server", server, "-n", 2, "--seed", 3, "the story")
+    assert "stopped after 2 tokens; take a larger --max-tokens" in result.stderr
+
+
 def test_sampler_and_stop_reach_the_server(server: str, model: Path) -> None:
     options: list[object] = ["--temperature", 1.5, "--top-k", 9, "--top-p", 0.8, "--min-p", 0.01]
     options += ["--repeat-penalty", 1.3]
