@@ -71,8 +71,8 @@ def stream(
             raise
         why = str(error) or type(error).__name__
         raise ServerError(
-            f"the server at {url} does not answer as one: {why}; start it with `pyemo serve`, or "
-            "give its address"
+            f"no pyemo server answers at {url}: {why}; start one with `pyemo serve`, or give "
+            "another address"
         ) from error
 
 

@@ -391,6 +391,8 @@ def sampler_options(command: Command) -> Callable[..., Any]:
         scripts: tuple[str, ...],
         **rest: Any,
     ) -> Any:
+        if scripts and not stay_in_script:
+            raise click.UsageError("--script is an exception of --stay-in-script; give that too")
         sampler = SamplerParams(
             temperature=temperature,
             top_k=top_k,

@@ -61,7 +61,8 @@ class ScriptTable(NamedTuple):
         near = get_close_matches(wanted, self.names, n=1)
         hint = f"; did you mean {near[0].lower()}?" if near else ""
         raise InputError(
-            f"there is no script {name!r}{hint}; names are as Unicode's: latin, cyrillic, cjk"
+            f"there is no script {name!r}{hint}; names are as Unicode's, such as latin, cyrillic "
+            "or cjk"
         )
 
 

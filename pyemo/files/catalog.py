@@ -399,7 +399,7 @@ def _no_vector(emotion: str, model_name: str, bundled: tuple[str, ...]) -> str:
         return (
             f"no vector {emotion!r} comes with pyemo for the model {model_name!r}; "
             f"{_nearest(emotion, [*bundled, *emotions.ALIASES])}there are: {', '.join(bundled)}. "
-            "A vector of your own is given by its path"
+            "A vector of your own is given by its path; `pyemo extract` makes one"
         )
     models = [name for name in catalog() if list_vectors(name)]
     others = f"; there are for: {', '.join(models)}" if models else ""

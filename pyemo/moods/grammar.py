@@ -30,6 +30,9 @@ def parse_schedule(text: str) -> Schedule | None:
     raise InputError(f"schedule {text!r} is unknown; use {SCHEDULE_FORMS} with N >= 1 tokens")
 
 
+_DECIMAL = re.compile(r"[-+]?\d*\.\d+")
+"""A strength that stands alone, as in ``anger 0.02``; no vector is called so."""
+
 _RULES = {"@when:": "when", "@when-prompt:": "when_prompt"}
 
 
@@ -70,8 +73,10 @@ def parse_vector_spec(text: str, *, may_be_file: bool = True) -> VectorSpec:
     source, equals, strength_text = rest.rpartition("=")
     if not equals:
         source, strength_text = rest, ""
-    if not source:
-        raise InputError(f"{text!r} names no vector; write NAME_OR_FILE[=STRENGTH][@LAYERS]")
+    if not source or _DECIMAL.fullmatch(source):
+        raise InputError(
+            f"{text!r} names no vector; write NAME_OR_FILE[=STRENGTH][@LAYERS], such as anger=0.02"
+        )
     strength = None
     if strength_text or equals:
         try:

@@ -350,7 +350,9 @@ def test_a_vector_for_reading_is_found_by_its_use(data_dir: Path) -> None:
 
 def test_missing_vector_says_what_there_is(data_dir: Path) -> None:
     bundle(data_dir, "one", "angry", "sad")
-    with pytest.raises(VectorNotFoundError, match=r"did you mean 'angry'.*there are: angry, sad"):
+    with pytest.raises(
+        VectorNotFoundError, match=r"did you mean 'angry'.*there are: angry, sad.*extract"
+    ):
         catalog.vector_path("angri", "one")
 
 

@@ -129,6 +129,7 @@ def test_the_echo_can_be_sent_again() -> None:
         ({"anger": True}, "must be a number"),
         ({"anger": 10**400}, "finite"),
         ("=0.02", "names no vector"),
+        ("anger 0.02", "'0.02' names no vector; .* such as anger=0.02"),
         ("anger@20:8", "layers"),
         ("{anger", "JSON"),
         ([0.5], "no object"),
