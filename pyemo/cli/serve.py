@@ -154,6 +154,7 @@ def _run(config: ServerConfig, as_json: bool) -> None:
 
 
 def _print_plan(config: ServerConfig, as_json: bool) -> None:
+    from pyemo.engine.memory import PYTHON_BYTES
     from pyemo.server.plan import plan_of
 
     plan = plan_of(config)
@@ -164,7 +165,8 @@ def _print_plan(config: ServerConfig, as_json: bool) -> None:
     output.say(f"{plan['model']} on {plan['address']}")
     output.say(
         f"memory: about {output.size(memory['total'])}: weights {output.size(memory['weights'])}, "
-        f"KV cache {_size(memory['kv_cache'])}, buffers {output.size(memory['compute'])}"
+        f"KV cache {_size(memory['kv_cache'])}, buffers {output.size(memory['compute'])}, "
+        f"Python {output.size(PYTHON_BYTES)}"
     )
     output.say(
         f"{config.n_seq_max} replies at a time in {config.n_ctx} tokens; {config.max_queue} wait"
