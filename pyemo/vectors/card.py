@@ -7,7 +7,7 @@ neither says is said to be unknown.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyemo.errors import InputError
@@ -165,6 +165,11 @@ def _strengths(vectors: Mapping[str, ControlVector]) -> str:
         for name, vector in vectors.items()
         for entry in vector.metadata.calibrations
     ]
+    rows += [
+        f"| `{_plain(name)}` | any, by its training | {strength:g} | not measured | | |"
+        for name, vector in vectors.items()
+        if (strength := vector.metadata.strength) is not None
+    ]
     head = ["## Strengths", ""]
     if not rows:
         text = "None was measured: `pyemo run --strength auto` finds one, `pyemo calibrate` tests."
@@ -173,13 +178,17 @@ def _strengths(vectors: Mapping[str, ControlVector]) -> str:
         "| file | model file | strength | coherent | tokens | sampler |",
         "|---|---|---|---|---|---|",
     ]
-    note = "A strength holds for its model file (quantization) and for texts of that length."
+    note = (
+        "A measured strength holds for its model file (quantization) and for texts of that length."
+    )
     return "\n".join([*head, *table, *rows, "", note])
 
 
 def _a_strength(vector: ControlVector) -> str:
-    calibrations: Sequence[float] = [entry.strength for entry in vector.metadata.calibrations]
-    return f"{calibrations[0] if calibrations else 0.02 if vector.unit == 'residual' else 1:g}"
+    known = [entry.strength for entry in vector.metadata.calibrations]
+    if vector.metadata.strength is not None:
+        known.append(vector.metadata.strength)
+    return f"{known[0] if known else 0.02 if vector.unit == 'residual' else 1:g}"
 
 
 def _plain(text: str) -> str:

@@ -118,3 +118,16 @@ def test_card_of_a_trained_voice_asks_whose_it_is(folder: Path) -> None:
     text = (folder / README).read_text(encoding="utf-8")
     assert "## Whose voice" in text
     assert "that somebody wrote: `cold.gguf`." in text
+
+
+def test_card_says_the_strength_that_training_recommends(folder: Path) -> None:
+    vector = ControlVector.load(folder / "cold.gguf")
+    vector.with_metadata(replace(vector.metadata, strength=0.25)).save(
+        folder / "cold.gguf", force=True
+    )
+    (folder / "calibrated.gguf").unlink()
+    pyemo("card", folder)
+    text = (folder / README).read_text(encoding="utf-8")
+    assert "| `cold.gguf` | any, by its training | 0.25 | not measured | | |" in text
+    assert "--cvec cold.gguf=0.25" in text
+    assert "None was measured" not in text
