@@ -106,8 +106,8 @@ class BackendOptions:
     default="default",
     show_default=True,
     metavar="NAME_OR_FILE",
-    help="How: trained, paper-generation, paper-comprehension, anthropic, contrast, default or a "
-    "TOML file.",
+    help="How: default finds what reads an emotion, trained learns what writes it (minutes each, "
+    "needs torch); paper-generation, paper-comprehension, anthropic, contrast, or a TOML file.",
 )
 @click.option(
     "--emotions", "own", metavar="FILE", help="Your own emotions: a TOML file; docs/extraction.md."
@@ -218,6 +218,7 @@ def extract(
     \b
     Example:
       pyemo extract anger -o anger.gguf
+      pyemo extract anger -r trained -o anger.gguf
       pyemo extract --all -m my-model.gguf -o my-vectors
       pyemo extract --emotions jealous.toml -r paper-generation -o my-vectors
       pyemo extract --replies pirate.jsonl -o pirate.gguf

@@ -319,7 +319,7 @@ def mood_options(command: Command) -> Callable[..., Any]:
                 metavar="VECTOR",
                 help="Control vector NAME_OR_FILE[=STRENGTH][@OPERATOR][@LAYERS][@when:RULE]"
                 "[@when-prompt:RULE], such as anger, my.gguf=-0.01@8:20 or "
-                "calm@when-prompt:anger>0.1. May be given several times.",
+                "calm@when-prompt:anger>0.04. May be given several times.",
             ),
             click.option(
                 "--strength",
@@ -334,7 +334,8 @@ def mood_options(command: Command) -> Callable[..., Any]:
                 type=click.Choice(list(OPERATORS)),
                 default="add",
                 show_default=True,
-                help="How a vector changes the residual stream.",
+                help="How a vector changes the residual stream; docs/methods.md has each, and the "
+                "rules.",
             ),
             click.option(
                 "--schedule",
