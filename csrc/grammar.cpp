@@ -12,6 +12,7 @@ namespace {
 constexpr size_t most_bytes = 1 << 20;
 constexpr size_t most_elements = 1 << 18;
 constexpr int most_nesting = 200;
+constexpr size_t most_name = 200;  // each part of a rule has its name
 constexpr uint32_t last_code_point = 0x10FFFF;
 
 using Elements = std::vector<Grammar::Element>;
@@ -94,6 +95,9 @@ private:
         const size_t begin = at_;
         while (more() && is_name(peek())) ++at_;
         if (at_ == begin) fail("a rule's name is missing (letters, digits and -)");
+        if (at_ - begin > most_name) {
+            fail("a rule's name has " + std::to_string(at_ - begin) + " characters; " + std::to_string(most_name) + " are the most");
+        }
         return text_.substr(begin, at_ - begin);
     }
 
@@ -359,12 +363,13 @@ std::vector<bool> Grammar::rules_that_end(bool with_characters) const {
     const auto passes = [&](const Element & element) {
         return element.kind == Kind::rule ? bool(ends[element.value]) : element.kind == Kind::chars && with_characters;
     };
+    std::vector<std::vector<int>> reached = rules_;  // of each alternative: up to where it is known to pass
     std::vector<int> todo(n);
     for (int r = 0; r < n; ++r) todo[r] = r;
     while (!todo.empty()) {
         const int r = todo.back();
         todo.pop_back();
-        const bool comes_to_end = std::any_of(rules_[r].begin(), rules_[r].end(), [&](int p) {
+        const bool comes_to_end = std::any_of(reached[r].begin(), reached[r].end(), [&](int & p) {
             while (passes(elements_[p])) ++p;
             return elements_[p].kind == Kind::end;
         });

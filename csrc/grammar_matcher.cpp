@@ -10,7 +10,7 @@ namespace {
 constexpr int no_frame = -1;
 constexpr int64_t most_work = 10'000'000;  // readings looked at in one call: under a second
 constexpr size_t most_readings = 4096;     // at one place of the text
-constexpr size_t most_kept = 1 << 20;      // steps and frames before all is forgotten
+constexpr size_t most_kept = 1 << 20;      // steps, frames and readings of states before all is forgotten: some 64 MB
 
 uint64_t key(int a, int b) { return uint64_t(uint32_t(a)) << 32 | uint32_t(b); }
 
@@ -27,6 +27,7 @@ void GrammarMatcher::restart() {
     states_.clear();
     state_ids_.clear();
     steps_.clear();
+    n_readings_ = 0;
     tokens_.clear();
     State first;
     std::vector<Reading> todo;
@@ -52,7 +53,10 @@ int GrammarMatcher::frame(int position, int outer) {
 int GrammarMatcher::intern(State state) {
     if (state.readings.empty() && !state.may_end) return -1;
     const auto [found, is_new] = state_ids_.emplace(std::move(state), int(states_.size()));
-    if (is_new) states_.push_back(&found->first);
+    if (is_new) {
+        states_.push_back(&found->first);
+        n_readings_ += found->first.readings.size();
+    }
     return found->second;
 }
 
@@ -153,7 +157,7 @@ bool GrammarMatcher::may_end(const Point & point) const {
 
 void GrammarMatcher::follow(const llama_token * tokens, size_t n_tokens) {
     budget_ = most_work;
-    if (points_.empty() || frames_.size() + states_.size() + steps_.size() > most_kept) restart();
+    if (points_.empty() || frames_.size() + states_.size() + steps_.size() + n_readings_ > most_kept) restart();
     const size_t n_most = std::min(n_tokens, tokens_.size());
     const size_t n_same = size_t(std::mismatch(tokens_.begin(), tokens_.begin() + std::ptrdiff_t(n_most), tokens).first - tokens_.begin());
     tokens_.resize(n_same);

@@ -72,6 +72,7 @@ private:
     std::unordered_map<uint64_t, int> frame_ids_;
     std::map<State, int> state_ids_;
     std::vector<const State *> states_;  // its keys
+    size_t n_readings_ = 0;              // of all of them
     std::unordered_map<uint64_t, int> steps_;  // (state, code point) -> state
     std::unordered_set<uint64_t> seen_;
 };

@@ -13,6 +13,7 @@ from llama_oracle import LlamaOracle
 from tiny_models import TinyModel
 
 from pyemo import Engine, Grammar, Model, ReplyLimits, Request, SamplerParams, Scheduler, Steering
+from pyemo.engine import memory
 from pyemo.errors import InputError
 from pyemo.guard import Guard
 
@@ -270,6 +271,8 @@ BAD = {
     'root ::= "a" root': "rule root never comes to an end",
     "root ::= root": "never comes to an end",
     'root ::= "' + "a" * (1 << 20) + '"': "are the most",
+    "a" * 900_000
+    + ' ::= "x"{0,60000}\nroot ::= "y"': "name has 900000 characters; 200 are the most",
 }
 
 
@@ -305,6 +308,32 @@ def test_a_long_chain_of_rules_is_followed(engine: Engine) -> None:
     grammar = Grammar("\n".join(["root ::= r0", *rules, 'r50000 ::= "me"']))
     reply = engine.generate(PROMPT, sampler=SamplerParams(grammar=grammar))
     assert "".join(token.text for token in reply) == "me"
+
+
+def test_a_rule_of_many_rules_is_checked_in_one_go() -> None:
+    """Looked through from its beginning each time one of them is known, it took minutes."""
+    names = [f"r{i}" for i in range(30_000)]
+    rules = [f'{name} ::= "x"' for name in reversed(names)]
+    Grammar("\n".join([*rules, "root ::= " + " ".join(f"{name}{{5}}" for name in names)]))
+
+
+def test_what_is_kept_of_a_grammar_stays_small(engine: Engine) -> None:
+    """Each text leads to other 3,600 readings: every token would keep 2 MB of them."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    ends = " | ".join(rf'tail [\uD800-\uDFFF] "{i}"' for i in range(90))
+    ways = " | ".join(f'"{c}" ends-{c}' for c in letters)
+    rules = [f"root ::= [a-z ]* ({ways})", "tail ::= [a-z ]{40}"]
+    rules += [f"ends-{c} ::= {ends}" for c in letters]
+    params = under("\n".join(rules), temperature=30, top_k=0, top_p=1, min_p=0)
+    before = memory.resident_bytes()
+    if before is None:
+        pytest.skip("this system does not say how much memory a process has: run it on Linux")
+    reply = engine.generate(PROMPT, sampler=params, max_tokens=40)
+    list(reply)
+    assert reply.stop_reason == "length"
+    after = memory.resident_bytes()
+    assert after is not None
+    assert after - before < 40 << 20
 
 
 def test_what_is_no_grammar_at_all_is_refused() -> None:
