@@ -156,6 +156,8 @@ vectors: $(ALL) ## extract the bundled vectors again
 	done
 	$(BIN)/pyemo extract --all -r trained --model smollm2-135m-instruct --dtype bfloat16 --threads 1 \
 	    --output models/vectors/smollm2-135m-instruct
+	$(BIN)/pyemo calibrate models/vectors/smollm2-135m-instruct --model smollm2-135m-instruct --lengths 48 \
+	    --threads 1 --judge voice
 	cd models/vectors/gemma-3-270m/reading && for vector in *.gguf; do \
 	    case " $(TRAINED_ON_GEMMA) " in *" $${vector%.gguf} "*) ;; *) mv $$vector .. ;; esac; done
 	$(BIN)/pyemo extract $(TRAINED_ON_GEMMA) -r trained --model gemma-3-270m --dtype bfloat16 --threads 1 \
