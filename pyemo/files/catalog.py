@@ -396,9 +396,14 @@ def _nearest(word: str, words: Iterable[str]) -> str:
 
 def _no_vector(emotion: str, model_name: str, bundled: tuple[str, ...]) -> str:
     if bundled:
+        hint = _nearest(emotion, [*bundled, *emotions.ALIASES])
+        if any(mark in emotion for mark in ",+"):
+            hint = "several are named one by one: --cvec anger --cvec joy; "
+        elif ":" in emotion:
+            hint = "a strength is written anger=0.02; "
         return (
             f"no vector {emotion!r} comes with pyemo for the model {model_name!r}; "
-            f"{_nearest(emotion, [*bundled, *emotions.ALIASES])}there are: {', '.join(bundled)}. "
+            f"{hint}there are: {', '.join(bundled)}. "
             "A vector of your own is given by its path; `pyemo extract` makes one"
         )
     models = [name for name in catalog() if list_vectors(name)]

@@ -356,6 +356,22 @@ def test_missing_vector_says_what_there_is(data_dir: Path) -> None:
         catalog.vector_path("angri", "one")
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("anger,sad", "named one by one: --cvec anger --cvec joy"),
+        ("anger + sad", "named one by one"),
+        ("anger:0.02", "a strength is written anger=0.02"),
+    ],
+)
+def test_what_other_tools_write_says_how_it_is_written_here(
+    data_dir: Path, word: str, hint: str
+) -> None:
+    bundle(data_dir, "one", "angry", "sad")
+    with pytest.raises(VectorNotFoundError, match=hint):
+        catalog.vector_path(word, "one")
+
+
 def test_model_without_vectors_says_which_have_some(data_dir: Path) -> None:
     bundle(data_dir, "one", "angry")
     with pytest.raises(VectorNotFoundError, match="for the model 'two'; there are for: one"):
