@@ -103,6 +103,7 @@ class Asked:
         ignored: fields that are not understood.
         n: choices.
         ignore_eos: whether the model's end token ends nothing.
+        grammar_field: the field that says what the reply may be; None where it may be anything.
     """
 
     body: Mapping[str, Any]
@@ -127,6 +128,7 @@ class Asked:
     ignored: tuple[str, ...] = ()
     n: int = 1
     ignore_eos: bool = False
+    grammar_field: str | None = None
 
 
 def read_object(data: bytes) -> dict[str, Any]:
@@ -338,6 +340,7 @@ def _asked(
         ignored=tuple(name for name in body if name not in known),
         n=1 if found.n is None else found.n,
         ignore_eos=bool(found.ignore_eos),
+        grammar_field=next(iter(_grammars(found)), None),
     )
 
 
@@ -392,14 +395,7 @@ def _grammar(found: Body) -> Grammar | None:
     Raises:
         Refusal: no grammar, or two of them.
     """
-    asked: dict[str, Callable[[], Grammar]] = {}
-    if found.grammar:
-        asked["grammar"] = functools.partial(Grammar, found.grammar)
-    if found.json_schema is not None and found.json_schema != {}:
-        asked["json_schema"] = functools.partial(Grammar.of_json_schema, found.json_schema)
-    schema = _format_schema(found.response_format or {"type": "text"})
-    if schema is not None:
-        asked["response_format"] = functools.partial(Grammar.of_json_schema, schema)
+    asked = _grammars(found)
     if len(asked) > 1:
         raise Refusal(
             f"{names_in(asked)} each say what the reply may be; send one of them",
@@ -412,6 +408,19 @@ def _grammar(found: Body) -> Grammar | None:
         except InputError as error:
             raise Refusal(f"{name}: {error}", code="invalid_value", param=name) from None
     return None
+
+
+def _grammars(found: Body) -> dict[str, Callable[[], Grammar]]:
+    """Return the fields that say what the reply may be, and what makes a grammar of each."""
+    asked: dict[str, Callable[[], Grammar]] = {}
+    if found.grammar:
+        asked["grammar"] = functools.partial(Grammar, found.grammar)
+    if found.json_schema is not None and found.json_schema != {}:
+        asked["json_schema"] = functools.partial(Grammar.of_json_schema, found.json_schema)
+    schema = _format_schema(found.response_format or {"type": "text"})
+    if schema is not None:
+        asked["response_format"] = functools.partial(Grammar.of_json_schema, schema)
+    return asked
 
 
 def _format_schema(given: Mapping[str, Any]) -> Any:

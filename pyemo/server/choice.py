@@ -86,7 +86,7 @@ class Choice:
         if is_late:
             return None
         if self.ticket.error is not None:
-            return refusal_of(self.ticket.error)
+            return refusal_of(self.ticket.error, self._live.asked.grammar_field)
         if self.ticket.stop_reason == "cancelled":
             return Refusal(
                 "the server is shutting down; the reply is cut off here",

@@ -93,3 +93,13 @@ def test_a_grammar_that_grows_too_wide_ends_its_own_reply(client: TestClient) ->
     assert answer.status_code in (200, 400)
     assert answer.status_code == 200 or "too many ways" in answer.json()["error"]["message"]
     assert client.post(CHAT, json=chat()).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_no_token_meets_is_refused_with_its_field(
+    client: TestClient, stream: bool
+) -> None:
+    answer = client.post(CHAT, json=chat(grammar=r"root ::= [\uD800-\uDFFF]", stream=stream))
+    is_begun = answer.status_code == 200  # a slow machine has sent the stream's head
+    error = (events(answer.text)[-1] if is_begun else answer.json())["error"]
+    assert error["param"] == "grammar"
