@@ -32,7 +32,7 @@ LLAMA_WHEELS := $(or $(PYEMO_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyemo
 LLAMA_CMAKE := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_only.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality test-pythons test-browser test-clients lint types check bench sanitize fuzz vectors docs page-picture tree study-report clean
+.PHONY: help setup demo test test-quality test-pythons test-browser test-arm test-clients lint types check bench sanitize fuzz vectors docs page-picture tree study-report clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -69,6 +69,11 @@ test-pythons: ## run the tests on other Pythons; PYTHONS="python3.12" for some o
 	    echo "$$python"; \
 	    $(MAKE) VENV=build/$$python PYTHON=$$python EXTRAS=serve,test test || failed="$$failed $$python"; \
 	done; test -z "$$failed" || { echo "make: the tests failed on$$failed" >&2; exit 1; }
+
+# For 64-bit ARM, on Debian: apt install g++-aarch64-linux-gnu qemu-user-static. Emulated, ten times slower or more.
+ARM_TESTS ?=
+test-arm: $(TOOLS) ## build for 64-bit ARM and test the core under qemu; ARM_TESTS=tests/guard for others
+	@CMAKE_ARGS="$(LLAMA_CMAKE)" tools/test_arm.sh $(ARM_TESTS) $(PYTEST_ARGS)
 
 test-clients: $(ALL) ## run what the clients of docs/use-it-from.md show, with all of them installed
 	$(PIP) install -c constraints.txt --no-build-isolation --editable ".[clients]"
