@@ -57,7 +57,7 @@ class PyemoModel(llm.Model):
 
         mood: str | None = Field(
             default=None,
-            description="Vectors with strengths, such as 'anger=0.02' or 'anger + calm=-0.01'; "
+            description="Vectors with strengths, such as 'anger=0.02' or 'anger + sad=0.01'; "
             "kept by a conversation, '' ends it",
         )
         guard: bool | None = Field(

@@ -42,7 +42,7 @@ N_CTX = 2048
 """Tokens of context where nothing else is asked for."""
 
 HELP = """\
-/mood anger=0.02 calm=-0.01   steer from here on with these vectors, in place of the mood before
+/mood anger=0.02 sad=0.01    steer from here on with these vectors, in place of the mood before
 /mood                         show the mood
 /mood off                     steer no more
 /refresh                      compute the conversation again under the current mood

@@ -97,7 +97,7 @@ def run(
     \b
     Example:
       pyemo run --cvec anger "Write to your neighbour about the noise."
-      pyemo run --compare --cvec anger=0.03 --cvec calm=-0.01 "How was your day?"
+      pyemo run --compare --cvec anger=0.03 --cvec sad=0.01 "How was your day?"
       pyemo run --compare --cache-vector ./angry-cache.gguf=0.8 "How was your day?"
       pyemo run --cvec ./my.gguf=0.02@8:20 --schedule half-life:40 "Tell me a story."
       echo "Once upon a time" | pyemo run --raw --json -
