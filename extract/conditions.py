@@ -130,8 +130,11 @@ def quality_of(
     """Return how well a fitted condition tells other prompts apart.
 
     Raises:
+        InputError: no prompts of one kind.
         VectorError: the vector is no fitted condition.
     """
+    if not positive or not negative:
+        raise InputError("no prompts of one kind; a condition is tried on one of each at least")
     condition = Condition(vector)
     assert condition.layer is not None
     assert condition.threshold is not None

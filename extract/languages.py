@@ -87,13 +87,13 @@ def without(vector: ControlVector, other: ControlVector) -> tuple[ControlVector,
     What was measured along the old directions goes: projections, windows and strengths.
 
     Raises:
-        InputError: no layer in common, or the same direction at one.
+        InputError: no layer in common but where one is all zeros, or the same direction at one.
         VectorShapeError: vectors of different widths.
     """
     directions = {layer: row.astype(np.float64) for layer, row in vector.directions.items()}
     cosines: dict[int, float] = {}
     for layer, row in directions.items():
-        if layer not in other.directions:
+        if layer not in other.directions or not (row.any() and other.directions[layer].any()):
             continue
         away = other.directions[layer].astype(np.float64)
         away /= np.linalg.norm(away)
@@ -105,6 +105,8 @@ def without(vector: ControlVector, other: ControlVector) -> tuple[ControlVector,
             )
         directions[layer] = row - (row @ away) * away
     if not cosines:
-        raise InputError(f"{vector.name} and {other.name} have no layer in common")
+        raise InputError(
+            f"{vector.name} and {other.name} have no layer in common at which both are more than 0"
+        )
     metadata = vector.metadata.unmeasured()
     return ControlVector(directions, name=vector.name, metadata=metadata), cosines

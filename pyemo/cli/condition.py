@@ -8,6 +8,7 @@ import click
 
 from pyemo.cli import output
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
+from pyemo.errors import InputError
 
 if TYPE_CHECKING:
     from pyemo.engine.threads import Threads
@@ -105,7 +106,10 @@ def _prompts(name: str) -> list[str]:
     from pyemo.files.inputs import read_text
 
     text = read_text(name, "the prompts", "give a text file with a prompt a line")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{name} has no prompts; write one a line")
+    return lines
 
 
 def _pair(test: str | None) -> list[str]:

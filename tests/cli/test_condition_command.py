@@ -76,6 +76,19 @@ def test_too_few_prompts_are_refused(model: Path, prompts: Path, tmp_path: Path)
     assert "a condition needs 8 of each kind" in result.stderr
 
 
+def test_a_file_without_prompts_is_refused_before_the_work(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "none.txt").write_text("\n \n", encoding="utf-8")
+    kinds = prompts / "happy.txt", prompts / "river.txt"
+    target = tmp_path / "c.gguf"
+    test = f"{kinds[0]},{tmp_path / 'none.txt'}"
+    result = pyemo("condition", "fit", *kinds, "-m", model, "-o", target, "--test", test)
+    assert result.exit_code == 1
+    assert "none.txt has no prompts" in result.stderr
+    assert not target.exists()
+
+
 def test_test_of_one_file_is_wrong_usage(model: Path, prompts: Path, tmp_path: Path) -> None:
     kinds = prompts / "happy.txt", prompts / "river.txt"
     target = tmp_path / "c.gguf"

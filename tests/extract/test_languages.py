@@ -74,3 +74,16 @@ def test_vectors_that_leave_nothing_are_refused(layer: int, words: str) -> None:
     vector = ControlVector({1: [3.0, 4.0]}, name="angry")
     with pytest.raises(InputError, match=words):
         without(vector, ControlVector({layer: [6.0, 8.0]}, name="zh"))
+
+
+@pytest.mark.parametrize("which", ["own", "other"])
+def test_a_layer_of_zeros_takes_nothing_out(which: str) -> None:
+    row, zeros = np.array([1.0, 1.0], np.float32), np.zeros(2, np.float32)
+    away = np.array([1.0, 0.0], np.float32)
+    vector = ControlVector({1: zeros if which == "own" else row, 2: row})
+    other = ControlVector({1: away if which == "own" else zeros, 2: away})
+    left, cosines = without(vector, other)
+    assert set(cosines) == {2}
+    assert np.array_equal(left.directions[1], vector.directions[1])
+    with pytest.raises(InputError, match="both are more than 0"):
+        without(ControlVector({1: vector.directions[1]}), ControlVector({1: other.directions[1]}))
