@@ -71,10 +71,7 @@ def check_signs(
     if not all(poles):
         raise InputError("a sign is checked with texts of both poles; one has none")
     along = [_along(engine, vector, texts) for texts in poles]
-    order = {
-        layer: float(np.mean(along[0][layer][:, None] > along[1][layer][None, :]))
-        for layer in vector.layers
-    }
+    order = {layer: _order(along[0][layer], along[1][layer]) for layer in vector.layers}
     return SignCheck(MappingProxyType(order), (len(poles[0]), len(poles[1])))
 
 
@@ -90,6 +87,11 @@ def turned(vector: ControlVector, layers: Sequence[int]) -> ControlVector:
         )
     rows = {layer: -row if layer in layers else row for layer, row in vector.directions.items()}
     return ControlVector(rows, name=vector.name, metadata=vector.metadata)
+
+
+def _order(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+    """Return the share of pairs whose first lies further; the same place counts half."""
+    return float(np.mean(np.sign(np.subtract.outer(first, second)) + 1) / 2)
 
 
 def _along(

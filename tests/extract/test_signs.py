@@ -51,6 +51,12 @@ def test_texts_of_one_kind_tell_nothing(engine: Engine, vector: ControlVector) -
     assert check_signs(engine, vector, POSITIVE, POSITIVE).unclear == (1, 2, 3)
 
 
+def test_one_text_as_both_poles_tells_nothing(engine: Engine, vector: ControlVector) -> None:
+    found = check_signs(engine, vector, POSITIVE[:1], POSITIVE[:1])
+    assert set(found.order.values()) == {0.5}
+    assert found.wrong == ()
+
+
 def test_a_pole_without_texts_is_refused(engine: Engine, vector: ControlVector) -> None:
     with pytest.raises(InputError, match="both poles"):
         check_signs(engine, vector, POSITIVE, [])
