@@ -408,9 +408,9 @@ def _number(kind: str, schema: Mapping[str, Any], where: str) -> str:
         if beyond is True:  # as draft 4 had it
             given, beyond = None, given
         for value in (given, beyond):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            is_finite = is_number and (isinstance(value, int) or math.isfinite(value))
-            if value is not None and value is not False and not is_finite:
+            is_whole = isinstance(value, int) and value is not True
+            is_finite = is_whole or (isinstance(value, float) and math.isfinite(value))
+            if value is not None and not is_finite:
                 raise InputError(f"{place(where)}: {name} = {shown(value)} is not a number")
         closed = None if given is None or given is False else (given, False)
         opened = None if beyond is None or beyond is False else (beyond, True)
