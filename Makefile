@@ -124,7 +124,7 @@ sanitize: $(ALL) ## run the core tests on a build with sanitizers; SANITIZER=thr
 	$(BIN)/python -m venv --clear --without-pip $(SANITIZED)/venv
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	    usual="$$($(BIN)/python -c "$$site")"; own="$$($(SANITIZED)/venv/bin/python -c "$$site")"; \
-	    echo "$$usual" >"$$own/usual.pth"; ln -s "$$usual/llama_cpp" "$$usual/lib" "$$own"
+	    echo "$$usual" >"$$own/usual.pth"; ln -s "$$usual/llama_cpp" "$$own"
 	$(SANITIZED)/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-build-isolation --no-deps \
 	    --config-settings=build-dir=$(SANITIZED)/build \
 	    --config-settings=cmake.build-type=RelWithDebInfo \
