@@ -75,6 +75,8 @@ if ! test -e "$here/.made-llama-$version"; then
         --no-cache-dir --no-deps --no-build-isolation -w "$here/wheels" "$here/source/llama_cpp_python-$version.tar.gz"
     touch "$here/.made-llama-$version"
 fi
+# Before pyemo, which links it.
+pip install --no-compile -c constraints.txt --find-links "$here/wheels" llama-cpp-python
 
 CMAKE_ARGS='' .venv/bin/python tools/progress.py "compiling pyemo for ARM and installing it with what the tests need" \
     .venv/bin/python -m pip --disable-pip-version-check --verbose --python "$python" install \
