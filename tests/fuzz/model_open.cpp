@@ -25,9 +25,9 @@ void use(const std::string & path) {
     if (tokens.empty()) return;
     const int sequence = engine.add_sequence(pyemo::SamplerParams());
     engine.append(sequence, tokens);
-    for (int i = 0; i < 3; ++i) engine.step({sequence}, 0);
+    for (int i = 0; i < 3; ++i) engine.step({sequence}, {0});
     engine.rollback(sequence, 1);
-    engine.step({sequence}, 0);
+    engine.step({sequence}, {0});
 }
 
 }  // namespace
