@@ -46,6 +46,10 @@ TIE = 1e-3
 """Two tokens whose logits differ by less of a standard deviation are as likely as each other."""
 SCORE_ERROR = 1e-3
 """Nats by which a score may differ."""
+KINDS = {"plain", "guarded", "cancelled", "impossible", "chat", "score", "fork"}
+PATIENCE_S = 120
+"""Seconds beyond those asked for, at most, until each kind of work was done once."""
+
 GROWTH = 1.05
 """Memory of the last quarter over that of the second, at most; the first is warming up."""
 SLACK_BYTES = 8 << 20
@@ -269,8 +273,8 @@ class Soak:
         began = time.monotonic()
         for thread in threads:
             thread.start()
-        while (passed := time.monotonic() - began) < seconds:
-            self.ends.wait(min(max(seconds / 60, 0.1), seconds - passed))
+        while (passed := time.monotonic() - began) < seconds or self._lacks_kinds(passed - seconds):
+            self.ends.wait(min(max(seconds / 60, 0.1), max(seconds - passed, 0.1)))
             self.report.samples.append(self.sample(passed))
         self.ends.set()
         for thread in threads:
@@ -283,6 +287,10 @@ class Soak:
         self._check_rest(n_before - 1)  # the scheduler's own thread has ended too
         self.engine.close()
         return self.report
+
+    def _lacks_kinds(self, over: float) -> bool:
+        """Whether a slow machine has not come to each kind of work, and may go on a little."""
+        return over < PATIENCE_S and not self.report.done.keys() >= KINDS
 
     def sample(self, passed: float) -> Sample:
         """Look at the process."""

@@ -6,6 +6,7 @@ between two ways to compute the same; the batches' shapes decide whether it show
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -31,6 +32,11 @@ needs_torch = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("transformers") is None,
     reason="the reference needs torch and transformers: install pyemo's extra `extract`",
 )
+
+
+def not_under_address_sanitizer(reason: str) -> pytest.MarkDecorator:
+    """Return the mark of tests that run without that sanitizer only."""
+    return pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason=reason)
 
 
 def tolerance(architecture: str) -> float:

@@ -4,12 +4,11 @@ end; and texts that are no grammar."""
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 from collections.abc import Callable, Iterator
 
 import pytest
-from engines import open_engine, random_vector
+from engines import not_under_address_sanitizer, open_engine, random_vector
 from llama_oracle import LlamaOracle
 from tiny_models import TinyModel
 
@@ -318,10 +317,7 @@ def test_a_rule_of_many_rules_is_checked_in_one_go() -> None:
     Grammar("\n".join([*rules, "root ::= " + " ".join(f"{name}{{5}}" for name in names)]))
 
 
-@pytest.mark.skipif(
-    "libasan" in os.environ.get("LD_PRELOAD", ""),
-    reason="the address sanitizer keeps what was freed",
-)
+@not_under_address_sanitizer("it keeps what was freed")
 def test_what_is_kept_of_a_grammar_stays_small(engine: Engine) -> None:
     """Each text leads to other 3,600 readings: every token would keep 2 MB of them."""
     letters = "abcdefghijklmnopqrstuvwxyz"

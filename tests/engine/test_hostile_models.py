@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from engines import not_under_address_sanitizer
 from hostile_models import MUTATIONS, Outcome
 
-pytestmark = pytest.mark.skipif(
-    "libasan" in os.environ.get("LD_PRELOAD", ""),
-    reason="the processes have 4 GiB of addresses, less than the address sanitizer takes",
+pytestmark = not_under_address_sanitizer(
+    "the processes have 4 GiB of addresses, less than the address sanitizer takes"
 )
 
 LONGEST_S = 1.0  # of CPU and disk; the tiny models take a tenth of that

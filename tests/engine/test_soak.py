@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from engines import not_under_address_sanitizer
 
 PROGRAM = Path(__file__).parents[2] / "bench" / "soak.py"
 
 
-@pytest.mark.skipif(
-    "libasan" in os.environ.get("LD_PRELOAD", ""),
-    reason="the address sanitizer keeps what was freed, and memory grows",
-)
+@not_under_address_sanitizer("it keeps what was freed, and memory grows")
 @pytest.mark.parametrize("seconds", [4, pytest.param(600, marks=pytest.mark.quality)])
 def test_mixed_work_gives_right_results_and_leaves_nothing(seconds: int, tmp_path: Path) -> None:
     told = tmp_path / "soak.json"
@@ -25,6 +22,5 @@ def test_mixed_work_gives_right_results_and_leaves_nothing(seconds: int, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(told.read_text())
     kinds = {"plain", "guarded", "cancelled", "impossible", "chat", "score", "fork"}
-    assert kinds & report["done"].keys()
-    assert seconds < 60 or kinds <= report["done"].keys()  # a slow machine does few of them in 4 s
+    assert kinds <= report["done"].keys()
     assert report["wrong"] == []
