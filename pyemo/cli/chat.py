@@ -68,7 +68,7 @@ def chat(
 
     \b
     Lines that begin with "/":
-      /mood anger=0.02 sad=0.01    steer from here on; /mood shows the mood, /mood off ends it
+      /mood anger=0.02 sad=0.01     steer from here on; /mood shows the mood, /mood off ends it
       /refresh                      compute the conversation again under the current mood
       /reset                        forget the conversation
       /gauges                       hide or show the gauges

@@ -42,7 +42,7 @@ N_CTX = 2048
 """Tokens of context where nothing else is asked for."""
 
 HELP = """\
-/mood anger=0.02 sad=0.01    steer from here on with these vectors, in place of the mood before
+/mood anger=0.02 sad=0.01     steer from here on with these vectors, in place of the mood before
 /mood                         show the mood
 /mood off                     steer no more
 /refresh                      compute the conversation again under the current mood
@@ -215,7 +215,7 @@ class ChatSession:
         elif reply.stop_reason == "context":
             output.note("stopped: the context is full; the next turn leaves out the oldest ones")
         elif reply.stop_reason == "length":
-            output.note(f"stopped after {len(reply.tokens)} tokens; take a larger --max-tokens")
+            output.note(output.cut_off(len(reply.tokens)))
         for line in guard_lines(reply):
             output.note(line)
         if self._terms:

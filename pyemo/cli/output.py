@@ -42,6 +42,11 @@ def stream(texts: Iterable[str]) -> None:
         say()
 
 
+def cut_off(n_tokens: int) -> str:
+    """Return what to say of a reply that its greatest length cut off."""
+    return f"stopped after {n_tokens} tokens; take a larger --max-tokens"
+
+
 def note(text: str) -> None:
     """Print one dim line on stderr."""
     plain = printable(text)

@@ -417,9 +417,7 @@ def _print_end(job: Job, answer: Answer, title: str = "", known: Sequence[str] =
     if job.request.sampler.grammar is not None and answer.reply.stop_reason != "end":
         output.note(f"{title}the reply was cut off before what its grammar asks for was whole")
     elif answer.reply.stop_reason == "length":
-        output.note(
-            f"{title}stopped after {len(answer.reply.tokens)} tokens; take a larger --max-tokens"
-        )
+        output.note(title + output.cut_off(len(answer.reply.tokens)))
     if answer.reply.stop_reason == "context":
         output.note(
             f"{title}stopped: the context of {job.engine.n_ctx} tokens is full; "

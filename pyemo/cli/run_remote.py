@@ -174,7 +174,7 @@ def _head(request: RemoteRequest) -> dict[str, Any]:
 def _stream(reply: RemoteReply, max_tokens: int) -> None:
     output.stream(reply)
     if reply.said.get("stop_reason") == "length":
-        output.note(f"stopped after {max_tokens} tokens; take a larger --max-tokens")
+        output.note(output.cut_off(max_tokens))
     for note in reply.said.get("notes", ()):
         output.note(note)
     for name, value in reply.said.get("gauges", {}).items():
