@@ -130,6 +130,7 @@ class VoiceTrainer:
             backend, range(n_layer), lambda what, done, total: None
         )
         self._tail = SteeredTail(self._loaded.model, self._layers)
+        self._end = self._loaded.words.end_token if self.recipe.ends else None
 
     @property
     def source(self) -> ModelIdentity:
@@ -248,10 +249,9 @@ class VoiceTrainer:
 
     def _with_end(self, reply: VoiceReply, tokens: VoiceTokens) -> VoiceTokens:
         """Return the tokens with the one that ends the reply, so that a voice learns to end."""
-        end = self._loaded.words.end_token
-        if not self.recipe.ends or not reply.is_whole or end is None:
+        if self._end is None or not reply.is_whole:
             return tokens
-        own = replace(tokens.own, tokens=(*tokens.own.tokens, end))
+        own = replace(tokens.own, tokens=(*tokens.own.tokens, self._end))
         return replace(tokens, own=own)
 
     def _vector(
