@@ -29,6 +29,17 @@ def long_chat(**fields: Any) -> dict[str, Any]:
     return chat("hello world") | length | {"temperature": 0.8, "seed": 0} | fields
 
 
+def second_turn(words: str, first: Any) -> dict[str, Any]:
+    """Return the body that goes on from the answer to ``chat(words)``."""
+    said = first.json()["choices"][0]["message"]["content"]
+    messages = [
+        {"role": "user", "content": words},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": "and then"},
+    ]
+    return chat(messages=messages)
+
+
 def events(text: str) -> list[Any]:
     """Return the events of a stream, the last one's text as it is."""
     lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]

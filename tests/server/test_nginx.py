@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from pages import ROOT, read
 from server_process import Process
-from serving import CHAT, chat, events, long_chat, streamed_text
+from serving import CHAT, chat, events, long_chat, second_turn, streamed_text
 
 pytestmark = [
     pytest.mark.quality,
@@ -100,14 +100,7 @@ def test_a_conversation_stays_on_its_replica(behind: Behind) -> None:
     for k in range(12):
         words = f"{k} the happy story hello world " * 20
         first = behind.ask(f"conversation {k}", chat(words))
-        said = first.json()["choices"][0]["message"]["content"]
-        body = chat()
-        body["messages"] = [
-            {"role": "user", "content": words},
-            {"role": "assistant", "content": said},
-            {"role": "user", "content": "and then"},
-        ]
-        second = behind.ask(f"conversation {k}", body)
+        second = behind.ask(f"conversation {k}", second_turn(words, first))
         assert second.headers["X-Replica"] == first.headers["X-Replica"]
         assert second.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 64
         seen.add(first.headers["X-Replica"])

@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 from pages import ROOT
-from serving import CHAT, chat, events, long_chat, streamed_text
+from serving import CHAT, chat, events, long_chat, second_turn, streamed_text
 
 pytestmark = [
     pytest.mark.quality,
@@ -166,14 +166,7 @@ def test_a_conversation_stays_on_its_replica(cluster: Cluster) -> None:
         for name in names:
             words = f"{name} the happy story hello world " * 20
             first = cluster.ask(name, chat(words))
-            said = first.json()["choices"][0]["message"]["content"]
-            body = chat()
-            body["messages"] = [
-                {"role": "user", "content": words},
-                {"role": "assistant", "content": said},
-                {"role": "user", "content": "and then"},
-            ]
-            second = cluster.ask(name, body)
+            second = cluster.ask(name, second_turn(words, first))
             assert {first.headers["X-Replica"], second.headers["X-Replica"]} == {replica}
             assert second.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 64
 
