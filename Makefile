@@ -32,7 +32,7 @@ LLAMA_WHEELS := $(or $(PYEMO_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyemo
 LLAMA_CMAKE := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_only.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality test-pythons test-browser test-arm test-clients lint types check bench sanitize fuzz vectors docs page-picture tree study-report clean
+.PHONY: help setup demo test test-quality test-pythons test-browser test-arm test-clients lint types check bench sanitize fuzz soak vectors docs page-picture tree study-report clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -147,6 +147,12 @@ fuzz: $(ALL) ## feed hostile bytes to all that reads files; SECONDS=600
 	    -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" >/dev/null
 	$(BIN)/cmake --build build/fuzz
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(FUZZERS)
+
+# One engine and one server, each under mixed work and in a process of its own, at the same time.
+soak: $(ALL) ## mixed work on an engine and on a server, every result checked; SECONDS=1800
+	@$(BIN)/python bench/soak.py --seconds $(SECONDS) & engine=$$!; \
+	$(BIN)/python bench/soak_server.py --seconds $(SECONDS); server=$$?; \
+	wait $$engine && exit $$server
 
 # The bundled vectors are data in git; this makes them anew: extracted ones with the strengths that suit
 # texts of 48 tokens (docs/strengths.md), found by the judge that found those in git, and trained ones,
