@@ -9,6 +9,7 @@ from pyemo.check.subject import PROMPT, Subject
 from pyemo.engine.batches import n_ctx_for
 from pyemo.engine.sampling import SamplerParams
 from pyemo.errors import MissingExtraError
+from pyemo.measures.proportion import Proportion
 from pyemo.strengths.trials import Trials
 from pyemo.texts.sources import prompts
 
@@ -55,13 +56,15 @@ def add_regime(findings: Findings, subject: Subject) -> None:
         trials = Trials(engine, texts, max_tokens=_N_REGIME, judge=judge, n_rows=_N_ROWS)
         (trial,) = trials.run([(subject.vector, subject.strength)])[0]
     report = trial.report
+    share = Proportion(report.n_coherent, report.n_texts)
     findings.add(
         "regime",
         "regime",
         report.regime.value,
         limit_name="regime",
-        note=f"at strength {subject.strength:g}: {report.coherent_share:.0%} of {report.n_texts} "
-        f"texts coherent, perplexity ratio {report.ratio.value:.2f}",
+        note=f"at strength {subject.strength:g}: {report.n_coherent} of {report.n_texts} "
+        f"texts coherent [{100 * share.low:.0f}, {100 * share.high:.0f}%], perplexity ratio "
+        f"{report.ratio.value:.2f}",
     )
     if trial.effect is not None and trial.noise is not None:
         findings.add(

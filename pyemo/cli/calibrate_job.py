@@ -223,7 +223,7 @@ def _tell(trial: Trial) -> None:
     report = trial.report
     output.note(
         f"  {trial.vector} {trial.strength:g}, {trial.n_tokens} tokens: {report.regime.value}, "
-        f"{report.coherent_share:.0%} coherent, emotion {trial.effect or 0:+.3f}"
+        f"{report.n_coherent} of {report.n_texts} coherent, emotion {trial.effect or 0:+.3f}"
     )
 
 

@@ -237,10 +237,11 @@ def strength_table(name: str, trials: list[Trial]) -> list[str]:
     for trial in trials:
         report = trial.report
         ratio = report.ratio
+        coherent = f"{report.n_coherent}/{report.n_texts}"
         interval = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
         lines.append(
             f"{trial.strength:>9.4g} {_or_dash(trial.dose, '.3f'):>6} {interval:>22} "
-            f"{trial.distinct_tokens:>8.2f} {report.coherent_share:>8.0%} "
+            f"{trial.distinct_tokens:>8.2f} {coherent:>8} "
             f"{_or_dash(trial.effect, '+.3f'):>8} {_or_dash(trial.noise, '+.3f'):>7}"
             f"{_of_voice(trial.voice) if has_voice else ''}  {report.regime.value}"
         )

@@ -23,6 +23,7 @@ from pyemo.choices import REGIMES
 from pyemo.errors import InputError
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
 from pyemo.measures.perplexity import ratio_interval
+from pyemo.measures.proportion import Proportion
 from pyemo.measures.text import TextMeasures, measure_text
 
 __all__ = [
@@ -137,6 +138,22 @@ MIN_COHERENT_SHARE = 0.9
 """A strength is surgical if at least this share of its texts is as coherent as their twins."""
 
 
+def enough_coherent(n_coherent: int, n_texts: int) -> bool:
+    """Return whether so many of a strength's texts are coherent that it counts as coherent.
+
+    At least :data:`MIN_COHERENT_SHARE` of them. Of fewer than 10 texts a single one is more than
+    the rest may be: it is not held against a strength while the share's 95% interval still reaches
+    that far, as that of 7 of 8 does (53% to 98%), and that of 0 of 1 does not.
+
+    Raises:
+        InputError: see :class:`pyemo.measures.proportion.Proportion`.
+    """
+    share = Proportion(n_coherent, n_texts)
+    if share.value >= MIN_COHERENT_SHARE:
+        return True
+    return n_texts - n_coherent == 1 and share.high >= MIN_COHERENT_SHARE
+
+
 @dataclass(frozen=True)
 class StrengthReport:
     """The regime of a strength, and what it rests on.
@@ -165,7 +182,12 @@ class StrengthReport:
     @property
     def is_coherent(self) -> bool:
         """True if enough texts are as coherent as their twins, whether they moved or not."""
-        return self.coherent_share >= MIN_COHERENT_SHARE
+        return enough_coherent(self.n_coherent, self.n_texts)
+
+    @property
+    def n_coherent(self) -> int:
+        """How many texts are as coherent as their twins."""
+        return round(self.coherent_share * self.n_texts)
 
 
 def classify_strength(
@@ -180,9 +202,9 @@ def classify_strength(
 
     Inert if the judge's paired difference does not exceed that of a random direction of equal norm
     (the 90% bootstrap interval over texts of the difference's mean reaches down to 0: a one-sided
-    test at 5%); else surgical if at least 90% of the texts are as coherent as their twins; else the
-    failure of most failing texts, explosive on a tie. A text is as coherent as its twin if it is
-    coherent, or if both fail in the same way.
+    test at 5%); else surgical if enough texts are as coherent as their twins
+    (:func:`enough_coherent`); else the failure of most failing texts, explosive on a tie. A text is
+    as coherent as its twin if it is coherent, or if both fail in the same way.
 
     Args:
         texts: (n,), n >= 1; None for a text of fewer than two tokens.
@@ -205,12 +227,12 @@ def classify_strength(
         for regime, of_twin in zip(regimes, of_twins, strict=True)
         if regime not in (TextRegime.COHERENT, of_twin)
     ]
-    coherent_share = 1 - len(failing) / len(texts)
+    n_coherent = len(texts) - len(failing)
     moved = _moved(effect, random_effect, len(texts), seed)
     failure = _majority(failing)
     if moved is not None and moved.low <= 0:
         regime = Regime.INERT
-    elif coherent_share >= MIN_COHERENT_SHARE or failure is None:
+    elif failure is None or enough_coherent(n_coherent, len(texts)):
         regime = Regime.SURGICAL
     else:
         regime = failure
@@ -218,7 +240,7 @@ def classify_strength(
     return StrengthReport(
         regime=regime,
         failure=failure,
-        coherent_share=coherent_share,
+        coherent_share=n_coherent / len(texts),
         shares={kind: regimes.count(kind) / len(texts) for kind in TextRegime},
         ratio=ratio_interval(logs, seed=seed) if logs else Interval(*[math.nan] * 3),
         effect=moved,

@@ -19,7 +19,7 @@ from pyemo.engine.model import LLAMA_CPP_PYTHON, Model
 from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError, VectorError
-from pyemo.measures.regimes import Regime
+from pyemo.measures.regimes import MIN_COHERENT_SHARE, Regime
 from pyemo.strengths.trials import Trial, Trials, emotion_of, voice_of
 from pyemo.strengths.voice import FEW_OTHERS, VoiceReading, VoiceYardstick, reply_room
 from pyemo.vectors.control_vector import ControlVector
@@ -155,8 +155,8 @@ class Calibrator:
 
         With the shortest texts, one for each prompt, the strongest coherent strength is sought in
         growing steps from where it is expected by dose, and then by bisection; likewise the weakest
-        that moves the text more than random directions do. Here one failing text is not held
-        against a strength: of eight it is more than a tenth. From the strongest without a failing
+        that moves the text more than random directions do. Here one failing text of eight
+        is not held against a strength. From the strongest without a failing
         text downwards, strengths are then confirmed with every prompt answered by every sampler,
         until every length has one that is surgical. That is the upper end of the length's window.
         Recommended is the strength in the window with the most judged emotion, of those that were
@@ -380,7 +380,8 @@ class _Search:
         n_below = _last_true(lambda below: self._moves(top - below), STEPS_PER_DOUBLING, known=0)
         assert n_below is not None
         low = top - n_below
-        first = top if self._try(top).report.is_coherent else max(low, top - 1)
+        share = self._try(top).report.coherent_share
+        first = top if share >= MIN_COHERENT_SHARE else max(low, top - 1)
         if self._own is not None and self._moves(OWN_STEP):
             first = max(first, OWN_STEP)
         highs = self._upper_ends(first, low)
@@ -426,9 +427,7 @@ class _Search:
         return self._short[step]
 
     def _is_coherent(self, step: int) -> bool:
-        report = self._try(step).report
-        n_failing = round((1 - report.coherent_share) * report.n_texts)
-        return report.is_coherent or n_failing <= 1
+        return self._try(step).report.is_coherent
 
     def _moves(self, step: int) -> bool:
         effect = self._try(step).report.effect

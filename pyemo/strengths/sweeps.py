@@ -233,6 +233,7 @@ def describe_trial(trial: Trial) -> dict[str, Any]:
         "dose": trial.dose,
         "regime": report.regime.value,
         "failure": report.failure.value if report.failure else None,
+        "n_texts": report.n_texts,
         "coherent_share": report.coherent_share,
         "shares": {regime.value: share for regime, share in report.shares.items()},
         "ratio": _interval(report.ratio),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,11 @@ def test_every_limit_is_held_against_its_reading(report: DeviceReport) -> None:
     assert reading(report, "load_s").is_met is None
     assert {failed.name for failed in report.failures} == {"peak_memory", "regime"}
     assert not report.is_passed
+
+
+def test_a_regime_of_few_texts_says_how_many_and_how_sure(report: DeviceReport) -> None:
+    share = r"[0-8] of 8 texts coherent \[\d+, \d+%\], perplexity ratio"
+    assert re.search(share, reading(report, "regime").note)
 
 
 def test_memory_adds_up_to_the_peak(report: DeviceReport) -> None:

@@ -65,6 +65,14 @@ def test_table_has_a_row_for_each_strength(model: Path, vectors: Path, prompts: 
     assert "letters" in result.stderr
 
 
+def test_table_counts_the_coherent_texts(model: Path, vectors: Path, prompts: Path) -> None:
+    chosen = ("-m", model, "-c", vectors / "warm.gguf", "--prompts", prompts)
+    result = pyemo(*FAST, *chosen, "--strengths", "0")
+    header, row = result.stdout.splitlines()[1:]
+    at = header.index("coherent")
+    assert row[at : at + len("coherent")].strip() == "2/2"  # as its twins, whatever those are
+
+
 def test_json_is_the_result(model: Path, vectors: Path, prompts: Path) -> None:
     cvecs = ("-c", vectors / "warm.gguf", "-c", vectors / "cold.gguf")
     result = pyemo(

@@ -184,6 +184,27 @@ def test_nine_texts_of_ten_have_to_be_as_coherent_as_their_twins(
     assert classify_strength(texts, TWINS, **MOVED).regime is regime
 
 
+@pytest.mark.parametrize(
+    ("n_texts", "n_failing", "regime"),
+    [
+        (8, 1, Regime.SURGICAL),  # 7 of 8 may well be nine of ten
+        (2, 1, Regime.SURGICAL),
+        (8, 2, Regime.REPETITIVE_COLLAPSE),
+        (1, 1, Regime.REPETITIVE_COLLAPSE),
+        (16, 1, Regime.SURGICAL),
+        (16, 2, Regime.REPETITIVE_COLLAPSE),
+    ],
+)
+def test_one_failing_text_of_a_few_is_no_collapse(
+    n_texts: int, n_failing: int, regime: Regime
+) -> None:
+    texts = [*[loop(48)] * n_failing, *FINE[n_failing:n_texts]]
+    report = classify_strength(texts, TWINS[:n_texts])
+    assert (report.regime, report.n_coherent) == (regime, n_texts - n_failing)
+    assert report.is_coherent is (regime is Regime.SURGICAL)
+    assert report.failure is Regime.REPETITIVE_COLLAPSE  # is named all the same
+
+
 def test_failing_like_the_twin_is_as_coherent_as_the_twin() -> None:
     stuck = [loop(48)] * 20
     assert classify_strength(stuck, stuck, **MOVED).regime is Regime.SURGICAL
