@@ -56,6 +56,8 @@ class SteeringTerm:
                     f"{self.layers.stop}; it has {self.vector.layers[0]} to "
                     f"{self.vector.layers[-1]}"
                 )
+        if self.strength:
+            self._check_zeros()
         if self.operator in OF_OWN_TEXTS:
             self._check_own_texts()
         known = self.vector.ellipsoids
@@ -77,6 +79,19 @@ class SteeringTerm:
         """The layers it acts at, sorted."""
         wanted = self.layers
         return tuple(il for il in self.vector.layers if wanted is None or il in wanted)
+
+    def _check_zeros(self) -> None:
+        """Refuse layers at which a vector that has a direction elsewhere is all zeros.
+
+        A sum of vectors may cancel to zeros everywhere; as a mood that is as good as none.
+        """
+        zeros, steered = self.vector.zero_layers, self.steered_layers
+        if zeros != self.vector.layers and set(steered) <= set(zeros):
+            raise VectorError(
+                f"{self.vector.name!r} is all zeros at the layers steered, {steered[0]} to "
+                f"{steered[-1]}, so it would steer nothing; choose layers at which it is not "
+                "(pyemo inspect)"
+            )
 
     def _check_own_texts(self) -> None:
         """Refuse a vector that does not say where its own texts lie, or whose are no way off."""

@@ -71,6 +71,7 @@ class ControlVector:
         "_neutral_projections",
         "_own_projections",
         "_residual_norms",
+        "_zero_layers",
     )
     __array_ufunc__ = None  # numpy.float64(2) * vector is left to __rmul__
 
@@ -91,6 +92,7 @@ class ControlVector:
             vector_file.check_directions(self._directions)
         except VectorError as error:
             raise VectorShapeError(f"the control vector {name!r} {error}") from None
+        self._zero_layers = tuple(il for il, row in self._directions.items() if not row.any())
         for row in (metadata.residual_norms, metadata.neutral_projections):
             if row and len(row) <= self.layers[-1]:
                 raise VectorShapeError(
@@ -142,6 +144,11 @@ class ControlVector:
     def layers(self) -> tuple[int, ...]:
         """The layers that have a direction, sorted."""
         return tuple(self._directions)
+
+    @property
+    def zero_layers(self) -> tuple[int, ...]:
+        """The layers whose direction is all zeros, which steers nothing there; sorted."""
+        return self._zero_layers
 
     @property
     def n_embd(self) -> int:
@@ -202,7 +209,7 @@ class ControlVector:
 
         Raises:
             VectorNotFoundError: neither a file nor a bundled vector for this model.
-            VectorFileError: the file is not a control vector, or damaged.
+            VectorFileError: the file is not a control vector, damaged, or holds zeros only.
             VectorShapeError: a direction is not float32, not one row or not finite.
             VectorModelMismatchError: it was made for other weights, or does not fit.
         """
@@ -212,6 +219,11 @@ class ControlVector:
             vector = cls(file.directions, name=path.stem, metadata=VectorMetadata.from_file(file))
         except VectorError as error:
             raise type(error)(f"vector file {shown_path(path)}: {error}") from None
+        if vector.zero_layers == vector.layers:
+            raise VectorFileError(
+                f"vector file {shown_path(path)} holds nothing but zeros, so it steers nothing; "
+                "make it again"
+            )
         if model is not None:
             vector.check(model, allow_other_weights=allow_other_weights)
         return vector
@@ -225,8 +237,8 @@ class ControlVector:
         Args:
             force: replace a control vector of another make too; never a model or another file.
         Raises:
-            VectorFileError: it has a direction for layer 0, its architecture is not known, what is
-                at ``path`` is no vector of pyemo's, or the disk refuses.
+            VectorFileError: it is all zeros, has a direction for layer 0, its architecture is not
+                known, what is at ``path`` is no vector of pyemo's, or the disk refuses.
         """
         meta = self._metadata
         if not meta.architecture:
@@ -234,6 +246,11 @@ class ControlVector:
                 f"the control vector {self._name!r} does not say its model's architecture, which a "
                 "file must: name it (pyemo convert --hint ARCH, or -m MODEL; with_metadata in "
                 "Python), or rescale it on its model"
+            )
+        if self.zero_layers == self.layers:
+            raise VectorFileError(
+                f"the control vector {self._name!r} is all zeros and would steer nothing, so no "
+                "file is made of it"
             )
         content = VectorFile(self._directions, meta.to_fields(), meta.architecture)
         vector_file.write(path, content, force=force)

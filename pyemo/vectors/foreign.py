@@ -357,6 +357,11 @@ def _warnings(vector: ControlVector, path: Path, tool: str) -> list[str]:
             f"its directions are {min(lengths):.3g} to {max(lengths):.3g} long, which is part of "
             "the method; `pyemo rescale` keeps their proportions"
         )
+    if zeros := vector.zero_layers:
+        is_all = zeros == vector.layers
+        which = "all its directions" if is_all else f"{len(zeros)} of its {len(lengths)} directions"
+        where = "" if is_all else f", the first at block {zeros[0]}"
+        notes.append(f"{which} are zeros, which steer nothing{where}")
     if "__" in path.stem and path.suffix == ".gguf" and not path.stem.endswith(_DEBIAS):
         other = path.with_name(path.stem.rpartition("__")[0] + _DEBIAS + ".gguf")
         if other.is_file():

@@ -21,7 +21,7 @@ from engines import (
 from tiny_models import ARCHITECTURES, TinyModel
 
 from pyemo import ControlVector, Engine, Steering, SteeringTerm
-from pyemo.errors import InputError
+from pyemo.errors import InputError, VectorError
 
 TOKENS = [30, 41, 52, 63, 74, 85, 96, 107, 118, 129, 140, 151]
 N_LAYER = 4
@@ -225,6 +225,19 @@ def test_every_term_has_its_own_layers(
         logits_after(engine, TOKENS, mood),
         logits_after(engine, TOKENS, Steering({ControlVector(rows): 1.0})),
     )
+
+
+def test_layers_at_which_a_vector_is_all_zeros_are_refused() -> None:
+    half = ControlVector({1: [0.0, 0.0], 2: [0.0, 0.0], 3: [1.0, 0.0]}, name="half")
+    with pytest.raises(VectorError, match="'half' is all zeros at the layers steered, 1 to 2"):
+        Steering({half: 1.0}, layers=range(1, 3))
+    assert Steering({half: 1.0})
+    assert Steering({half: 0.0}, layers=range(1, 3))
+
+
+def test_a_vector_minus_itself_is_as_good_as_no_mood(engine: Engine, vector: ControlVector) -> None:
+    nothing = Steering({vector - vector: 1.0})
+    assert_same(logits_after(engine, TOKENS, nothing), logits_after(engine, TOKENS))
 
 
 def test_layers_without_a_direction_of_the_vector_are_refused(engine: Engine) -> None:

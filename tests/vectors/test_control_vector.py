@@ -15,7 +15,9 @@ from pyemo.errors import (
     VectorShapeError,
 )
 from pyemo.files import catalog
+from pyemo.vectors import file as vector_file
 from pyemo.vectors.control_vector import Calibration, ControlVector, FitKind, VectorMetadata
+from pyemo.vectors.file import VectorFile
 from pyemo.vectors.identity import ModelIdentity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -533,6 +535,21 @@ def test_layer_0_cannot_be_saved(tmp_path):
     vector = ControlVector({0: [1.0]}, metadata=VectorMetadata(architecture="llama"))
     with pytest.raises(VectorFileError, match="layer 0"):
         vector.save(tmp_path / "zero.gguf")
+
+
+def test_a_vector_of_zeros_alone_is_neither_saved_nor_loaded(angry, tmp_path):
+    with pytest.raises(VectorFileError, match="all zeros"):
+        (angry - angry).save(tmp_path / "zeros.gguf")
+    rows = {layer: np.zeros_like(row) for layer, row in angry.directions.items()}
+    vector_file.write(tmp_path / "zeros.gguf", VectorFile(rows, {}, "llama"))
+    with pytest.raises(VectorFileError, match=r"zeros\.gguf.*nothing but zeros"):
+        ControlVector.load(tmp_path / "zeros.gguf")
+
+
+def test_a_vector_with_zeros_at_some_layers_is_kept_as_it_is(tmp_path):
+    meta = VectorMetadata(architecture="llama")
+    ControlVector({1: [0.0, 0.0], 2: [1.0, 0.0]}, metadata=meta).save(tmp_path / "half.gguf")
+    assert ControlVector.load(tmp_path / "half.gguf").zero_layers == (1,)
 
 
 def test_a_vector_of_no_architecture_cannot_be_saved(tmp_path):

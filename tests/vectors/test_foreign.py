@@ -27,6 +27,8 @@ from pyemo.errors import (
     VectorModelMismatchError,
     VectorNotFoundError,
 )
+from pyemo.vectors import file as vector_file
+from pyemo.vectors.file import VectorFile
 from pyemo.vectors.foreign import ForeignVector, read_foreign
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -247,6 +249,19 @@ def test_flip_turns_every_direction_round() -> None:
 
 
 # --- what is said ---
+
+
+@pytest.mark.parametrize(
+    ("zeros", "said"),
+    [
+        ((1,), "1 of its 3 directions are zeros, which steer nothing, the first at block 1"),
+        ((1, 2, 3), "all its directions are zeros, which steer nothing"),
+    ],
+)
+def test_zeros_of_a_vector_file_are_said(zeros: tuple[int, ...], said: str, tmp_path: Path) -> None:
+    rows = {layer: np.full(4, layer not in zeros, np.float32) for layer in (1, 2, 3)}
+    vector_file.write(tmp_path / "it.gguf", VectorFile(rows, {}, "llama"))
+    assert said in read_foreign(tmp_path / "it.gguf").notes
 
 
 def test_lengths_that_differ_are_said() -> None:
