@@ -117,14 +117,7 @@ def read_foreign(
             "--layer-base out"
         )
     if shift or len(rows) < len(found.rows):
-        metadata = replace(
-            metadata,
-            neutral_projections=(),
-            own_projections=(),
-            calibrations=(),
-            ellipsoids=(),
-            line_calibrations=(),
-        )
+        metadata = metadata.unmeasured()
     try:
         vector = ControlVector(rows, name=_name(file), metadata=metadata)
     except VectorError as error:

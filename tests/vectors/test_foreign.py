@@ -30,6 +30,7 @@ from pyemo.errors import (
 from pyemo.vectors import file as vector_file
 from pyemo.vectors.file import VectorFile
 from pyemo.vectors.foreign import ForeignVector, read_foreign
+from pyemo.vectors.metadata import FittedCondition, VectorMetadata
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOOLS = GOLDEN / "tools"
@@ -139,6 +140,25 @@ def test_a_base_that_was_asked_for_is_said() -> None:
     found = read_foreign(TOOLS / "cvector-generator.gguf", layer_base=1)
     assert found.vector.layers == (0, 1, 2)
     assert any("block 0 has number 1 in it, as asked" in note for note in found.notes)
+
+
+def test_what_was_measured_of_a_vector_goes_when_its_layers_move(tmp_path: Path) -> None:
+    rows = {layer: np.ones(4, np.float32) for layer in range(1, 4)}
+    condition = FittedCondition(layer=2, threshold=0.1)
+    metadata = VectorMetadata(
+        emotion="angry",
+        residual_norms=(1.0,) * 4,
+        neutral_projections=(0.5,) * 4,
+        strength=0.3,
+        condition=condition,
+        architecture="llama",
+    )
+    vector_file.write(tmp_path / "it.gguf", VectorFile(rows, metadata.to_fields(), "llama"))
+    found = read_foreign(tmp_path / "it.gguf", layer_base=1).vector.metadata
+    assert (found.strength, found.condition, found.neutral_projections) == (None, None, ())
+    assert (found.emotion, found.residual_norms) == ("angry", metadata.residual_norms)
+    kept = read_foreign(tmp_path / "it.gguf").vector.metadata
+    assert (kept.strength, kept.condition) == (0.3, condition)
 
 
 def test_a_vector_in_residual_units_is_not_moved() -> None:
