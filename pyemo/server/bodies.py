@@ -317,6 +317,7 @@ def _asked(
     ours = _ours(found.pyemo)
     has_seed = found.seed is not None and found.seed != -1
     known = {*type(found).model_fields, *_NEUTRAL, *_HARMLESS, *FIELDS}
+    grammar_field, grammar = _grammar(found)
     return Asked(
         body=body,
         model=found.model or "",
@@ -326,7 +327,7 @@ def _asked(
         include_usage=bool((found.stream_options or {}).get("include_usage")),
         max_tokens=max_tokens,
         stop=_stop(found.stop),
-        sampler=_sampler(found),
+        sampler=_sampler(found, grammar),
         has_seed=has_seed,
         has_logprobs=has_logprobs,
         n_top=n_top,
@@ -340,11 +341,11 @@ def _asked(
         ignored=tuple(name for name in body if name not in known),
         n=1 if found.n is None else found.n,
         ignore_eos=bool(found.ignore_eos),
-        grammar_field=next(iter(_grammars(found)), None),
+        grammar_field=grammar_field,
     )
 
 
-def _sampler(found: Body) -> SamplerParams:
+def _sampler(found: Body, grammar: Grammar | None) -> SamplerParams:
     """Return how tokens are drawn; what the body does not say is as in ``pyemo run``."""
     penalty = found.repeat_penalty
     penalty = found.repetition_penalty if penalty is None else penalty
@@ -369,7 +370,6 @@ def _sampler(found: Body) -> SamplerParams:
         "scripts": found.scripts or None,
     }
     given = {name: value for name, value in values.items() if value is not None}
-    grammar = _grammar(found)
     for name, value in given.items():  # each alone, so that the message names the field
         try:
             if name == "scripts":
@@ -389,8 +389,8 @@ def _sampler(found: Body) -> SamplerParams:
     return SamplerParams(**{**defaults, **given, "grammar": grammar})
 
 
-def _grammar(found: Body) -> Grammar | None:
-    """Return what the reply may be; None for anything.
+def _grammar(found: Body) -> tuple[str | None, Grammar | None]:
+    """Return the field that says what the reply may be, and that; None for anything.
 
     Raises:
         Refusal: no grammar, or two of them.
@@ -404,10 +404,10 @@ def _grammar(found: Body) -> Grammar | None:
         )
     for name, make in asked.items():
         try:
-            return make()
+            return name, make()
         except InputError as error:
             raise Refusal(f"{name}: {error}", code="invalid_value", param=name) from None
-    return None
+    return None, None
 
 
 def _grammars(found: Body) -> dict[str, Callable[[], Grammar]]:
