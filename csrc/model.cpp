@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <map>
+#include <memory>
 #include <mutex>
 
 #include "abort_guard.h"
@@ -277,34 +279,55 @@ void Model::require_token(llama_token token) const {
     }
 }
 
-std::string fingerprint_material(const std::string & path) {
-    check_model_file(path);  // sizes and offsets are believed below
+namespace {
+
+using GgufContext = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
+
+GgufContext open_header(const std::string & path) {
     gguf_init_params params = {/*no_alloc =*/true, /*ctx =*/nullptr};
-    std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(gguf_init_from_file(path.c_str(), params), gguf_free);
-    std::unique_ptr<FILE, decltype(&fclose)> file(fopen(path.c_str(), "rb"), fclose);
-    if (!gguf || !file) {
+    GgufContext gguf(gguf_init_from_file(path.c_str(), params), gguf_free);
+    if (!gguf) {
         throw Error(ErrorKind::model_load, "cannot read the header of " + path);
     }
-    std::string out;
-    std::vector<std::pair<std::string, int64_t>> norms;
+    return gguf;
+}
+
+// Adds name -> bytes of the float32 norm tensors in one file of a model.
+void add_norms(const std::string & path, std::map<std::string, std::string> & norms) {
+    const GgufContext gguf = open_header(path);
+    const std::unique_ptr<FILE, decltype(&fclose)> file(fopen(path.c_str(), "rb"), fclose);
+    if (!file) {
+        throw Error(ErrorKind::model_load, "cannot open " + path);
+    }
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
         const std::string name = gguf_get_tensor_name(gguf.get(), i);
-        if (name.find("norm") != std::string::npos && gguf_get_tensor_type(gguf.get(), i) == GGML_TYPE_F32) {
-            norms.emplace_back(name, i);
+        if (name.find("norm") == std::string::npos || gguf_get_tensor_type(gguf.get(), i) != GGML_TYPE_F32) {
+            continue;
         }
-    }
-    std::sort(norms.begin(), norms.end());
-    std::string data;
-    for (const auto & [name, i] : norms) {
-        data.resize(gguf_get_tensor_size(gguf.get(), i));
+        std::string data(gguf_get_tensor_size(gguf.get(), i), '\0');
         const auto offset = long(gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), i));
         if (fseek(file.get(), offset, SEEK_SET) != 0 || fread(data.data(), 1, data.size(), file.get()) != data.size()) {
             throw Error(ErrorKind::model_load, path + " ends inside tensor " + name);
         }
+        norms.emplace(name, std::move(data));
+    }
+}
+
+}  // namespace
+
+std::string fingerprint_material(const std::string & path) {
+    check_model_file(path);  // sizes and offsets are believed below
+    std::map<std::string, std::string> norms;
+    for (const std::string & part : model_parts(path)) {
+        add_norms(part, norms);
+    }
+    std::string out;
+    for (const auto & [name, data] : norms) {
         out += name;
         out += '\0';
         out += data;
     }
+    const GgufContext gguf = open_header(path);  // the first file of a model has its vocabulary
     const int64_t key = gguf_find_key(gguf.get(), "tokenizer.ggml.tokens");
     if (key >= 0 && gguf_get_kv_type(gguf.get(), key) == GGUF_TYPE_ARRAY &&
         gguf_get_arr_type(gguf.get(), key) == GGUF_TYPE_STRING) {

@@ -90,8 +90,8 @@ private:
     mutable std::shared_ptr<const Pieces> pieces_;
 };
 
-// The bytes that identify the weights across quantizations: the float32 norm tensors and the
-// vocabulary, in the order of their names, read from the file. Hashed in Python.
+// The bytes that identify the weights across quantizations: the float32 norm tensors, in the order of their names, and
+// the vocabulary. Of a split model all parts are read, so that it has the bytes of the whole one. Hashed in Python.
 std::string fingerprint_material(const std::string & path);
 
 }  // namespace pyemo

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 #include "gguf.h"
 #include "gguf_header.h"
@@ -169,10 +168,12 @@ void check_vocabulary(const GgufHeader & header) {
     }
 }
 
-void check_splits(const GgufHeader & header, const std::string & path) {
+// The files of the model whose first one is path: that one alone unless its header says otherwise.
+std::vector<std::string> parts_of(const GgufHeader & header, const std::string & path) {
+    std::vector<std::string> out = {path};
     const int64_t n = header.integer("split.count").value_or(0);
     if (n <= 1) {
-        return;
+        return out;
     }
     require(header, "split.count", n, 0, max_splits);
     require(header, "split.no", header.integer("split.no").value_or(0), 0, n - 1);
@@ -187,15 +188,27 @@ void check_splits(const GgufHeader & header, const std::string & path) {
     }
     for (int32_t i = 1; i < n; ++i) {
         llama_split_path(part.data(), part.size(), prefix.data(), i, int32_t(n));
-        const GgufHeader other(part.data());
+        out.emplace_back(part.data());
+    }
+    return out;
+}
+
+void check_splits(const GgufHeader & header, const std::string & path) {
+    const std::vector<std::string> parts = parts_of(header, path);
+    for (size_t i = 1; i < parts.size(); ++i) {
+        const GgufHeader other(parts[i]);
         const GgufHeader::Value * number = other.find("split.no");
-        if (number == nullptr || number->type != GGUF_TYPE_UINT16 || other.integer("split.no") != i) {
+        if (number == nullptr || number->type != GGUF_TYPE_UINT16 || other.integer("split.no") != int64_t(i)) {
             other.fail("is not part " + std::to_string(i + 1) + " of " + path);
         }
     }
 }
 
 }  // namespace
+
+std::vector<std::string> model_parts(const std::string & path) {
+    return parts_of(GgufHeader(path), path);
+}
 
 int check_model_file(const std::string & path) {
     const GgufHeader header(path);

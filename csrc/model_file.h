@@ -7,11 +7,16 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace pyemo {
 
 // Throws model_load with the file's name and what is wrong. The other parts of a split model are
 // looked at too, as far as their structure goes. Returns the rows of its table of learned positions, 0 without one.
 int check_model_file(const std::string & path);
+
+// The files of the model, in order: path alone unless its header says that it is the first of several. Looks at no
+// other file.
+std::vector<std::string> model_parts(const std::string & path);
 
 }  // namespace pyemo

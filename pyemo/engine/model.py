@@ -24,7 +24,7 @@ from pyemo.engine.tokens import token_ids, whole
 from pyemo.errors import InputError, ModelLoadError, all_calls_named
 from pyemo.files.catalog import resolve_model
 from pyemo.files.local import FileStamp, file_stamp
-from pyemo.files.split_files import model_sha256
+from pyemo.files.split_files import model_sha256, parts_of
 
 LLAMA_CPP_PYTHON: str = _core.llama_cpp_python
 """Version of llama-cpp-python that the extension was built against, and runs on."""
@@ -69,7 +69,9 @@ class Model:
         ('llama', 30, 576)
     """
 
-    def __init__(self, native: _core.Model, name: str, path: Path, stamp: FileStamp) -> None:
+    def __init__(
+        self, native: _core.Model, name: str, path: Path, stamp: tuple[FileStamp, ...]
+    ) -> None:
         """Use :meth:`load`."""
         self._native = native
         self._stamp = stamp
@@ -106,7 +108,7 @@ class Model:
         note_load()
         threads.watch()  # loading gives the engine's first look at the system's load its span
         resolved = resolve_model(name)
-        stamp = file_stamp(resolved.path)
+        stamp = _stamp(resolved.path)
         try:
             native = _core.Model(
                 str(resolved.path),
@@ -176,7 +178,10 @@ class Model:
 
     @functools.cached_property
     def weights_fingerprint(self) -> str:
-        """SHA-256 of float32 norm tensors and vocabulary; quantization leaves both as they are."""
+        """SHA-256 of float32 norm tensors and vocabulary; quantization leaves both as they are.
+
+        A split model has that of the same model in one file.
+        """
         import hashlib  # with OpenSSL's library; not every use needs it
 
         material = _core.fingerprint_material(str(self.path))
@@ -184,7 +189,7 @@ class Model:
         return hashlib.sha256(material).hexdigest()
 
     def _check_unchanged(self) -> None:
-        if file_stamp(self.path) != self._stamp:
+        if _stamp(self.path) != self._stamp:
             raise ModelLoadError(
                 f"{self.path} has changed since it was loaded, so that it no longer says what is "
                 "in memory; load it again"
@@ -416,6 +421,11 @@ class Model:
     def __repr__(self) -> str:
         size = f"n_layer={self.n_layer}, n_embd={self.n_embd}"
         return f"Model({self.name!r}, {self.architecture}, {size})"
+
+
+def _stamp(path: Path) -> tuple[FileStamp, ...]:
+    """Return what a change of a model's file, or of a part of it, is known by."""
+    return tuple(map(file_stamp, parts_of(path)))
 
 
 _LONGEST_BEGUN = 4096

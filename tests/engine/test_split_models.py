@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from tiny_models import TinyModel
 
-from pyemo import Engine
-from pyemo.errors import ModelNotFoundError
+from pyemo import Engine, Model
+from pyemo.errors import ModelLoadError, ModelNotFoundError
 
 
 def split(source: Path, target: Path, *, header_alone: bool) -> Path:
@@ -42,6 +43,38 @@ def test_split_model_computes_as_the_whole_one(
         with Engine(path, n_ctx=256, n_threads=1) as engine, engine.sequence("a text") as sequence:
             logits.append(sequence.logits())
     assert np.array_equal(*logits)
+
+
+@pytest.mark.parametrize("header_alone", [False, True])
+def test_split_model_has_the_fingerprint_of_the_whole_one(
+    tiny: Callable[[str], TinyModel], tmp_path: Path, header_alone: bool
+) -> None:
+    whole = tiny("llama").path
+    first = split(whole, tmp_path / "m.gguf", header_alone=header_alone)
+    assert Model.load(first).weights_fingerprint == Model.load(whole).weights_fingerprint
+
+
+def test_models_that_differ_in_a_later_part_have_other_fingerprints(
+    tiny: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    first = split(tiny("llama").path, tmp_path / "m.gguf", header_alone=False)
+    before = Model.load(first).weights_fingerprint
+    last = max(tmp_path.glob("m-*.gguf"))
+    norm = next(t for t in gguf.GGUFReader(last).tensors if "norm" in t.name)
+    with last.open("r+b") as file:
+        file.seek(norm.data_offset)
+        file.write(b"\1")
+    assert Model.load(first).weights_fingerprint != before
+
+
+def test_a_later_part_that_changes_after_the_load_is_noticed(
+    tiny: Callable[[str], TinyModel], tmp_path: Path
+) -> None:
+    first = split(tiny("llama").path, tmp_path / "m.gguf", header_alone=False)
+    model = Model.load(first)
+    os.utime(max(tmp_path.glob("m-*.gguf")), ns=(1, 1))
+    with pytest.raises(ModelLoadError, match="has changed since it was loaded"):
+        _ = model.weights_fingerprint
 
 
 def test_split_model_without_a_part_is_refused(
