@@ -16,14 +16,13 @@ from typing import NamedTuple
 
 from pyemo import _core
 from pyemo.errors import InputError
+from pyemo.measures.repetition import script_word
 
 SHARED = "SHARED"
 """What every text may have: emoji, digits, punctuation, and letters that are signs, such as µ."""
 
 _FEWEST_LETTERS = 16  # first words of names that fewer letters have are no scripts: MICRO, OHM
 _SIGNS = {"MATHEMATICAL", "DOUBLE-STRUCK", "SCRIPT", "MODIFIER", "VEDIC", ""}
-_FORMS = {"HALFWIDTH", "FULLWIDTH"}  # the script is the second word
-_SAME = {"KATAKANA-HIRAGANA": "KATAKANA", "IDEOGRAPHIC": "CJK", "HAN": "CJK"}
 _BRINGS = {
     "HIRAGANA": ("KATAKANA", "CJK"),
     "KATAKANA": ("HIRAGANA", "CJK"),
@@ -55,7 +54,7 @@ class ScriptTable(NamedTuple):
             InputError: there is none of that name.
         """
         wanted = name.strip().upper() if isinstance(name, str) else repr(name)
-        wanted = _SAME.get(wanted, wanted)
+        wanted = "CJK" if wanted == "HAN" else wanted
         if wanted in self.names:
             return self.names.index(wanted)
         near = get_close_matches(wanted, self.names, n=1)
@@ -76,7 +75,7 @@ def script_table() -> ScriptTable:
         category = unicodedata.category(letter)
         if category in {"Cn", "Cs", "Co"}:
             continue
-        word = _first_word(letter)
+        word = script_word(letter)
         if category.startswith("L"):
             counts[word] += end - begin
         found.append((begin, end, word, category[0] in "LM"))
@@ -128,9 +127,3 @@ def _pieces() -> Iterable[tuple[int, int]]:
         yield from ((i, i + 1) for i in range(begin, block.start))
         yield block.start, block.stop
         begin = block.stop
-
-
-def _first_word(letter: str) -> str:
-    words = unicodedata.name(letter, "").split(" ")
-    word = words[1] if words[0] in _FORMS and len(words) > 1 else words[0]
-    return _SAME.get(word, word)

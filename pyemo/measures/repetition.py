@@ -20,6 +20,9 @@ _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 # Letters of scripts that are written without spaces: each stands for a word.
 _UNSPACED = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 
+_WIDTHS = {"HALFWIDTH", "FULLWIDTH"}  # the script is the second word of such a name
+_SAME_SCRIPT = {"KATAKANA-HIRAGANA": "KATAKANA", "IDEOGRAPHIC": "CJK"}
+
 
 class Loop(NamedTuple):
     """The longest stretch that repeats with one period; all 0 if nothing repeats.
@@ -109,14 +112,22 @@ def words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def script(letter: str) -> str:
-    """Return the script of a letter, such as LATIN, CYRILLIC or CJK; "" for anything else.
-
-    The first word of its Unicode name, which is the script's for letters (Unicode Standard, 4.8).
-    """
+    """Return the script of a letter, such as LATIN, CYRILLIC or CJK; "" for anything else."""
     if not letter.isalpha():
         return ""
-    name = unicodedata.name(letter, "")
-    return "LATIN" if name.startswith(("FULLWIDTH LATIN", "MODIFIER")) else name.partition(" ")[0]
+    word = script_word(letter)
+    return "LATIN" if word == "MODIFIER" else word
+
+
+def script_word(character: str) -> str:
+    """Return the word of a character's Unicode name that is the script's, where it is a letter.
+
+    The first word (Unicode Standard, 4.8), but for letters in other widths and such as two ways of
+    writing share; "" for a character without a name.
+    """
+    words = unicodedata.name(character, "").split(" ")
+    word = words[1] if words[0] in _WIDTHS and len(words) > 1 else words[0]
+    return _SAME_SCRIPT.get(word, word)
 
 
 def new_script_share(text: str, *known: str) -> float:

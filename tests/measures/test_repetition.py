@@ -89,6 +89,9 @@ def test_words_are_case_folded_and_letters_of_unspaced_scripts_count_each() -> N
         ("\u03b1", "GREEK"),
         ("找", "CJK"),
         ("か", "HIRAGANA"),
+        ("\uff71", "KATAKANA"),  # half width
+        ("\u30fc", "KATAKANA"),  # the sign that makes a vowel long
+        ("\u3005", "CJK"),  # the sign that repeats a character
         ("한", "HANGUL"),
         ("ب", "ARABIC"),
         ("1", ""),
