@@ -8,7 +8,7 @@ learned.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +71,10 @@ class SteeredTail:
     def freeze(self, texts: Sequence[ReplyTokens]) -> list[Frozen]:
         """Return the texts with what does not depend on the vector, in their order.
 
-        What is computed together is kept: plain replies of several voices are computed once. A row
-        of a batch depends in its last bits on the batch, so a text that was computed in another
-        batch is computed again: what is returned depends on ``texts`` alone.
+        What is computed together is kept: plain replies of several voices are computed once, and
+        :meth:`keep_only` frees the rest. A row of a batch depends in its last bits on the batch, so
+        a text that was computed in another batch is computed again: what is returned depends on
+        ``texts`` alone.
         """
         ordered = sorted(set(texts), key=lambda text: (len(text.tokens), text.tokens, text.begin))
         found: dict[ReplyTokens, Frozen] = {}
@@ -83,6 +84,11 @@ class SteeredTail:
                 self._kept[batch] = self._frozen(batch)
             found.update(zip(batch, self._kept[batch], strict=True))
         return [found[text] for text in texts]
+
+    def keep_only(self, texts: Collection[ReplyTokens]) -> None:
+        """Free what was computed, but for batches of ``texts`` alone: what a next voice shares."""
+        shared = set(texts)
+        self._kept = {batch: held for batch, held in self._kept.items() if shared.issuperset(batch)}
 
     def _frozen(self, batch: Sequence[ReplyTokens]) -> list[Frozen]:
         import torch

@@ -173,16 +173,18 @@ class VoiceTrainer:
         """
         norms = self._neutral.norms[self._layers.start : self._layers.stop]
         texts = [self._with_end(reply, self._tokens(reply)) for reply in replies]
+        held = [self._tokens(reply) for reply in watch]
         trained = train(
             self._tail,
             norms,
             texts,
-            [self._tokens(reply) for reply in watch],
+            held,
             training or self.recipe.training,
             progress,
         )
         frozen = self._tail.freeze([text.own for text in texts])
         own = np.stack([text.means for text in frozen]).astype(np.float64).mean(axis=0)
+        self._tail.keep_only([text.plain for text in (*texts, *held)])
         return Voice(
             self._vector(name, trained, np.asarray(own), len(replies), len(watch)), trained
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from pyemo.extract import VoiceTrainer, learn_voice
 from pyemo.extract import own_voice as own_voice_module
 from pyemo.extract import training_model as training_model_module
 from pyemo.extract.recipe import provenance_of
+from pyemo.extract.steered_tail import Frozen
 from pyemo.extract.training import TrainingChoices
 from pyemo.extract.training_model import require_training_room, training_bytes
 from pyemo.extract.voice_recipe import VoiceRecipe
@@ -224,6 +227,35 @@ def test_long_replies_are_cut_and_that_is_said(trainer: VoiceTrainer) -> None:
     long = [replace(pair, reply=f"{pair.reply} " * 40) for pair in voiced()]
     remarks = learn_voice(trainer, "pirate", long).remarks
     assert "16 replies are read to their first 128 tokens" in remarks
+
+
+# a trainer may train many voices
+
+
+def n_frozen() -> int:
+    """Return how many texts' states are in memory."""
+    gc.collect()
+    return sum(type(one) is Frozen for one in gc.get_objects())
+
+
+def test_memory_does_not_grow_with_the_number_of_voices(
+    tiny: Callable[[str], TinyModel],
+) -> None:
+    def train(trainer: VoiceTrainer, word: str) -> ControlVector:
+        replies = [VoiceReply(f"the {s}", f"{word} the {s}", f"well the {s}") for s in SUBJECTS[:8]]
+        return trainer.voice(word, replies[:6], replies[6:]).vector
+
+    recipe = VoiceRecipe(training=TrainingChoices(steps=1, evaluate_every=1, batch=2))
+    load = partial(VoiceTrainer, tiny("llama").path, recipe, device="cpu")
+    others = n_frozen()
+    one = load()
+    train(one, "arr")
+    after_one = n_frozen()
+    for word in ("ahoy", "hush", "alas", "yippee"):
+        last = train(one, word)
+    assert others < n_frozen() == after_one  # the plain replies, which all share
+    alone = train(load(), "yippee")
+    assert all(np.array_equal(row, last.directions[il]) for il, row in alone.directions.items())
 
 
 # what a training needs is said before
