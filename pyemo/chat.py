@@ -84,7 +84,8 @@ class Chat:
         engine: a place for one sequence has to be free.
         system: a system message in front.
         steering: the mood; may be assigned between any two tokens.
-        sampler: how tokens are drawn; None for ``STANDARD``, llama.cpp's defaults and DRY.
+        sampler: how tokens are drawn; None for ``STANDARD``: llama.cpp's defaults, but
+            for temperature 0.3 and DRY.
         gauges: what to read at every token; may be assigned between any two tokens.
         max_tokens: of a reply; this much of the context is kept free for one, half of it at most.
         stop: strings that end a reply; they are not part of it.

@@ -90,8 +90,8 @@ class Engine(BaseEngine):
         Args:
             prompt: a user's message, messages, or token ids; empty to append later.
             steering: its mood; may be changed between any two tokens.
-            sampler: how tokens are drawn; None for ``STANDARD``: llama.cpp's defaults, and DRY
-                against loops.
+            sampler: how tokens are drawn; None for ``STANDARD``: llama.cpp's defaults, but for
+                temperature 0.3 and DRY against loops.
             system: a system message in front.
             raw: take the prompt as it is, without the chat template.
             chat_template_kwargs: variables of the chat template, such as

@@ -134,9 +134,10 @@ def _require(name: str, value: float, holds: bool, allowed: str) -> None:
 
 
 GREEDY = SamplerParams(temperature=0)
-STANDARD = SamplerParams(dry_multiplier=0.8)
-"""pyemo's own, where none is given: llama.cpp's defaults, and DRY, since steered replies fail by
-looping first (docs/measurements/voices.md)."""
+STANDARD = SamplerParams(temperature=0.3, dry_multiplier=0.8)
+"""pyemo's own, where none is given: llama.cpp's defaults but for two. Temperature 0.3, not 0.8:
+blind readers found 84% of steered texts coherent and not 68% (docs/measurements/voices.md). And
+DRY, since steered replies fail by looping first."""
 
 
 def chosen(sampler: SamplerParams | None, seed: int | None = None) -> SamplerParams:

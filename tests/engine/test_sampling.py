@@ -12,6 +12,7 @@ from llama_oracle import penalized_logits
 from scipy import stats
 
 from pyemo import Engine, Model, SamplerParams, Sequence
+from pyemo.engine.sampling import STANDARD
 from pyemo.errors import InputError
 from pyemo.extract import numpy_sampler
 
@@ -234,7 +235,7 @@ def test_another_seed_gives_another_text(engine: Engine) -> None:
 
 def test_seed_of_generate_is_that_of_the_sampler(engine: Engine) -> None:
     reply = engine.generate(TOKENS, seed=7, max_tokens=20)
-    assert ["".join(token.text for token in reply)] == texts(engine, SamplerParams(seed=7), 1)
+    assert ["".join(token.text for token in reply)] == texts(engine, replace(STANDARD, seed=7), 1)
 
 
 def test_same_seed_gives_other_random_numbers_at_every_position(engine: Engine) -> None:

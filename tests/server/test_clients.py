@@ -23,6 +23,8 @@ from pages import ROOT, blocks, read
 from server_process import Process, posted
 from serving import chat
 
+from pyemo.engine.sampling import STANDARD
+
 PROMPT = "How was your day?"
 MODEL = "smollm2-135m-instruct"
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
@@ -133,7 +135,7 @@ def test_sillytavern_s_body(url: str, text: str) -> None:
     body = {
         "messages": MESSAGES,
         "model": MODEL,
-        "temperature": 0.8,
+        "temperature": STANDARD.temperature,
         "max_tokens": 24,
         "stream": True,
         "presence_penalty": 0,

@@ -13,7 +13,7 @@ from pyemo import ControlVector, Engine, SamplerParams, Steering
 from pyemo.engine.sampling import STANDARD
 from pyemo.server.service import Service
 
-SAMPLED = {"temperature": 0.8, "seed": 7}
+SAMPLED = {"temperature": STANDARD.temperature, "seed": 7}
 
 
 def alone(service: Service, prompt: Any, vectors: Path, **settings: Any) -> str:
