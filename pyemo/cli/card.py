@@ -18,15 +18,15 @@ README = "README.md"
 
 @click.command(short_help="Write a model card for a folder of vectors.")
 @click.argument("folder", type=click.Path())
-@click.option("--title", metavar="TEXT", help="Of the page.  [default: the folder's name]")
+@click.option("--title", metavar="TEXT", help="Title of the page.  [default: the folder's name]")
 @click.option(
     "--base-model", metavar="ORG/NAME", help="The Hugging Face repository of the vectors' model."
 )
-@click.option("--licence", metavar="ID", help="Of the vectors, such as apache-2.0.")
+@click.option("--licence", metavar="ID", help="Licence of the vectors, such as apache-2.0.")
 @click.option(
     "--texts-licence", metavar="TEXT", help="Which texts the vectors come from, and their licence."
 )
-@click.option("--force", is_flag=True, help="Replace a README.md that another hand wrote.")
+@click.option("--force", is_flag=True, help="Replace a README.md that pyemo card did not write.")
 @json_option
 @debug_option
 def card(

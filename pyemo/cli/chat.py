@@ -27,7 +27,8 @@ from pyemo.moods.options import MoodOptions
     "gauges",
     multiple=True,
     metavar="VECTOR",
-    help="Read this direction too: NAME_OR_FILE[@LAYER]. May be given several times.",
+    help="Show how far replies point along this vector too: NAME_OR_FILE[@LAYER]. May be given "
+    "several times.",
 )
 @click.option("--system", metavar="TEXT", help="A system message in front, which always stays.")
 @system_line_option
@@ -38,7 +39,7 @@ from pyemo.moods.options import MoodOptions
     default=256,
     show_default=True,
     metavar="N",
-    help="Stop a reply after N.",
+    help="Stop a reply after N tokens.",
 )
 @stop_option
 @repetition_option

@@ -34,7 +34,14 @@ EXIT_FAILED = 1
 @click.option("--max-memory", metavar="SIZE", help="Most memory of `pyemo run`, such as 250MB.")
 @click.option("--max-first-token-s", type=float, metavar="S", help="Longest wait for a token.")
 @click.option("--regime", type=click.Choice(REGIMES), help="What steering must do to the text.")
-@click.option("--judge", default="minilm", show_default=True, metavar="NAME", help="Or none.")
+@click.option(
+    "--judge",
+    default="minilm",
+    show_default=True,
+    metavar="NAME",
+    help="Who says whether the text sounds like its emotion: a judge of "
+    "docs/strengths.md, or none.",
+)
 @click.option("--record", metavar="FILE", help="Write predictions to compare others with.")
 @click.option("--reference", metavar="FILE", help="Compare with predictions recorded elsewhere.")
 @click.option("--junit", metavar="FILE", help="Write the result as JUnit XML.")

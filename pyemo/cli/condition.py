@@ -32,7 +32,7 @@ def condition() -> None:
 @click.option(
     "--output", "-o", "target", required=True, metavar="FILE", help="The condition to write."
 )
-@click.option("--force", is_flag=True, help="Replace a vector of another make too.")
+@click.option("--force", is_flag=True, help="Replace a vector that another tool wrote, too.")
 @click.option(
     "--test",
     metavar="POSITIVE,NEGATIVE",
@@ -57,9 +57,10 @@ def fit(
 ) -> None:
     """Fit a condition that holds on prompts like those in POSITIVE, not on those in NEGATIVE.
 
-    Both are files of a prompt a line, at least 8 each, 40 are better. Each layer's direction is
-    the difference of their mean rows; every text is scored by a direction of other texts, and the
-    layer, threshold and side with the best F1 are kept. The file is a plain vector of one layer.
+    Both are text files with one prompt on each line: at least 8 each, 40 are better. Each layer's
+    direction is the difference of the two kinds' mean hidden states. Every text is scored by a
+    direction made of other texts, and the layer, threshold and side with the best F1 are kept. The
+    file is a plain vector of one layer.
 
     \b
     Example:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output", "-o", "target", required=True, metavar="FILE", help="The vector to write."
 )
-@click.option("--force", is_flag=True, help="Replace a vector of another make too.")
+@click.option("--force", is_flag=True, help="Replace a vector that another tool wrote, too.")
 @click.option(
     "--model",
     "-m",

@@ -99,15 +99,16 @@ class BackendOptions:
     metavar="PATH",
     help="A file that ends in .gguf for one emotion, or a folder for EMOTION.gguf of each.",
 )
-@click.option("--force", is_flag=True, help="Replace vectors of another make too.")
+@click.option("--force", is_flag=True, help="Replace vectors that another tool wrote, too.")
 @click.option(
     "--recipe",
     "-r",
     default="default",
     show_default=True,
     metavar="NAME_OR_FILE",
-    help="How: default finds what reads an emotion, trained learns what writes it (minutes each, "
-    "needs torch); paper-generation, paper-comprehension, anthropic, contrast, or a TOML file.",
+    help="How vectors are made. default compares texts about emotions, best for gauges. "
+    "trained learns from replies to write an emotion: minutes for each, needs torch. Others: "
+    "paper-generation, paper-comprehension, anthropic, contrast, or a TOML file.",
 )
 @click.option(
     "--emotions", "own", metavar="FILE", help="Your own emotions: a TOML file; docs/extraction.md."
@@ -115,20 +116,21 @@ class BackendOptions:
 @click.option(
     "--replies",
     metavar="FILE",
-    help="Any voice: learn it from 12 or more pairs of prompt and reply, JSONL or TOML; "
+    help="Make the vector of any voice instead, from 12 or more pairs of prompt and reply in it, "
+    "JSONL or TOML; "
     "docs/voices.md.",
 )
 @click.option(
     "--cache",
     "is_cache",
     is_flag=True,
-    help="Make cache vectors, learned from replies; with -r contrast of prompts; "
-    "docs/cache-steering.md.",
+    help="Make cache vectors instead, learned from replies, or with -r contrast from pairs of "
+    "prompts; docs/cache-steering.md.",
 )
 @click.option(
     "--language",
     type=click.Choice(LANGUAGES),
-    help="The direction of a language instead; docs/methods.md.",
+    help="Make the direction of a language instead; docs/methods.md.",
 )
 @model_option
 @click.option(
@@ -137,7 +139,8 @@ class BackendOptions:
     type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
-    help="What computes: the engine for GGUF files, transformers for Hugging Face models and GPUs.",
+    help="What runs the model: the engine for GGUF files, transformers for Hugging Face models and "
+    "GPUs.",
 )
 @click.option(
     "--device",
@@ -159,28 +162,36 @@ class BackendOptions:
     default=16,
     show_default=True,
     metavar="N",
-    help="Texts computed in one batch; fewer take less memory.",
+    help="Texts read in one batch; fewer take less memory.",
 )
 @threads_option
-@click.option("--seed", type=int, metavar="N", help="Of the stories.  [default: the recipe's]")
 @click.option(
-    "--stories", metavar="FOLDER", help="Where stories are kept.  [default: pyemo's cache]"
+    "--seed",
+    type=int,
+    metavar="N",
+    help="Seed of the stories or of the training.  [default: the recipe's]",
+)
+@click.option(
+    "--stories",
+    metavar="FOLDER",
+    help="Where the model's stories are kept.  [default: pyemo's cache]",
 )
 @click.option(
     "--fallback",
     is_flag=True,
-    help="Read the vignettes of an emotion that the model writes no usable stories of.",
+    help="Where the model writes no usable stories of an emotion, read pyemo's own short scenes "
+    "(vignettes) of it.",
 )
 @click.option(
     "--allow-no-chat-template",
     is_flag=True,
-    help="Let a model without one continue the recipe's instructions as plain text.",
+    help="Let a model that has no chat template continue the recipe's instructions as plain text.",
 )
 @click.option(
     "--calibrate",
     "is_calibrated",
     is_flag=True,
-    help="Find each vector's surgical strengths on the model too; as `pyemo calibrate` does.",
+    help="Then find each vector's strengths on the model, as `pyemo calibrate` does.",
 )
 @workers_options
 @json_option
@@ -211,9 +222,9 @@ def extract(
 ) -> None:
     """Make the control vectors of EMOTIONs on a model, and say how well they tell emotions apart.
 
-    Stories that the model writes are kept: a run that was stopped, or another recipe, goes on from
-    them. Where a recipe takes an emotion relative to the mean over emotions, the texts of all of
-    them are read, whichever were asked for.
+    Most recipes read texts about emotions; some let the model write them, as stories. Stories are
+    kept: a run that was stopped, or another recipe, goes on from them. Where a recipe compares an
+    emotion with the mean over all of them, the texts of all 20 are read, whichever were asked for.
 
     \b
     Example:

@@ -28,7 +28,7 @@ def grammar_options(command: Command) -> Callable[..., Any]:
     @click.option(
         "--grammar",
         metavar="FILE",
-        help="Answer what this grammar allows, in GBNF as llama.cpp has it.",
+        help="Answer only what this grammar allows: a file in GBNF, as llama.cpp has it.",
     )
     @functools.wraps(command)
     def gathered(

@@ -71,9 +71,9 @@ def inspect(
     a model of 135M.
 
     With --facts, the model chooses between answers to twenty plain facts and to twenty claims,
-    false and then true: unsteered, at the recommended strength, and under random directions as
-    long. Shown are how many true answers it prefers, how many claims it agrees with, and by how
-    much that changes beyond what random directions change.
+    false and then true: unsteered, at the recommended strength, and under random directions of
+    the same length. Shown are how many true answers it prefers, how many claims it agrees with, and
+    by how much that changes beyond what random directions change.
 
     A folder is judged as a set: how far its directions point apart at each layer, and, where its
     model is at hand, how well they tell held-out texts apart and how much they depend on the texts

@@ -325,8 +325,8 @@ def mood_options(command: Command) -> Callable[..., Any]:
                 "--strength",
                 type=StrengthType(),
                 metavar="X|auto",
-                help="For vectors without one of their own; 0.02 is 2% of the residual norm; auto "
-                "finds one in seconds (run only).  "
+                help="Strength of vectors that are named without one; 0.02 is 2% of the residual "
+                "norm. auto, in `pyemo run` alone, finds one in seconds.  "
                 "[default: as calibrated for the model file, else as trained, else 0.02]",
             ),
             click.option(
@@ -420,15 +420,16 @@ def sampler_options(command: Command) -> Callable[..., Any]:
             click.option(
                 "--stay-in-script",
                 is_flag=True,
-                help="Draw no letter of a script that the prompt has none of.",
+                help="Draw no letter of a script (Latin, Cyrillic, CJK ...) that the prompt has "
+                "none of; emoji, digits and punctuation may come.",
             ),
             click.option(
                 "--script",
                 "scripts",
                 multiple=True,
                 metavar="NAME",
-                help="A script that may come all the same: cyrillic, cjk. May be given several "
-                "times.",
+                help="With --stay-in-script: a script that may come all the same, such as cyrillic "
+                "or cjk. May be given several times.",
             ),
         ],
     )

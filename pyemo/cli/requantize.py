@@ -22,16 +22,24 @@ _N_NEUTRAL = 16  # texts; with one of each emotion some 2,000 tokens
 @click.argument("model")
 @click.argument("format")
 @click.option(
-    "--output", "-o", "target", metavar="FILE", help="Where to.  [default: pyemo's cache]"
+    "--output",
+    "-o",
+    "target",
+    metavar="FILE",
+    help="The file to write.  [default: in pyemo's cache]",
 )
-@click.option("--again", is_flag=True, help="Make it although it is there.")
+@click.option("--again", is_flag=True, help="Make it even if it is there already.")
 @click.option(
     "--cvec",
     "vector",
     metavar="VECTOR",
     help="Compare what this vector does in both files as well.",
 )
-@click.option("--cost/--no-cost", default=True, help="Measure what the format costs.")
+@click.option(
+    "--cost/--no-cost",
+    default=True,
+    help="Measure what the format costs in quality.  [default: cost]",
+)
 @threads_option
 @json_option
 @debug_option

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output", "-o", "target", required=True, metavar="FILE", help="The vector to write."
 )
-@click.option("--force", is_flag=True, help="Replace a vector of another make too.")
+@click.option("--force", is_flag=True, help="Replace a vector that another tool wrote, too.")
 @click.option(
     "--layer-shift",
     type=int,
@@ -44,23 +44,23 @@ if TYPE_CHECKING:
 @click.option(
     "--check-sign",
     metavar="POLES",
-    help="Read texts of both poles and say which layers point the wrong way: an emotion's name, or "
-    "two files of a text a line, as in happy.txt,sad.txt.",
+    help="Read texts of both poles and say which layers point the wrong way. POLES is an emotion's "
+    "name, or two files with one text on each line: happy.txt,sad.txt.",
 )
 @click.option("--fix-sign", is_flag=True, help="With --check-sign: turn round the layers that do.")
 @click.option(
     "--own-texts",
     metavar="TEXTS",
-    help="Note how far these texts point along the vector, which the operators raise and cap need: "
-    "an emotion's name, or a file of a text a line. A vector in residual units is otherwise left "
-    "as it is.",
+    help="Read these texts, and note in the file how far they point along the vector; the "
+    "operators raise and cap need it. TEXTS is an emotion's name, or a file with one text on each "
+    "line. The directions of a vector that is in residual units already stay as they are.",
 )
 @click.option(
     "--components",
     type=click.IntRange(min=1),
     metavar="K",
-    help="With --own-texts: note where real rows lie too, in K principal components of each layer, "
-    "which the operator add_within needs.",
+    help="With --own-texts: note too where the model's hidden states lie, in K principal "
+    "components of each layer; the operator add_within needs it.",
 )
 @click.option(
     "--without",
@@ -99,10 +99,11 @@ def rescale(
     """Turn the raw vector FILE into residual units, so that 0.02 is 2% of the residual norm.
 
     Files of other tools do not say how long a direction is beside what it is added to. This reads
-    neutral texts with the model, gives all directions one factor, by which 0.02 is 2% of the median
-    residual norm on average over the layers, and notes the neutral projections that gauges need.
-    The proportions of their lengths are part of many methods and stay; --per-layer makes each as
-    long as the residual of its own layer. The model is noted as the one the vector was made on.
+    neutral texts with the model and multiplies all directions by one factor, so that 0.02 is 2% of
+    the median residual norm, on average over the layers. It also notes the neutral projections that
+    gauges need, and the model as the one the vector was made on. How the directions' lengths differ
+    is part of many methods and stays; --per-layer makes each as long as the residual of its own
+    layer.
 
     llama.cpp's PCA leaves each layer's sign to chance. --check-sign reads ten texts of each pole
     and compares their hidden states along each direction.

@@ -32,8 +32,8 @@ from pyemo.moods.options import MoodOptions
     "cache",
     multiple=True,
     metavar="FILE[=STRENGTH]",
-    help="Add a cache vector to the prompt's cells; docs/cache-steering.md. May be given several "
-    "times.",
+    help="Add a cache vector to the prompt's cells in the KV cache; docs/cache-steering.md. May be "
+    "given several times.",
 )
 @click.option("--compare", is_flag=True, help="Show the unsteered reply beside the steered one.")
 @click.option(
@@ -41,7 +41,8 @@ from pyemo.moods.options import MoodOptions
     "gauges",
     multiple=True,
     metavar="VECTOR",
-    help="Read this direction at every token: NAME_OR_FILE[@LAYER]. May be given several times.",
+    help="Show at every token how far it points along this vector: NAME_OR_FILE[@LAYER]. May be "
+    "given several times.",
 )
 @click.option("--system", metavar="TEXT", help="A system message in front.")
 @system_line_option
@@ -53,7 +54,7 @@ from pyemo.moods.options import MoodOptions
     default=128,
     show_default=True,
     metavar="N",
-    help="Stop after N.",
+    help="Stop the reply after N tokens.",
 )
 @stop_option
 @repetition_option

@@ -34,13 +34,17 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="KEY",
     envvar="PYEMO_API_KEY",
-    help="Ask each request for this key, or another one given; also from PYEMO_API_KEY.",
+    help="Refuse requests without this key. May be given several times; also read from "
+    "PYEMO_API_KEY.",
 )
 @click.option(
-    "--no-auth", is_flag=True, default=None, help="Let everybody in who reaches the address."
+    "--no-auth",
+    is_flag=True,
+    default=None,
+    help="Need no key on an address that other machines reach.",
 )
 @click.option(
-    "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin ask; * lets all."
+    "--cors", multiple=True, metavar="ORIGIN", help="Let web pages of this origin ask; * lets all."
 )
 @click.option("--n-seq-max", type=int, metavar="N", help="Replies at a time.  [default: 8]")
 @click.option(
@@ -50,10 +54,10 @@ if TYPE_CHECKING:
     "--row-budget",
     type=int,
     metavar="N",
-    help="Tokens of one decode: running replies, then prompts. Without it the clock decides, so "
-    "that running replies wait no more than about 3.5 times as long beside a prompt.",
+    help="Most tokens of one decode, first of running replies, then of prompts.  [default: by the "
+    "clock: beside prompts a decode takes at most about 3.5 times as long]",
 )
-@click.option("--max-queue", type=int, metavar="N", help="Requests that wait.  [default: 64]")
+@click.option("--max-queue", type=int, metavar="N", help="Most requests that wait.  [default: 64]")
 @click.option(
     "--no-prompt-cache",
     "prompt_cache",
@@ -61,13 +65,15 @@ if TYPE_CHECKING:
     default=None,
     help="Read every prompt from its beginning.",
 )
-@click.option("--threads", type=ThreadsType(), metavar="N|auto|live", help="Threads of a decode.")
+@click.option("--threads", type=ThreadsType(), metavar="N|auto|live", help="Threads that compute.")
 @click.option(
     "--kv-type",
     type=click.Choice(list(KV_TYPES)),
     help=f"Number type of the KV cache.  [default: {DEFAULT_KV_TYPE}]",
 )
-@click.option("--vectors", metavar="FOLDER", help="Offer this folder's vectors too, by their stem.")
+@click.option(
+    "--vectors", metavar="FOLDER", help="Offer this folder's vectors too, by their file names."
+)
 @click.option(
     "--allow-other-weights",
     is_flag=True,
@@ -85,16 +91,21 @@ if TYPE_CHECKING:
     default=None,
     help="End a reply that goes in circles, unless a request says no.  [default: repetition-stop]",
 )
-@click.option("--max-body", type=int, metavar="BYTES", help="Of a request.  [default: 4194304]")
+@click.option("--max-body", type=int, metavar="BYTES", help="Largest request.  [default: 4194304]")
 @click.option(
-    "--read-timeout", type=float, metavar="S", help="Wait so long for a request.  [default: 20]"
+    "--read-timeout",
+    type=float,
+    metavar="S",
+    help="Most seconds until a request is read.  [default: 20]",
 )
-@click.option("--time-limit", type=float, metavar="S", help="Of one reply.  [default: 600]")
+@click.option(
+    "--time-limit", type=float, metavar="S", help="Most seconds of one reply.  [default: 600]"
+)
 @click.option(
     "--drain",
     type=float,
     metavar="S",
-    help="For running replies at the end.  [default: 10]",
+    help="Seconds that running replies have at the end.  [default: 10]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be served, and the memory it takes.")
 @json_option

@@ -39,19 +39,47 @@ if TYPE_CHECKING:
     "--prompts", type=click.Path(), metavar="FILE", help="Your own prompts to check on, one a line."
 )
 @click.option(
-    "--stories", type=int, default=5, show_default=True, metavar="N", help="Stories a class."
+    "--stories",
+    type=int,
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Stories of each emotion, and neutral ones.",
 )
-@click.option("--strengths", metavar="X,Y,...", help="Of the regime map.  [default: 0.005 to 0.08]")
 @click.option(
-    "--max-tokens", "-n", type=int, default=48, show_default=True, metavar="N", help="Of a reply."
+    "--strengths", metavar="X,Y,...", help="Strengths of the regime map.  [default: 0.005 to 0.08]"
+)
+@click.option(
+    "--max-tokens",
+    "-n",
+    type=int,
+    default=48,
+    show_default=True,
+    metavar="N",
+    help="Stop a reply after N tokens.",
 )
 @click.option("--judge", metavar="MODEL", help="A model that judges the others' texts too.")
-@click.option("--threads", type=int, default=1, show_default=True, metavar="N", help="Of a decode.")
 @click.option(
-    "--workers", type=int, metavar="N", help="Processes here.  [default: cores over threads]"
+    "--threads",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads of each process.",
+)
+@click.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Processes on this machine.  [default: its cores / threads]",
 )
 @scheduler_option
-@click.option("--store", type=click.Path(), metavar="DIR", help="Results.  [default: the cache]")
+@click.option(
+    "--store",
+    type=click.Path(),
+    metavar="DIR",
+    help="Where results are kept.  [default: pyemo's cache]",
+)
 @json_option
 @debug_option
 def study(

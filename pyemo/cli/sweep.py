@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     default=48,
     show_default=True,
     metavar="N",
-    help="Tokens of a text.",
+    help="Most tokens of a text.",
 )
 @click.option(
     "--temperature",
@@ -76,7 +76,12 @@ if TYPE_CHECKING:
     help="0 takes the most likely token always; else the default sampler at this temperature.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Of the texts' draws."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of the texts, with a temperature above 0.",
 )
 @judge_option(takes_none=True)
 @click.option(

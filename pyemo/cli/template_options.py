@@ -63,7 +63,8 @@ def template_options(command: Command) -> Callable[..., Any]:
         type=_Argument(),
         multiple=True,
         metavar="NAME=VALUE",
-        help="A variable of the chat template, its VALUE JSON or a text. Several times.",
+        help="Set a variable of the chat template; VALUE is JSON or a text. May be given "
+        "several times.",
     )
     @functools.wraps(command)
     def gathered(

@@ -22,7 +22,7 @@ def prompts_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--prompts",
         metavar="FILE",
-        help="Prompts, one a line.  [default: pyemo's own 8 for selection]",
+        help="Prompts, one a line.  [default: 8 of pyemo's own]",
     )(command)
 
 
