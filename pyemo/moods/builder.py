@@ -247,6 +247,12 @@ class MoodBuilder:
         why = "there is no calibration for this model file"
         if _recommends(model, vector):
             why = "the one it recommends is for all layers, prompt and reply"
+        elif operator == "add":
+            why = (
+                "no strength is known to work on this model file, so the text may not move, or may "
+                f"break: see what others do with pyemo sweep -m {model.name} --cvec {spec.source}, "
+                "or let pyemo run --strength auto find one"
+            )
         return default, "default", f"{vector.name}: strength {default:g}, the default; {why}"
 
 

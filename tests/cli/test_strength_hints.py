@@ -156,6 +156,14 @@ def test_the_strength_of_training_is_for_all_layers(model: Path, trained: Path) 
     assert "strength 0.02, the default; the one it recommends is for all layers" in said
 
 
+def test_a_vector_without_a_known_strength_says_what_to_do(model: Path, vectors: Path) -> None:
+    warm = vectors / "warm.gguf"
+    (said,) = [line for line in notes(model, str(warm)) if "strength" in line]
+    assert "strength 0.02, the default; no strength is known to work on this model file" in said
+    assert f"pyemo sweep -m {model.stem} --cvec {warm}" in said
+    assert "--strength auto" in said
+
+
 def test_inspect_says_the_strength_of_training(trained: Path) -> None:
     shown = pyemo("inspect", trained).stdout
     assert "strength     0.25, which its training recommends" in shown
