@@ -1,6 +1,21 @@
-"""``python -m pyemo``: the same as the command ``pyemo``."""
+"""``pyemo`` and ``python -m pyemo``: the command, from its first moment on.
 
-from pyemo.cli import main
+Owns what Ctrl-C does while the command is imported; from then on it is ``pyemo.cli``'s.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command."""
+    try:
+        from pyemo.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(130)  # pyemo.cli's EXIT_INTERRUPTED
+    command(prog_name="pyemo")
+
 
 if __name__ == "__main__":
-    main(prog_name="pyemo")
+    main()

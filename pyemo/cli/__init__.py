@@ -84,7 +84,7 @@ def _failures() -> Iterator[None]:
         output.say_error(error)
         raise click.exceptions.Exit(EXIT_ERROR) from None
     except KeyboardInterrupt:
-        output.message("")  # after the terminal's ^C
+        output.message("\nStopped.")  # below the terminal's ^C
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
         stdio.silence(sys.stdout)

@@ -314,7 +314,7 @@ def extract(
             )
         except KeyboardInterrupt:
             if chosen.source == "stories":
-                output.note("Stopped. Finished stories are kept; the same command goes on.")
+                output.note("Finished stories are kept; the same command goes on.")
             raise
         for name, path in paths.items():
             vectors.vectors[name].save(path, force=force)
