@@ -69,17 +69,19 @@ void register_engine(py::module_ & m) {
         .def(py::init([](float temperature, int top_k, float top_p, float min_p, float repeat_penalty, int repeat_last_n, uint64_t seed,
                          float dry_multiplier, float dry_base, int dry_allowed_length, int dry_last_n,
                          float frequency_penalty, float presence_penalty, std::shared_ptr<const Scripts> scripts,
-                         std::vector<int> more_scripts, std::shared_ptr<const Grammar> grammar) {
+                         std::vector<int> more_scripts, std::shared_ptr<const Grammar> grammar,
+                         std::vector<std::pair<llama_token, float>> logit_bias) {
                  return SamplerParams{temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed,
                                       dry_multiplier, dry_base, dry_allowed_length, dry_last_n,
                                       frequency_penalty, presence_penalty, std::move(scripts), std::move(more_scripts),
-                                      std::move(grammar)};
+                                      std::move(grammar), std::move(logit_bias)};
              }),
              py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
              py::arg("repeat_penalty"), py::arg("repeat_last_n"), py::arg("seed"),
              py::arg("dry_multiplier"), py::arg("dry_base"), py::arg("dry_allowed_length"), py::arg("dry_last_n"),
              py::arg("frequency_penalty"), py::arg("presence_penalty"), py::arg("scripts") = nullptr,
-             py::arg("more_scripts") = std::vector<int>(), py::arg("grammar") = nullptr);
+             py::arg("more_scripts") = std::vector<int>(), py::arg("grammar") = nullptr,
+             py::arg("logit_bias") = std::vector<std::pair<llama_token, float>>());
 
     py::class_<StepResult>(m, "StepResult")
         .def_readonly("token", &StepResult::token)

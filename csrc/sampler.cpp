@@ -6,6 +6,7 @@
 #include <functional>
 #include <numeric>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "errors.h"
 
@@ -123,9 +124,24 @@ std::unordered_map<llama_token, float> dry_penalties(const SamplerParams & param
     return out;
 }
 
+void require_bias(const std::vector<std::pair<llama_token, float>> & logit_bias, int n_vocab) {
+    std::unordered_set<llama_token> never;
+    for (const auto & [token, bias] : logit_bias) {
+        if (token < 0 || token >= n_vocab) {
+            throw Error(ErrorKind::input, "logit_bias has the token " + std::to_string(token) + "; this model's are 0 to " +
+                        std::to_string(n_vocab - 1));
+        }
+        if (bias == -INFINITY) never.insert(token);
+    }
+    if (int(never.size()) == n_vocab) {
+        throw Error(ErrorKind::input, "logit_bias leaves no token that may come");
+    }
+}
+
 }  // namespace
 
 Sampler::Sampler(const SamplerParams & params, int n_vocab) : params_(params), n_vocab_(n_vocab) {
+    require_bias(params_.logit_bias, n_vocab_);
     if (params_.temperature > 0.0f) {
         chain_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
         if (params_.top_k > 0) llama_sampler_chain_add(chain_.get(), llama_sampler_init_top_k(params_.top_k));
@@ -138,7 +154,7 @@ Sampler::Sampler(const SamplerParams & params, int n_vocab) : params_(params), n
 // A token that leaves the text's scripts is drawn again, by another random number, from those that do not: the
 // distribution is that of a mask, and a text is bit for bit that without one up to the first token that it would lose.
 llama_token Sampler::sample(const float * logits, const std::vector<llama_token> & tokens) {
-    const llama_token first = draw(logits, tokens, params_.seed);
+    const llama_token first = draw(biased(logits), tokens, params_.seed);
     if (!params_.scripts) {
         return first;
     }
@@ -148,11 +164,35 @@ llama_token Sampler::sample(const float * logits, const std::vector<llama_token>
     if (scripts.fits(open, first, known)) {
         return first;
     }
-    masked_.assign(logits, logits + n_vocab_);
+    std::vector<bool> kept(n_vocab_);
     for (llama_token token = 0; token < n_vocab_; ++token) {
-        if (!scripts.fits(open, token, known)) masked_[token] = -INFINITY;
+        kept[token] = scripts.fits(open, token, known);
     }
-    return draw(masked_.data(), tokens, ~params_.seed);
+    return draw(masked(kept, logits), tokens, ~params_.seed);
+}
+
+const float * Sampler::biased(const float * logits) {
+    if (params_.logit_bias.empty()) {
+        return logits;
+    }
+    biased_.assign(logits, logits + n_vocab_);
+    for (const auto & [token, bias] : params_.logit_bias) {
+        biased_[token] += bias;
+    }
+    return biased_.data();
+}
+
+const float * Sampler::masked(const std::vector<bool> & kept, const float * logits) {
+    masked_.assign(n_vocab_, -INFINITY);
+    for (const float * values : {biased(logits), logits}) {
+        bool any = false;
+        for (llama_token token = 0; token < n_vocab_; ++token) {
+            if (kept[token]) masked_[token] = values[token];
+            any = any || masked_[token] > -INFINITY;
+        }
+        if (any) break;
+    }
+    return masked_.data();
 }
 
 llama_token Sampler::draw(const float * logits, const std::vector<llama_token> & tokens, uint64_t seed) {
@@ -175,11 +215,7 @@ llama_token Sampler::sample_among(const std::vector<bool> & allowed, const float
         }
         if (!any) chosen = allowed;  // the grammar itself leaves the scripts
     }
-    masked_.assign(logits, logits + n_vocab_);
-    for (llama_token token = 0; token < n_vocab_; ++token) {
-        if (!chosen[token]) masked_[token] = -INFINITY;
-    }
-    return draw(masked_.data(), tokens, params_.seed ^ 0x9E3779B97F4A7C15ull);
+    return draw(masked(chosen, logits), tokens, params_.seed ^ 0x9E3779B97F4A7C15ull);
 }
 
 // Whether it matters how often a token came.

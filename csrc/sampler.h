@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "grammar.h"
@@ -30,6 +31,7 @@ struct SamplerParams {
     std::shared_ptr<const Scripts> scripts;  // set: letters of scripts that the tokens so far have none of are not drawn,
     std::vector<int> more_scripts;           // but for these
     std::shared_ptr<const Grammar> grammar = nullptr;  // what a reply may be; nullptr: anything
+    std::vector<std::pair<llama_token, float>> logit_bias;  // added to logits before all else; -infinity: never
 };
 
 // What the unmodified logits say of a token and of the distribution it came from.
@@ -40,6 +42,7 @@ struct LogitStats {
 
 class Sampler {
 public:
+    // Throws input: a bias of a token outside the vocabulary, or one that leaves none.
     Sampler(const SamplerParams & params, int n_vocab);
 
     // logits: (n_vocab,) float32. tokens: all tokens of the sequence so far. The same arguments give
@@ -50,6 +53,10 @@ public:
 
 private:
     bool counts() const;
+    // The logits with the bias on them.
+    const float * biased(const float * logits);
+    // The same of the tokens that are kept, the others at -infinity; without the bias where that leaves none of them.
+    const float * masked(const std::vector<bool> & kept, const float * logits);
     llama_token draw(const float * logits, const std::vector<llama_token> & tokens, uint64_t seed);
     llama_token sample_chain(const float * logits, const std::vector<llama_token> & tokens, uint64_t seed);
     // Fills candidates_ with logits among which the k largest are, in the vocabulary's order.
@@ -62,7 +69,7 @@ private:
     int n_vocab_;
     std::unique_ptr<llama_sampler, Deleter> chain_;
     std::vector<llama_token_data> candidates_;
-    std::vector<float> maxima_, ordered_, masked_;
+    std::vector<float> maxima_, ordered_, biased_, masked_;
 };
 
 int argmax(const float * logits, int n_vocab);

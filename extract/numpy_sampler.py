@@ -30,20 +30,24 @@ def uniform(seed: int, position: int) -> float:
 
 
 def penalized(logits: Array, tokens: Sequence[int], sampler: SamplerParams) -> Array:
-    """Return the logits after DRY and the penalties for repeating (Keskar 2019, arXiv 1909.05858;
-    OpenAI's by frequency and presence).
+    """Return the logits after the bias, DRY and the penalties for repeating (Keskar 2019, arXiv
+    1909.05858; OpenAI's by frequency and presence).
 
     Args:
         logits: float32 (n_vocab,).
         tokens: all tokens of the text so far.
     Returns:
-        the array itself where nothing is penalized, else a copy.
+        the array itself where nothing changes it, else a copy.
     """
     recent = tokens[max(0, len(tokens) - sampler.repeat_last_n) :]
     out = logits
+    if sampler.logit_bias:
+        out = out.copy()
+        for token, bias in sampler.logit_bias:
+            out[token] += np.float32(bias)
     by_count = np.float32(sampler.frequency_penalty), np.float32(sampler.presence_penalty)
     if (sampler.repeat_penalty != 1.0 or any(by_count)) and recent:
-        out = logits.copy()
+        out = out.copy()
         ids, counts = np.unique(np.asarray(recent), return_counts=True)
         penalty = np.float32(sampler.repeat_penalty)
         out[ids] = np.where(out[ids] <= 0, out[ids] * penalty, out[ids] / penalty)

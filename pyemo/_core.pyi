@@ -112,6 +112,7 @@ class SamplerParams:
         scripts: Scripts | None = None,
         more_scripts: Sequence[int] = (),
         grammar: Grammar | None = None,
+        logit_bias: Sequence[tuple[int, float]] = (),
     ) -> None: ...
 
 class Scripts:

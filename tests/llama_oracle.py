@@ -191,6 +191,21 @@ class LlamaOracle:
             raise RuntimeError(f"llama_set_adapter_cvec returned {status}")
 
 
+def biased_logits(logits: Array, biases: Sequence[tuple[int, float]]) -> Array:
+    """Return the logits after llama.cpp's own sampler of biases, float32 (n_vocab,)."""
+    data = (llama_cpp.llama_token_data * len(logits))()
+    for i, logit in enumerate(logits):
+        data[i].id, data[i].logit = i, float(logit)
+    array = llama_cpp.llama_token_data_array(data, len(logits), -1, False)
+    given = (llama_cpp.llama_logit_bias * len(biases))(*biases)
+    sampler = llama_cpp.llama_sampler_init_logit_bias(len(logits), len(biases), given)
+    try:
+        llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+    finally:
+        llama_cpp.llama_sampler_free(sampler)
+    return np.array([data[i].logit for i in range(len(logits))], dtype=np.float32)
+
+
 def penalized_logits(
     logits: Array,
     tokens: Sequence[int],

@@ -20,7 +20,6 @@ _CALL: dict[str, tuple[Any, ...]] = {
     "mirostat_mode": (0,),
     "stopping_criteria": ([],),
     "logits_processor": ([],),
-    "logit_bias": ({},),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "tools": ([],),
@@ -148,3 +147,18 @@ def grammar_of(grammar: object, response_format: object) -> Grammar | None:
     if not isinstance(text, str):
         raise InputError(f"grammar = {grammar!r}; pass GBNF as a text, a Grammar or a LlamaGrammar")
     return Grammar(text)
+
+
+def bias_of(given: Mapping[Any, Any] | None) -> tuple[tuple[int, float], ...]:
+    """Return a call's ``logit_bias`` as the sampler has it; ids may be texts, as in JSON.
+
+    Raises:
+        InputError: anything but a dict of ids and numbers.
+    """
+    try:
+        return tuple((int(token), float(bias)) for token, bias in (given or {}).items())
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(
+            f"logit_bias = {str(given)[:60]}; it must be a dict of token ids and numbers: "
+            "{5: -100.0}"
+        ) from None

@@ -12,13 +12,13 @@ import os
 import random
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
 from pyemo.compat.answers import Answer, Completion, as_chat, as_chat_chunks
-from pyemo.compat.asked import cache_type, check_call, check_opening, grammar_of, stop_list
+from pyemo.compat.asked import bias_of, cache_type, check_call, check_opening, grammar_of, stop_list
 from pyemo.compat.moods import Written, mood_of
 from pyemo.engine.engine import Engine
 from pyemo.engine.messages import Message
@@ -56,7 +56,7 @@ class Llama:
     ```
 
     The dicts have llama-cpp-python's keys; log-probabilities need no ``logits_all``. An argument
-    that asks for what is not built (tools, ``logit_bias``) is a ``NotBuiltError``. Calls
+    that asks for what is not built (tools, LoRA) is a ``NotBuiltError``. Calls
     may come from any threads. A prompt that begins as an earlier one goes on from there.
 
     Args:
@@ -217,6 +217,7 @@ class Llama:
         model: str | None = None,
         grammar: object = None,
         response_format: object = None,
+        logit_bias: Mapping[int, float] | None = None,
         steering: Written = None,
         **others: Any,
     ) -> Answers:
@@ -234,6 +235,7 @@ class Llama:
             model: its name in the answer.
             grammar, response_format: what the reply may be: GBNF, or JSON that fits a schema; see
                 :func:`pyemo.compat.asked.grammar_of`.
+            logit_bias: token id -> what is added to its logit, -100 to 100, or -inf for never.
             steering: the mood; see :attr:`steering`. None for the instance's, empty for none.
             others: llama-cpp-python's other arguments, which are accepted where they ask for
                 nothing.
@@ -262,6 +264,7 @@ class Llama:
                 frequency_penalty=frequency_penalty,
                 presence_penalty=presence_penalty,
                 grammar=grammar_of(grammar, response_format),
+                logit_bias=bias_of(logit_bias),
             ),
             uses_cache=seed is None,
             max_tokens=max_tokens,
@@ -296,6 +299,7 @@ class Llama:
         top_logprobs: int | None = None,
         grammar: object = None,
         response_format: object = None,
+        logit_bias: Mapping[int, float] | None = None,
         steering: Written = None,
         **others: Any,
     ) -> Answers:
@@ -329,6 +333,7 @@ class Llama:
             logprobs=(top_logprobs or 0) if logprobs else None,
             grammar=grammar,
             response_format=response_format,
+            logit_bias=logit_bias,
             steering=steering,
         )
         return as_chat(answer) if isinstance(answer, dict) else as_chat_chunks(answer)

@@ -605,4 +605,5 @@ def _native_sampler(sampler: SamplerParams, model: Model) -> _core.SamplerParams
         scripts=model.scripts if sampler.stay_in_script else None,
         more_scripts=script_numbers(sampler.scripts),
         grammar=None if sampler.grammar is None else sampler.grammar.native,
+        logit_bias=sampler.logit_bias,
     )

@@ -6,6 +6,7 @@ The drawing itself is native (csrc/sampler.cpp).
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ MIN_TEMPERATURE = 0.001
 class SamplerParams:
     """The sampler of one sequence; llama.cpp's defaults and order, penalties off.
 
-    First the penalties, then top-k, top-p, min-p and the temperature.
+    First the bias, then the penalties, top-k, top-p, min-p and the temperature.
 
     ```
     SamplerParams()                  # temperature 0.8, top-k 40, top-p 0.95, min-p 0.05
@@ -61,6 +62,9 @@ class SamplerParams:
             ``stay_in_script``. A prompt "say it in Russian" needs ("cyrillic",).
         grammar: what an answer may be (:class:`pyemo.Grammar`); None for anything. A token that it
             does not allow is drawn again among those that it does, with another random number.
+        logit_bias: (token, bias) pairs; the bias, -100 to 100, or -inf for never, is added to the
+            token's logit before all else. What ``grammar`` or ``stay_in_script`` ask for comes all
+            the same where nothing else is left. Of a token that is named twice both count.
     """
 
     temperature: float = 0.8
@@ -79,6 +83,7 @@ class SamplerParams:
     stay_in_script: bool = False
     scripts: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         warm = self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= 100
@@ -105,6 +110,7 @@ class SamplerParams:
                 raise InputError(f"{name} = {getattr(self, name)!r} is not a whole number")
         self._check_scripts()
         self._check_grammar()
+        self._check_bias()
 
     def _check_scripts(self) -> None:
         if not isinstance(self.stay_in_script, bool):
@@ -126,6 +132,21 @@ class SamplerParams:
             raise InputError(
                 f"grammar = {self.grammar!r}; it must be a Grammar: Grammar('root ::= ...')"
             )
+
+    def _check_bias(self) -> None:
+        try:
+            pairs = [(operator.index(token), float(1.0 * bias)) for token, bias in self.logit_bias]
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"logit_bias = {str(self.logit_bias)[:60]}; write pairs of a token's id and a "
+                "number: ((5, -100.0),)"
+            ) from None
+        for token, bias in pairs:
+            if not 0 <= token < 2**31:
+                raise InputError(f"logit_bias has the token {token}, which no vocabulary has")
+            if bias != -math.inf:
+                _require("logit_bias", bias, -100 <= bias <= 100, "-100 to 100, or -inf for never")
+        object.__setattr__(self, "logit_bias", tuple(pairs))
 
 
 def _require(name: str, value: float, holds: bool, allowed: str) -> None:

@@ -19,6 +19,7 @@ from pyemo.engine.grammar import Grammar
 from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.scripts import script_numbers
 from pyemo.errors import InputError
+from pyemo.server import logit_bias
 from pyemo.server.refusals import Refusal, names_in
 from pyemo.server.steering_field import FIELDS, near_miss
 
@@ -60,6 +61,7 @@ class Body(BaseModel):
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | None = None
     ignore_eos: bool | None = None
+    logit_bias: dict[str, Any] | list[Any] | None = None
 
 
 class ChatBody(Body):
@@ -104,6 +106,7 @@ class Asked:
         n: choices.
         ignore_eos: whether the model's end token ends nothing.
         grammar_field: the field that says what the reply may be; None where it may be anything.
+        bias: of tokens, by id or by text; the sampler has none before a model is known.
     """
 
     body: Mapping[str, Any]
@@ -129,6 +132,7 @@ class Asked:
     n: int = 1
     ignore_eos: bool = False
     grammar_field: str | None = None
+    bias: tuple[logit_bias.Entry, ...] = ()
 
 
 def read_object(data: bytes) -> dict[str, Any]:
@@ -245,7 +249,6 @@ def _is_false(value: Any) -> bool:
 # field -> (whether a value means nothing, what the others would need)
 _NEUTRAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best_of": (_is_one, "one choice a request"),
-    "logit_bias": (_is_empty, "it is not built"),
     "tools": (_is_empty, "calls of tools are not built"),
     "functions": (_is_empty, "calls of functions are not built"),
     "tool_choice": (_is_no_tool, "calls of tools are not built"),
@@ -342,6 +345,7 @@ def _asked(
         n=1 if found.n is None else found.n,
         ignore_eos=bool(found.ignore_eos),
         grammar_field=grammar_field,
+        bias=logit_bias.entries(found.logit_bias),
     )
 
 

@@ -25,6 +25,7 @@ from pyemo.engine.tickets import MakeReply, Request, Ticket, plain_reply
 from pyemo.engine.tokens import Token
 from pyemo.errors import ClosedError, InputError, PyemoError
 from pyemo.guard import Guard, GuardedReply, GuardEvent
+from pyemo.server import logit_bias
 from pyemo.server.bodies import Asked
 from pyemo.server.config import Preset, ServerConfig
 from pyemo.server.moods import Applied, MoodDesk
@@ -165,7 +166,7 @@ class Service:
         stops_circles = asked.repetition_stop
         if stops_circles is None:
             stops_circles = self.config.repetition_stop
-        sampler = asked.sampler
+        sampler = replace(asked.sampler, logit_bias=logit_bias.by_id(asked.bias, self.model))
         if not asked.has_seed:
             sampler = replace(sampler, seed=secrets.randbelow(MOST_SEED))
         live = Live(

@@ -234,7 +234,6 @@ def test_value_that_asks_for_nothing_is_accepted(ours: Llama) -> None:
     ("name", "value"),
     [
         ("tools", [{"type": "function"}]),
-        ("logit_bias", {5: -100.0}),
         ("tool_choice", "required"),
         ("mirostat_mode", 2),
     ],
@@ -242,6 +241,34 @@ def test_value_that_asks_for_nothing_is_accepted(ours: Llama) -> None:
 def test_what_is_not_built_is_refused_by_name(ours: Llama, name: str, value: Any) -> None:
     with pytest.raises(NotBuiltError, match=name):
         ours.create_chat_completion(MESSAGES, **{name: value})
+
+
+BIASES = {
+    "one": {77: 100.0},
+    "many": {token: token % 7 - 3.0 for token in range(3, 303)},
+    "many never": {token: -100.0 for token in range(3, 303)},
+}
+
+
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+def test_reply_under_a_bias_is_theirs(
+    ours: Llama, theirs: llama_cpp.Llama, bias: dict[int, float]
+) -> None:
+    settings: dict[str, Any] = {**GREEDY, "logit_bias": bias}
+    other = theirs.create_completion("the happy story", **settings)
+    assert text(ours.create_completion("the happy story", **settings)) == text(other)
+
+
+def test_a_chat_takes_a_bias_too(ours: Llama) -> None:
+    (story,) = ours.tokenize(b" story", add_bos=False)
+    settings: dict[str, Any] = {**GREEDY, "max_tokens": 1, "logit_bias": {story: 100.0}}
+    assert text(ours.create_chat_completion(MESSAGES, **settings)).strip() == "story"
+
+
+@pytest.mark.parametrize("bias", [5, {"a": 1.0}, {5: "much"}, {5: 101.0}, {999_999: 1.0}])
+def test_bias_that_cannot_be_used_is_refused_by_name(ours: Llama, bias: Any) -> None:
+    with pytest.raises(InputError, match="logit_bias"):
+        ours("the", logit_bias=bias)
 
 
 @pytest.mark.parametrize("rules", ['root ::= "yes" | "no"', 'root ::= [a-z]+ " " [a-z]+ "."'])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from engines import Array, log_softmax, open_engine
-from llama_oracle import penalized_logits
+from llama_oracle import biased_logits, penalized_logits
 from scipy import stats
 
-from pyemo import Engine, Model, SamplerParams, Sequence
+from pyemo import Engine, Grammar, Model, SamplerParams, Sequence
 from pyemo.engine.sampling import STANDARD
 from pyemo.errors import InputError
 from pyemo.extract import numpy_sampler
@@ -390,6 +392,114 @@ def test_penalties_by_count_are_llama_cpps(engine: Engine) -> None:
         assert sequence.step().id == expected
     theirs = penalized_logits(logits, tokens, last_n=6, repeat=1.2, frequency=0.7, presence=1.1)
     assert np.allclose(theirs, numpy_sampler.penalized(logits, tokens, params), atol=1e-5)
+
+
+BIASES = {
+    "one": ((40, 2.5),),
+    "never": ((40, -math.inf), (41, -100.0)),
+    "both of one": ((30, 1.5), (52, -3.0), (30, 2.0)),
+    "many": tuple((token, token % 7 - 3.0) for token in range(300)),
+}
+every_bias = pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+
+
+@every_bias
+def test_biased_logits_are_llama_cpps(engine: Engine, bias: tuple[tuple[int, float], ...]) -> None:
+    with engine.sequence(TOKENS) as sequence:
+        logits = sequence.logits()
+    mine = numpy_sampler.penalized(logits, TOKENS, SamplerParams(logit_bias=bias))
+    np.testing.assert_array_equal(mine, biased_logits(logits, bias))
+
+
+@every_bias
+@pytest.mark.parametrize("name", ["greedy", "plain", "default", "all", "bonus_by_count"])
+def test_a_token_under_a_bias_is_the_one_that_numpy_draws(
+    engine: Engine, name: str, bias: tuple[tuple[int, float], ...]
+) -> None:
+    """The bias comes first: penalties and filters see logits that have it."""
+    params = replace(SAMPLERS.get(name, GREEDY), logit_bias=bias)
+    with engine.sequence(TOKENS, sampler=params) as sequence:
+        logits = sequence.logits()
+        likeliest = int(logits.argmax())
+        for biases in (bias, ((likeliest, -50.0), *bias)):
+            biased = biased_logits(logits, biases)
+            for seed in range(10):
+                sequence.sampler = replace(params, seed=seed, logit_bias=biases)
+                if params.temperature:
+                    expected = draw(biased, replace(params, seed=seed), TOKENS)
+                else:
+                    expected = int(biased.argmax())
+                assert sequence.step().id == expected
+                sequence.rollback(1)
+
+
+def test_a_bias_of_100_is_drawn_alone_and_its_log_probability_is_the_models(
+    engine: Engine,
+) -> None:
+    with engine.sequence(TOKENS, sampler=SamplerParams(logit_bias=((77, 100.0),))) as sequence:
+        expected = log_softmax(sequence.logits())[77]
+        token = sequence.step()
+        assert token.id == 77
+        assert token.logprob == pytest.approx(expected, abs=1e-4)
+
+
+def said(engine: Engine, params: SamplerParams) -> str:
+    return "".join(token.text for token in engine.generate("the happy story", sampler=params))
+
+
+def test_a_grammar_is_followed_where_the_bias_leaves_nothing_of_it(engine: Engine) -> None:
+    model = engine.model
+    begins = Grammar('root ::= "you" | "me"').allowed(model, []).nonzero()[0].tolist()
+    never = tuple((token, -math.inf) for token in begins)
+    params = SamplerParams(grammar=Grammar('root ::= "you" | "me"'), logit_bias=never)
+    assert said(engine, params) in ("you", "me")
+    without_y = tuple(pair for pair in never if model.native.piece(pair[0])[:1] == b"y")
+    for seed in range(20):
+        params = replace(params, logit_bias=without_y, seed=seed)
+        assert said(engine, params) == "me"
+
+
+def test_a_token_in_no_script_of_the_text_does_not_come_by_a_bias(real_engine: Engine) -> None:
+    """Letters of other scripts are masked behind the bias."""
+    model = real_engine.model
+    tokens = model.tokenize("Привет", add_special=False)
+    cyrillic = [one for one in tokens if len(model.native.piece(one)) > 1]  # whole letters
+    params = SamplerParams(
+        temperature=0, stay_in_script=True, logit_bias=tuple((one, 100.0) for one in cyrillic)
+    )
+    with real_engine.sequence(model.tokenize("A letter in English:"), sampler=params) as sequence:
+        assert sequence.step().id not in cyrillic
+        sequence.rollback(1)
+        sequence.sampler = replace(params, stay_in_script=False)
+        assert sequence.step().id in cyrillic
+
+
+def test_a_bias_is_a_value_of_pairs() -> None:
+    params = SamplerParams(logit_bias=[[5, 1], (np.int32(6), np.float32(-2))])  # type: ignore[arg-type,list-item]
+    assert params.logit_bias == ((5, 1.0), (6, -2.0))
+    assert params == SamplerParams(logit_bias=((5, 1.0), (6, -2.0)))
+    assert len({params, SamplerParams(logit_bias=((5, 1.0), (6, -2.0)))}) == 1
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [5, "5", {5: 1.0}, ((5,),), (("5", 1.0),), ((5, "1"),), ((5.0, 1.0),), ((5, 101.0),),
+     ((5, math.inf),), ((5, math.nan),), ((-1, 1.0),), ((2**31, 1.0),), ((5, 10**400),)],
+)  # fmt: skip
+def test_a_bias_that_is_none_is_refused_by_name(bias: Any) -> None:
+    with pytest.raises(InputError, match="logit_bias"):
+        SamplerParams(logit_bias=bias)
+
+
+@pytest.mark.parametrize("bias", ["beyond", "nothing left"])
+def test_a_bias_that_does_not_fit_the_model_is_refused_by_name(engine: Engine, bias: str) -> None:
+    n_vocab = engine.model.n_vocab
+    biases = {
+        "beyond": ((n_vocab, 1.0),),
+        "nothing left": tuple((token, -math.inf) for token in range(n_vocab)),
+    }
+    with pytest.raises(InputError, match="logit_bias"):
+        engine.sequence(TOKENS, sampler=SamplerParams(logit_bias=biases[bias]))
 
 
 @pytest.mark.parametrize(
