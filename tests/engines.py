@@ -34,6 +34,11 @@ needs_torch = pytest.mark.skipif(
 )
 
 
+needs_plots = pytest.mark.skipif(
+    find_spec("matplotlib") is None, reason="pictures need pyemo's extra `plot`"
+)
+
+
 def not_under_address_sanitizer(reason: str) -> pytest.MarkDecorator:
     """Return the mark of tests that run without that sanitizer only."""
     return pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason=reason)

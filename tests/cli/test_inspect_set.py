@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from commands import pyemo
+from engines import needs_plots
 
 from pyemo.emotions import EMOTIONS
 
@@ -50,6 +51,7 @@ def test_where_the_model_is_not_known_by_name_it_says_so(folder: Path) -> None:
     assert "give it with --model" in result.stderr
 
 
+@needs_plots
 def test_pictures_are_written_as_png(folder: Path, tmp_path: Path) -> None:
     result = pyemo("inspect", folder, "--files-only", "--plot", tmp_path / "new", "--json")
     assert result.exit_code == 0, result.stderr
@@ -67,6 +69,7 @@ def test_without_matplotlib_the_extra_is_named(
     assert "pip install 'pyemo[plot]'" in result.stderr
 
 
+@needs_plots
 def test_pictures_that_cannot_be_written_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = pyemo("inspect", folder, "--plot", tmp_path / "file" / "pictures")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import pyemo
+from engines import needs_plots
 
 from pyemo.check import run as check_run
 from pyemo.engine.engine import Engine
@@ -25,7 +26,6 @@ ARGUMENTS: dict[str, Callable[[Path, Path], list[object]]] = {
         "sweep", "-c", vectors / "warm.gguf", "--judge", "none", "--plot", it
     ],
 }  # fmt: skip
-NEEDS_PLOTS = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra `plot`")
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_an_output_replaces_only_its_own_kind(
     assert (os.stat(path).st_ino, os.stat(path).st_size, path.is_symlink()) == before
 
 
-@NEEDS_PLOTS
+@needs_plots
 def test_pictures_of_a_set_replace_only_pictures(vectors: Path, tmp_path: Path) -> None:
     (tmp_path / "layers.png").write_text("my notes")
     result = pyemo("inspect", vectors, "--plot", tmp_path)

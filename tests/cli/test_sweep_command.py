@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from engines import random_vector
+from engines import needs_plots, random_vector
 
 from pyemo import Model, judges
 from pyemo.cli import main
@@ -133,7 +132,7 @@ def test_a_judge_that_is_not_installed_is_named_with_the_way_out(
     assert "--judge none" in result.stderr
 
 
-@pytest.mark.skipif(find_spec("matplotlib") is None, reason="pictures need pyemo's extra `plot`")
+@needs_plots
 @pytest.mark.parametrize("judge", ["minilm", "none"])
 def test_picture_is_written(
     model: Path, vectors: Path, prompts: Path, tmp_path: Path, judge: str
@@ -153,7 +152,7 @@ def test_picture_is_written(
         (("--max-tokens", "0"), "at least 1"),
         (("--max-tokens", "100000"), "leaves no room"),
         (("--layers", "9:8"), "are not a range"),
-        (("--plot", "/dev/null/sweep.png"), "cannot be written to"),
+        pytest.param(("--plot", "/dev/null/sweep.png"), "cannot be written to", marks=needs_plots),
     ],
 )
 def test_what_cannot_be_done_is_named(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from engines import PROMPT, random_vector
+from engines import PROMPT, needs_torch, random_vector
 from measured_vectors import measured
 from tiny_models import TinyModel
 
@@ -238,6 +238,7 @@ def ruled(tiny: Callable[[str], TinyModel]) -> Callable[[bool], Steering]:
     return ruled
 
 
+@needs_torch
 @pytest.mark.parametrize("holds", [True, False])
 def test_a_rule_on_the_prompt_is_decided_as_generate_does(
     scheduler: Scheduler, ruled: Callable[[bool], Steering], holds: bool
@@ -253,6 +254,7 @@ def test_a_rule_on_the_prompt_is_decided_as_generate_does(
     assert ticket.decisions == decisions
 
 
+@needs_torch
 def test_a_long_prompt_decides_beside_a_running_reply(
     new_engine: Callable[..., Engine],
     new_scheduler: Callable[..., Scheduler],
@@ -279,6 +281,7 @@ def test_a_long_prompt_decides_beside_a_running_reply(
     running.cancel()
 
 
+@needs_torch
 def test_a_rule_that_the_prompt_has_not_decided_is_refused_in_mid_reply(
     scheduler: Scheduler, ruled: Callable[[bool], Steering]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from engines import needs_torch
 
 from pyemo.errors import ModelNotFoundError
 from pyemo.extract.transformers_loading import is_gguf, load
@@ -25,11 +26,13 @@ def test_a_format_or_a_file_of_a_repository_means_gguf(text: str, meant: bool) -
     assert is_gguf(text, Path(text).absolute()) is meant
 
 
+@needs_torch
 def test_a_revision_of_a_repository_in_transformers_form_is_refused_by_name() -> None:
     with pytest.raises(ModelNotFoundError, match=r"names a revision.*give 'org/repo'"):
         load("org/repo@v2", "cpu", "float32", None)
 
 
+@needs_torch
 def test_what_is_no_model_is_refused_with_what_would_be_one() -> None:
     with pytest.raises(ModelNotFoundError, match="a repository as org/repo"):
         load("nothing at all", "cpu", "float32", None)

@@ -114,6 +114,7 @@ def test_workers_and_a_scheduler_at_once_are_refused() -> None:
 def test_workers_leave_the_environment_as_it_was(
     monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
+    pytest.importorskip("distributed", reason="needs the extra `study`")
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     if before is not None:
         monkeypatch.setenv("PYTHONSAFEPATH", before)
