@@ -162,7 +162,7 @@ TRAINED_ON_GEMMA := angry sad calm enthusiastic afraid loving
 vectors: $(ALL) ## extract the bundled vectors again
 	for model in $(VECTOR_MODELS); do \
 	    folder=models/vectors/$$model; test ! -d $$folder/reading || folder=$$folder/reading; \
-	    $(BIN)/pyemo extract --all --model $$model --output $$folder || exit 1; \
+	    $(BIN)/pyemo extract --all -r reading --model $$model --output $$folder || exit 1; \
 	    $(BIN)/pyemo calibrate $$folder --model $$model --lengths 48 --threads 1 --judge minilm || exit 1; \
 	done
 	$(BIN)/pyemo extract --all -r trained --model smollm2-135m-instruct --dtype bfloat16 --threads 1 \

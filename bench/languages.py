@@ -118,7 +118,7 @@ def make(model: Model, emotions: Sequence[str], folder: Path) -> None:
         with Engine(model, n_ctx=512, n_batch=512, n_threads=1) as engine:
             language_vector(engine, "zh").save(folder / "zh.gguf")
     if any(not (folder / f"{emotion}.gguf").is_file() for emotion in emotions):
-        recipe = Recipe.load("default")
+        recipe = Recipe.load("reading")
         with EngineBackend.open(str(model.path), recipe, parallel=4, n_threads=1) as backend:
             extract(backend, list(emotions), recipe=recipe, among=list(emotions)).save(folder)
 

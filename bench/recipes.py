@@ -1,4 +1,4 @@
-"""Which recipe on which layers steers best: the comparison that chose the default recipe.
+"""Which recipe on which layers steers best: the comparison that chose the recipe ``reading``.
 
     python bench/recipes.py [--model MODEL] [--recipes NAME ...] [--layers NAME ...] [--doses X ...]
 

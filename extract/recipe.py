@@ -24,7 +24,8 @@ Pooling: TypeAlias = Literal["middle", "mean", "last"]
 Baseline: TypeAlias = Literal["neutral", "emotions"]
 Direction: TypeAlias = Literal["mean_difference", "pca"]
 
-DEFAULT_RECIPE = "default"
+READING = "reading"
+"""The recipe whose vectors read emotions best."""
 REPLIES = "replies"
 """The source of a voice's recipe, which is no :class:`Recipe`: it is learned, not read."""
 
@@ -137,7 +138,7 @@ class Recipe:
         return cls(**values)
 
     @classmethod
-    def load(cls, name_or_path: str = DEFAULT_RECIPE) -> Recipe:
+    def load(cls, name_or_path: str = READING) -> Recipe:
         """Return a bundled recipe by name, or one from a TOML file; a file that exists wins.
 
         Raises:

@@ -88,7 +88,7 @@ def load_for_training(name: str | os.PathLike[str], device: str, dtype: DType) -
         missing = getattr(error.__cause__, "name", None) or "torch"
         raise MissingExtraError(
             f"a voice is trained by gradient, which needs {missing}, and it is not installed: "
-            "`pip install 'pyemo[extract]'`; vectors of the other recipes need none"
+            "`pip install 'pyemo[extract]'`; vectors of the recipe `reading`, for gauges, need none"
         ) from error
     except ModelLoadError as error:
         text = os.fspath(name)

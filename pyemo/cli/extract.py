@@ -103,12 +103,11 @@ class BackendOptions:
 @click.option(
     "--recipe",
     "-r",
-    default="default",
-    show_default=True,
     metavar="NAME_OR_FILE",
-    help="How vectors are made. default compares texts about emotions, best for gauges. "
-    "trained learns from replies to write an emotion: minutes for each, needs torch. Others: "
-    "paper-generation, paper-comprehension, anthropic, contrast, or a TOML file.",
+    help="How vectors are made. trained learns from replies to write an emotion: minutes for "
+    "each, needs torch. reading compares texts about emotions: seconds, best for gauges. Others: "
+    "paper-generation, paper-comprehension, anthropic, contrast, or a TOML file.  [default: "
+    "trained; reading with --emotions]",
 )
 @click.option(
     "--emotions", "own", metavar="FILE", help="Your own emotions: a TOML file; docs/extraction.md."
@@ -201,7 +200,7 @@ def extract(
     is_all: bool,
     target: str,
     force: bool,
-    recipe: str,
+    recipe: str | None,
     own: str | None,
     replies: str | None,
     is_cache: bool,
@@ -222,15 +221,16 @@ def extract(
 ) -> None:
     """Make the control vectors of EMOTIONs on a model, and say how well they tell emotions apart.
 
-    Most recipes read texts about emotions; some let the model write them, as stories. Stories are
-    kept: a run that was stopped, or another recipe, goes on from them. Where a recipe compares an
-    emotion with the mean over all of them, the texts of all 20 are read, whichever were asked for.
+    The default recipe learns to write an emotion, from replies that come with pyemo. The others
+    read texts about emotions; some let the model write them, as stories. Stories are kept: a run
+    that was stopped, or another recipe, goes on from them. Where a recipe compares an emotion with
+    the mean over all of them, the texts of all 20 are read, whichever were asked for.
 
     \b
     Example:
       pyemo extract anger -o anger.gguf
-      pyemo extract anger -r trained -o anger.gguf
-      pyemo extract --all -m my-model.gguf -o my-vectors
+      pyemo extract --all -m my-model.gguf -o my-vectors --workers 2
+      pyemo extract --all -r reading -o for-gauges
       pyemo extract --emotions jealous.toml -r paper-generation -o my-vectors
       pyemo extract --replies pirate.jsonl -o pirate.gguf
       pyemo extract anger --cache -o angry-cache.gguf
@@ -238,7 +238,8 @@ def extract(
     """
     from pyemo.cli.extract_voices import extract_emotions, extract_own, voice_recipe
     from pyemo.extract.extraction import extract as extract_vectors
-    from pyemo.extract.recipe import Recipe
+    from pyemo.extract.recipe import READING, Recipe
+    from pyemo.extract.voice_recipe import VOICE_RECIPE
     from pyemo.vectors.file import check_target
 
     began = time.monotonic()
@@ -273,17 +274,30 @@ def extract(
                 "--replies is one voice of its own: leave out emotions, --all, --emotions, "
                 "--calibrate, --backend engine, --workers and --scheduler"
             )
-        of_own = voice_recipe("trained" if recipe == "default" else recipe, seed)
+        of_own = voice_recipe(recipe or VOICE_RECIPE, seed)
         if of_own is None:
             raise click.UsageError(f"--recipe {recipe} reads no replies; leave it out")
         (path,) = _targets([Path(replies).stem], target, checked).values()
         extract_own(of_own, replies, path, model, device, dtype, threads, force, as_json)
         return
+    recipe = recipe or (READING if own else VOICE_RECIPE)
     of_voices = voice_recipe(recipe, seed)
     if of_voices is not None:
+        _check_training(recipe, kind, own)
         paths = _targets(list(_asked(emotions, is_all, {})), target, checked)
+        if is_calibrated:
+            _check_calibration(BackendOptions("auto", model, device, dtype, 1, threads), {})
         extract_emotions(
-            of_voices, paths, model, device, dtype, threads, workers, as_json, force=force
+            of_voices,
+            paths,
+            model,
+            device,
+            dtype,
+            threads,
+            workers,
+            as_json,
+            force=force,
+            is_calibrated=is_calibrated,
         )
         return
     if not (workers.is_here or is_calibrated):
@@ -326,6 +340,20 @@ def extract(
         calibrations = calibrate_files(list(paths.values()), model, threads, workers, as_json)
     seconds = time.monotonic() - began
     _report(vectors, quality, paths, backend, calibrations, seconds, as_json)
+
+
+def _check_training(recipe: str, kind: str, own: str | None) -> None:
+    """Refuse what a recipe that learns from replies cannot be mixed with."""
+    if kind == "engine":
+        raise click.UsageError(
+            f"recipe {recipe} is trained by transformers, and the engine trains nothing: leave "
+            "out --backend, or take -r reading, which makes vectors for gauges"
+        )
+    if own is not None:
+        raise click.UsageError(
+            f"recipe {recipe} learns from replies, and --emotions has texts about emotions: leave "
+            "out -r, or give replies (--replies)"
+        )
 
 
 def _check_calibration(options: BackendOptions, mine: Mapping[str, EmotionSource]) -> None:

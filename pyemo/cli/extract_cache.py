@@ -91,13 +91,13 @@ class CacheExtraction:
                 yield name, vector, {"seconds": round(time.monotonic() - began, 1)}
 
 
-def check_way(recipe: str) -> str:
-    """Return the way that a recipe's name means for cache vectors.
+def check_way(recipe: str | None) -> str:
+    """Return the way that a recipe's name means for cache vectors, learned ones where it is None.
 
     Raises:
         click.UsageError: no such way.
     """
-    way = TRAINED if recipe == "default" else recipe
+    way = TRAINED if recipe is None else recipe
     if way not in WAYS:
         raise click.UsageError(f"--recipe {recipe} makes no cache vectors; {' and '.join(WAYS)} do")
     return way

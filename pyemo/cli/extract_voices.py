@@ -42,11 +42,15 @@ def extract_emotions(
     as_json: bool,
     *,
     force: bool,
+    is_calibrated: bool,
 ) -> None:
     """Train each emotion's vector and write it to its path, each when it is done.
 
     A file that is there already from the same recipe and model is kept, so that a run that was
     stopped goes on.
+
+    Args:
+        is_calibrated: whether the strengths of all are then found on the model.
     """
     job = Trainings(recipe, model, device, dtype, threads)
     lines = {}
@@ -60,11 +64,17 @@ def extract_emotions(
         lines[name] = _facts(name, path, voice)
         if not as_json:
             output.say(_line(path, voice))
+    calibrations = None
+    if is_calibrated:
+        from pyemo.cli.calibrate import calibrate_files
+
+        calibrations = calibrate_files(list(paths.values()), model, threads, workers, as_json)
     if as_json:
         value = {
             "vectors": [lines[name] for name in paths],
             "recipe": recipe.name,
             "source_model": job.source_model,
+            "calibrations": calibrations,
         }
         output.print_json(value)
 

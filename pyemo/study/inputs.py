@@ -91,7 +91,7 @@ def hidden_states(work: Work) -> tuple[list[States], list[Result]]:
 
 
 def directions_of(work: Work, file: ModelFile) -> Directions:
-    """Return the bundled vectors made on this very file, or else those of the default recipe."""
+    """Return the bundled vectors made on this very file, or else those of recipe ``reading``."""
     model = work.model(file)
     bundled = _bundled(work, model)
     if bundled is not None:

@@ -74,6 +74,7 @@ def broken_template_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_set(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder of all 20 emotions, extracted from the tiny llama, and what the command said."""
     folder = tmp_path_factory.mktemp("set") / "all"
-    result = pyemo("extract", "--all", "-m", model, "-o", folder, "--threads", 1, "--json")
+    words = ("extract", "--all", "-r", "reading", "-m", model, "-o", folder)
+    result = pyemo(*words, "--threads", 1, "--json")
     assert result.exit_code == 0, result.stderr
     return folder, json.loads(result.stdout)

@@ -236,7 +236,7 @@ def test_extract_can_calibrate_what_it_makes(
     scripted(monkeypatch, (0.1, 0.3))
     target = tmp_path / "happy.gguf"
     options = ["-o", str(target), "-m", str(model), "--threads", "1", "--json", "--calibrate"]
-    result = CliRunner().invoke(main, ["extract", "happy", *options])
+    result = CliRunner().invoke(main, ["extract", "happy", "-r", "reading", *options])
     assert result.exit_code == 0, result.stderr
     (found,) = json.loads(result.stdout)["calibrations"]
     assert found["calibrations"] == [{"n_tokens": 8, "window": [0.1, 0.3], "strength": 0.1}]
@@ -244,8 +244,8 @@ def test_extract_can_calibrate_what_it_makes(
 
 
 def test_extract_refuses_to_calibrate_what_it_cannot(tmp_path: Path) -> None:
-    options = ["-o", str(tmp_path / "out"), "--calibrate", "--backend", "transformers"]
-    result = CliRunner().invoke(main, ["extract", "happy", *options])
+    options = ["-r", "reading", "--calibrate", "--backend", "transformers"]
+    result = CliRunner().invoke(main, ["extract", "happy", "-o", str(tmp_path / "out"), *options])
     assert result.exit_code == 1
     assert "needs the GGUF file that will run" in result.stderr
 

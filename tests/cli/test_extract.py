@@ -50,7 +50,7 @@ def test_all_emotions_go_into_a_folder(whole_set: tuple[Path, dict[str, Any]], m
     assert said["vectors"] == {name: str(folder / f"{name}.gguf") for name in EMOTIONS}
     vector = ControlVector.load(folder / "angry.gguf")
     assert vector.check(Model.load(model)).kind.value == "same file"
-    assert Recipe.from_toml(vector.metadata.recipe) == Recipe.load("default")
+    assert Recipe.from_toml(vector.metadata.recipe) == Recipe.load("reading")
 
 
 def test_the_quality_of_the_set_is_told(whole_set: tuple[Path, dict[str, Any]]) -> None:
@@ -66,9 +66,9 @@ def test_one_emotion_is_the_one_of_the_set(
     tmp_path: Path,
 ) -> None:
     target = tmp_path / "new" / "mine.gguf"
-    result = pyemo("extract", "anger", "-m", model, "-o", target, "--threads", 1)
+    result = pyemo("extract", "anger", "-r", "reading", "-m", model, "-o", target, "--threads", 1)
     assert result.exit_code == 0, result.stderr
-    layers = Recipe.load("default").layer_range(4)
+    layers = Recipe.load("reading").layer_range(4)
     assert f"{target}: angry, layers {layers.start}:{layers.stop}" in result.stdout
     assert re.search(r"held-out accuracy \d+/140 = \d+% \[\d+, \d+\], by chance 5%", result.stdout)
     assert "relative to the mean over 20 emotions" in result.stderr
@@ -99,6 +99,34 @@ def test_own_emotions_are_extracted(model: Path, tmp_path: Path) -> None:
     assert ControlVector.load(tmp_path / "jealous.gguf").metadata.emotion == "jealous"
 
 
+@pytest.mark.parametrize(
+    ("more", "recipe"), [((), "trained"), (("-r", "trained"), "trained"), (("--all",), "trained")]
+)
+def test_an_emotion_is_trained_unless_another_recipe_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], recipe: str
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "pyemo.cli.extract_voices.extract_emotions", lambda made_by, *_, **__: asked.append(made_by)
+    )
+    emotions = () if "--all" in more else ("anger",)
+    result = pyemo("extract", *emotions, *more, "-o", tmp_path / "set")
+    assert result.exit_code == 0, result.stderr
+    assert [made_by.name for made_by in asked] == [recipe]
+
+
+def test_emotions_of_a_file_are_read_unless_another_recipe_is_named(
+    model: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(JEALOUS, encoding="utf-8")
+    words = ("extract", "--emotions", own, "-m", model, "-o", tmp_path, "--threads", 1)
+    result = pyemo(*words)
+    assert result.exit_code == 0, result.stderr
+    made_by = ControlVector.load(tmp_path / "jealous.gguf").metadata.recipe
+    assert Recipe.from_toml(made_by).name == "reading"
+
+
 # wrong usage, and what cannot be done
 
 
@@ -111,6 +139,8 @@ def test_own_emotions_are_extracted(model: Path, tmp_path: Path) -> None:
         (["-o", "folder"], "name an emotion"),
         (["anger"], "--output"),
         (["anger", "-o", "a.gguf", "--backend", "jax"], "jax"),
+        (["anger", "-o", "a.gguf", "--backend", "engine"], "-r reading"),
+        (["anger", "-o", "a.gguf", "-r", "trained", "--emotions", "a.toml"], "--replies"),
     ],
 )
 def test_wrong_usage_is_refused(
@@ -130,8 +160,11 @@ def test_wrong_usage_is_refused(
         (["anger", "-r", "papper"], "no recipe 'papper'"),
         (["anger", "--emotions", "none.toml"], "cannot be read"),
         (["anger", "--seed", "-1"], "seed"),
-        (["anger", "--parallel", "0"], "--parallel 0"),
-        (["anger", "--backend", "engine", "--device", "cuda"], "--backend transformers"),
+        (["anger", "-r", "reading", "--parallel", "0"], "--parallel 0"),
+        (
+            ["anger", "-r", "reading", "--backend", "engine", "--device", "cuda"],
+            "--backend transformers",
+        ),
         (["anger", "-m", "none.gguf"], "none.gguf"),
     ],
 )
@@ -179,7 +212,7 @@ def test_a_model_without_a_chat_template_is_refused_by_recipes_that_instruct(
 
 @needs_torch
 def test_a_device_that_is_not_there_is_refused(model: Path, tmp_path: Path) -> None:
-    arguments = ["--backend", "transformers", "--device", "cuda:99"]
+    arguments = ["-r", "reading", "--backend", "transformers", "--device", "cuda:99"]
     result = pyemo("extract", "anger", "-m", model, *arguments, "-o", tmp_path / "a.gguf")
     assert result.exit_code == 1
     assert "cuda:99" in result.stderr
@@ -380,6 +413,33 @@ def test_vectors_finished_before_a_run_was_cut_off_stay_and_are_not_made_again(
     assert asked == ["angry", "happy", "happy"]
     assert (tmp_path / "set" / "angry.gguf").read_bytes() == first
     assert [line["kept"] for line in json.loads(result.stdout)["vectors"]] == [True, False]
+
+
+@needs_torch
+def test_trained_vectors_can_be_calibrated_by_the_same_command(
+    model: Path, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyemo.extract.voices import VoiceReply, VoiceTrainer
+
+    def trained(self: VoiceTrainer, name: str, progress: Any) -> Any:
+        texts = [VoiceReply(f"the {s}", f"arr {s} {name}", f"well {s}") for s in SUBJECTS]
+        return self.voice(name, texts[:8], texts[8:], progress)
+
+    calibrated: list[Path] = []
+
+    def calibrate(paths: list[Path], *_: object) -> list[dict[str, Any]]:
+        calibrated.extend(paths)
+        assert all(path.exists() for path in paths)
+        return [{"vector": path.stem} for path in paths]
+
+    monkeypatch.setattr(VoiceTrainer, "emotion", trained)
+    monkeypatch.setattr("pyemo.cli.calibrate.calibrate_files", calibrate)
+    target = tmp_path / "happy.gguf"
+    words = ("extract", "joy", "-r", quick, "-m", model, "-o", target, "--calibrate")
+    result = pyemo(*words, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert calibrated == [target]
+    assert json.loads(result.stdout)["calibrations"] == [{"vector": "happy"}]
 
 
 # cache vectors

@@ -158,6 +158,6 @@ def test_a_vector_that_is_calibrated_so_already_is_not_calibrated_again(
 def test_workers_are_refused_where_one_process_reads_everything(
     model: Path, tmp_path: Path
 ) -> None:
-    result = pyemo("extract", "--all", "-m", model, "-o", tmp_path, "--workers", 2)
+    result = pyemo("extract", "--all", "-r", "reading", "-m", model, "-o", tmp_path, "--workers", 2)
     assert result.exit_code == 2
     assert "reads all emotions' texts in one process" in " ".join(result.stderr.split())

@@ -89,7 +89,7 @@ def test_denoising_takes_out_what_neutral_texts_vary_in(
 def test_a_direction_is_as_long_as_the_residual_norm_of_its_layer(
     backend: PlantedBackend, tmp_path: Path
 ) -> None:
-    vector = extracted(backend, tmp_path, FEW, "default").vectors["angry"]
+    vector = extracted(backend, tmp_path, FEW, "reading").vectors["angry"]
     assert vector.unit == "residual"
     for layer, direction in vector.directions.items():
         norm = vector.residual_norms[layer]
@@ -100,7 +100,7 @@ def test_a_direction_is_as_long_as_the_residual_norm_of_its_layer(
 def test_neutral_projections_are_those_of_the_neutral_texts_mean(
     backend: PlantedBackend, tmp_path: Path
 ) -> None:
-    found = extracted(backend, tmp_path, FEW, "default")
+    found = extracted(backend, tmp_path, FEW, "reading")
     vector = found.vectors["angry"]
     for layer, direction in vector.directions.items():
         unit = direction / np.linalg.norm(direction)
@@ -112,7 +112,7 @@ def test_neutral_projections_are_those_of_the_neutral_texts_mean(
 def test_own_projections_are_those_of_the_emotions_texts_mean(
     backend: PlantedBackend, tmp_path: Path
 ) -> None:
-    found = extracted(backend, tmp_path, FEW, "default")
+    found = extracted(backend, tmp_path, FEW, "reading")
     vector = found.vectors["angry"]
     mean = found.states["angry"].mean(axis=0, dtype=np.float64)
     for layer, direction in vector.directions.items():
@@ -137,7 +137,7 @@ def test_an_emotion_alone_is_the_same_vector_as_in_a_set(
 
 
 def test_the_emotions_of_the_mean_can_be_chosen(backend: PlantedBackend, tmp_path: Path) -> None:
-    found = extracted(backend, tmp_path, ["angry"], "default", among=["calm"])
+    found = extracted(backend, tmp_path, ["angry"], "reading", among=["calm"])
     expected = backend.planted["angry"] - backend.planted["calm"]
     assert set(found.states) == {"angry", "calm"}
     for layer, direction in found.vectors["angry"].directions.items():
@@ -155,7 +155,7 @@ def test_a_vector_says_how_it_was_made(backend: PlantedBackend, tmp_path: Path) 
 
 
 def test_a_set_is_saved_under_its_emotions_names(backend: PlantedBackend, tmp_path: Path) -> None:
-    found = extracted(backend, tmp_path, FEW, "default")
+    found = extracted(backend, tmp_path, FEW, "reading")
     paths = found.save(tmp_path / "new" / "set")
     assert [path.name for path in paths] == ["angry.gguf", "sad.gguf", "calm.gguf"]
     assert same(ControlVector.load(paths[0]), found.vectors["angry"])
@@ -233,7 +233,7 @@ def test_texts_that_do_not_differ_from_the_baseline_are_refused_by_name() -> Non
 
 
 def test_vignettes_too_short_for_the_pooling_are_refused(backend: PlantedBackend) -> None:
-    recipe = replace(Recipe.load("default"), pooling="mean", skip=500)
+    recipe = replace(Recipe.load("reading"), pooling="mean", skip=500)
     with pytest.raises(InputError, match=r"too short .* from token 500 on"):
         extract(backend, ["angry"], recipe=recipe)
 

@@ -15,7 +15,7 @@ VIGNETTES = Recipe("mine", "vignettes")
 
 
 def test_five_recipes_are_bundled() -> None:
-    names = ("anthropic", "contrast", "default", "paper-comprehension", "paper-generation")
+    names = ("anthropic", "contrast", "paper-comprehension", "paper-generation", "reading")
     assert bundled_recipes() == names
 
 
@@ -118,8 +118,8 @@ def test_a_file_goes_before_a_bundled_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("default").write_text(VIGNETTES.to_toml(), encoding="utf-8")
-    assert Recipe.load("default") == VIGNETTES
+    Path("reading").write_text(VIGNETTES.to_toml(), encoding="utf-8")
+    assert Recipe.load("reading") == VIGNETTES
 
 
 @pytest.mark.parametrize(
