@@ -158,21 +158,15 @@ soak: $(ALL) ## mixed work on an engine and on a server, every result checked; S
 # texts of 48 tokens (docs/strengths.md), found by the judge that found those in git, and trained ones,
 # about three minutes each. The last step notes where each emotion's own texts lie.
 VECTOR_MODELS := smollm2-135m-instruct gemma-3-270m
-TRAINED_ON_GEMMA := angry sad calm enthusiastic afraid loving
 vectors: $(ALL) ## extract the bundled vectors again
 	for model in $(VECTOR_MODELS); do \
-	    folder=models/vectors/$$model; test ! -d $$folder/reading || folder=$$folder/reading; \
-	    $(BIN)/pyemo extract --all -r reading --model $$model --output $$folder || exit 1; \
-	    $(BIN)/pyemo calibrate $$folder --model $$model --lengths 48 --threads 1 --judge minilm || exit 1; \
+	    folder=models/vectors/$$model; \
+	    $(BIN)/pyemo extract --all -r reading --model $$model --output $$folder/reading || exit 1; \
+	    $(BIN)/pyemo calibrate $$folder/reading --model $$model --lengths 48 --threads 1 --judge minilm || exit 1; \
+	    $(BIN)/pyemo extract --all --model $$model --dtype bfloat16 --threads 1 --output $$folder || exit 1; \
 	done
-	$(BIN)/pyemo extract --all -r trained --model smollm2-135m-instruct --dtype bfloat16 --threads 1 \
-	    --output models/vectors/smollm2-135m-instruct
 	$(BIN)/pyemo calibrate models/vectors/smollm2-135m-instruct --model smollm2-135m-instruct --lengths 48 \
 	    --threads 1 --judge voice
-	cd models/vectors/gemma-3-270m/reading && for vector in *.gguf; do \
-	    case " $(TRAINED_ON_GEMMA) " in *" $${vector%.gguf} "*) ;; *) mv $$vector .. ;; esac; done
-	$(BIN)/pyemo extract $(TRAINED_ON_GEMMA) -r trained --model gemma-3-270m --dtype bfloat16 --threads 1 \
-	    --output models/vectors/gemma-3-270m
 	$(BIN)/python tools/own_projections.py smollm2-135m-instruct models/vectors/smollm2-135m-instruct
 
 docs: $(ALL) ## write docs/cli.md, the table of strengths and the README's output anew
