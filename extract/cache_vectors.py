@@ -78,10 +78,12 @@ class TrainedCache:
 
 
 def tail_cells(words: Words | Engine) -> tuple[int, ...]:
-    """Return the cells of what every prompt ends with in the chat template, but for the last.
+    """Return the cells of what every prompt ends with, but for the last.
+
+    That is the end of the chat template, or the blank line of a model without one.
 
     Raises:
-        InputError: no chat template, or one that ends with a single token.
+        InputError: prompts end with fewer than two common tokens.
     """
     model = words.model if isinstance(words, Engine) else words
     first, second = (model.prompt_tokens(prompt) for prompt in ("Hi", "What is a year?"))
@@ -90,8 +92,8 @@ def tail_cells(words: Words | Engine) -> tuple[int, ...]:
         n += 1
     if n < 2:
         raise InputError(
-            "prompts of this model end with no common tokens, so there is nothing of the chat "
-            "template to edit; take a model with a chat template, or name the cells"
+            "prompts of this model end with fewer than two common tokens, so there is nothing of a "
+            "chat template to edit; take a model with a chat template, or name the cells"
         )
     return tuple(range(-n, -1))
 

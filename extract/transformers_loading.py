@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pyemo.choices import DTYPES, DType
-from pyemo.engine.chat_template import render_chat
+from pyemo.engine.chat_template import plain_prompt, render_chat
 from pyemo.engine.messages import Message, as_messages
 from pyemo.engine.model import TWO_TURNS, Model
 from pyemo.errors import InputError, MissingExtraError, ModelLoadError, ModelNotFoundError
@@ -262,7 +262,7 @@ class _TokenizerWords:
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         if self.template is None:
-            tokens = self._tokenizer(prompt)["input_ids"]
+            tokens = self._tokenizer(plain_prompt(prompt))["input_ids"]
         else:
             tokens = self._rendered(prompt)
         if not tokens:

@@ -34,7 +34,7 @@ from pyemo.extract.training_model import load_for_training, require_training_roo
 from pyemo.extract.transformers_backend import TransformersBackend
 from pyemo.extract.transformers_loading import Loaded
 from pyemo.extract.voice_recipe import VoiceRecipe
-from pyemo.texts.replies import ReplyPrompt, given_for, reply_prompts
+from pyemo.texts.replies import ReplyPrompt, reply_prompts
 from pyemo.texts.sources import NEUTRAL
 from pyemo.vectors.control_vector import ControlVector, VectorMetadata
 from pyemo.vectors.identity import ModelIdentity
@@ -234,8 +234,7 @@ class VoiceTrainer:
         return self._loaded.words.text(tuple(tokens[:most])), True
 
     def _before(self, prompt: str) -> list[int]:
-        is_chat = bool(self._loaded.source.chat_template_sha256)
-        return self._loaded.words.prompt_tokens(given_for(prompt, is_chat=is_chat))
+        return self._loaded.words.prompt_tokens(prompt)
 
     def _tokens(self, reply: VoiceReply) -> VoiceTokens:
         words, before = self._loaded.words, self._before(reply.prompt)

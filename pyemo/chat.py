@@ -13,6 +13,7 @@ from itertools import takewhile
 from types import TracebackType
 from typing import Any
 
+from pyemo.engine.chat_template import plain_prompt
 from pyemo.engine.contents import MarkedText
 from pyemo.engine.engine import Engine
 from pyemo.engine.gauges import Gauge
@@ -74,7 +75,7 @@ class Chat:
 
     The reply may be left at any token: what came so far is its turn's reply, and the next words go
     on from there; a turn without a token of reply is taken back. A model without a chat template (a
-    base model) continues the text: each turn is a new line after it.
+    base model) continues one text, in which each message and each reply is a paragraph.
 
     When prompt and reply no longer fit, whole oldest turns are left out, a quarter of the room at
     once, and what stays is computed again under the current mood; the system message always stays.
@@ -357,7 +358,8 @@ class Chat:
 
     def _text(self, turns: list[Turn], user: str) -> MarkedText:
         if not self._has_template:
-            return MarkedText("".join(f"{turn.user}{turn.reply}\n" for turn in turns) + user, "")
+            said = (f"{plain_prompt(turn.user)}{turn.reply}\n\n" for turn in turns)
+            return MarkedText("".join(said) + plain_prompt(user), "")
         messages: list[Message] = []
         if self._system is not None:
             messages.append({"role": "system", "content": self._system})

@@ -295,13 +295,13 @@ def test_what_is_said_must_be_text(chat: Chat, said: object) -> None:
     assert chat.sequence.n_tokens == 0
 
 
-def test_base_model_continues_the_text(new_engine: Callable[..., Engine]) -> None:
+def test_base_model_continues_a_text_of_paragraphs(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine("gpt2")
     with Chat(engine, sampler=GREEDY, max_tokens=6) as chat:
         first = finish(chat.say("the story"))
         chat.say("and you")
         text = engine.model.detokenize(chat.sequence.tokens).decode()
-        assert text == f"the story{first}\nand you"
+        assert text == f"the story\n\n{first}\n\nand you\n\n"
 
 
 def test_base_model_refuses_a_system_message(new_engine: Callable[..., Engine]) -> None:

@@ -93,7 +93,8 @@ class Request:
         ):
             if model.chat_template is None:
                 output.note(
-                    f"{model.name} has no chat template: it continues the text line by line"
+                    f"{model.name} has no chat template: it continues one text, in which each "
+                    "message and each reply is a paragraph"
                 )
             if self.has_line and not with_lines:
                 output.note("--system is the system message; vectors bring none")

@@ -121,7 +121,10 @@ class Request:
         if self.has_line and self.system is not None:
             notes.append("--system is the system message; vectors bring none")
         if model.chat_template is None and not self.raw:
-            notes.append(f"{model.name} has no chat template: it continues the prompt as it is")
+            notes.append(
+                f"{model.name} has no chat template: it answers after a blank line; --raw lets it "
+                "continue the prompt"
+            )
         return notes
 
 

@@ -215,3 +215,11 @@ def _to_json(
         separators=separators,
         sort_keys=sort_keys,
     )
+
+
+def plain_prompt(prompt: str) -> str:
+    """Return a prompt as a model without a chat template is given it, to be answered.
+
+    The answer follows a blank line; a prompt that ends its last line itself stays as it is.
+    """
+    return f"{prompt}\n\n" if prompt and not prompt.endswith("\n") else prompt

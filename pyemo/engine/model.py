@@ -14,7 +14,7 @@ from typing import Any
 from pyemo import _core
 from pyemo.choices import DEFAULT_MODEL
 from pyemo.engine import threads
-from pyemo.engine.chat_template import render_messages, variables
+from pyemo.engine.chat_template import plain_prompt, render_messages, variables
 from pyemo.engine.contents import Contents, MarkedText, encoded
 from pyemo.engine.forks import check_not_forked, note_load
 from pyemo.engine.messages import Message, as_messages
@@ -377,8 +377,10 @@ class Model:
         """Return the tokens a reply to ``prompt`` starts from.
 
         With a chat template the prompt is a user's message (or a list of messages) in it, and no
-        control token comes from what a message says; without one (a base model), or with ``raw``,
-        it is a text to be continued, in which ``<|im_end|>`` and the like are read as tokens.
+        control token comes from what a message says. Without one (a base model) the reply follows
+        the prompt and a blank line, unless the prompt ends its last line itself: so voices are
+        trained, and so prompts get answers. With ``raw`` it is a text to be continued. In both
+        texts ``<|im_end|>`` and the like are read as tokens.
 
         Args:
             chat_template_kwargs: see :meth:`prompt_text`.
@@ -397,7 +399,8 @@ class Model:
                 f"{self.name} is used without a chat template and cannot take {given}; "
                 "put everything into one text"
             )
-        return self._not_empty(self.tokenize(prompt, add_special=True, parse_special=True))
+        text = prompt if raw else plain_prompt(prompt)
+        return self._not_empty(self.tokenize(text, add_special=True, parse_special=True))
 
     def _special_text(self, token: int) -> str:
         return (

@@ -20,7 +20,7 @@ from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.strengths.trials import emotion_of
 from pyemo.strengths.voice import VoiceYardstick
-from pyemo.texts.replies import given_for, reply_prompts
+from pyemo.texts.replies import reply_prompts
 from pyemo.vectors.control_vector import ControlVector
 
 MOST_COST = 0.35
@@ -119,10 +119,9 @@ def _best(
 def _own_replies(engine: Engine) -> list[tuple[list[int], list[int]]]:
     """Return the model's own greedy replies to a few prompts, each with what it was given."""
     greedy = SamplerParams(temperature=0, dry_multiplier=0)
-    is_chat = bool(engine.model.chat_template_sha256)
     pairs = []
     for prompt in reply_prompts("watch")[:N_PROMPTS]:
-        given = engine.model.prompt_tokens(given_for(prompt.text, is_chat=is_chat))
+        given = engine.model.prompt_tokens(prompt.text)
         reply = engine.generate(given, max_tokens=OWN_TOKENS, sampler=greedy)
         tokens = [token.id for token in reply]
         if tokens:

@@ -19,7 +19,6 @@ from pyemo.engine.steering import Steering
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
 from pyemo.strengths.trials import random_direction
 from pyemo.texts.facts import Choice, fact_texts
-from pyemo.texts.replies import given_for
 from pyemo.vectors.control_vector import ControlVector
 
 N_CTX, N_SEQUENCES = 512, 3
@@ -155,8 +154,7 @@ class FactYardstick:
         What the questions begin with, and each question for its second answer, is computed once.
         """
         model = self._engine.model
-        is_chat = model.chat_template is not None
-        asked = [model.answer_tokens(given_for(c.question, is_chat=is_chat)) for c in choices]
+        asked = [model.answer_tokens(c.question) for c in choices]
         n_shared = _n_alike(asked)
         found = []
         with self._engine.sequence(asked[0][:n_shared], steering=steering) as begun:

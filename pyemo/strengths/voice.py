@@ -21,7 +21,7 @@ from pyemo.engine.sampling import SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError
 from pyemo.measures.bootstrap import Interval, bootstrap_interval
-from pyemo.texts.replies import ReplyPrompt, given_for, reply_prompts
+from pyemo.texts.replies import ReplyPrompt, reply_prompts
 from pyemo.texts.sources import NEUTRAL
 from pyemo.vectors.cache_vector import CacheVector
 
@@ -120,7 +120,7 @@ class VoiceYardstick:
         if not self._prompts:
             raise InputError("a voice is measured on replies; give at least one prompt")
         self._others = frozenset(EMOTIONS if others is None else map(resolve, others))
-        self._given = [_before(engine.model, prompt.text) for prompt in self._prompts]
+        self._given = [engine.model.answer_tokens(prompt.text) for prompt in self._prompts]
         self._unsteered: dict[str, npt.NDArray[np.float64]] = {}
         self._own: list[list[int]] | None = None
         if with_own:
@@ -209,7 +209,9 @@ class VoiceYardstick:
             replies = [prompt.replies[voice] for prompt in self._prompts]
         before = self._given
         if system is not None:
-            before = [_before(self._engine.model, one.text, system) for one in self._prompts]
+            before = [
+                self._engine.model.answer_tokens(one.text, system=system) for one in self._prompts
+            ]
         if cache:
             levels = []
             for reply, given in zip(replies, before, strict=True):
@@ -247,7 +249,8 @@ def reply_room(
     """
     chosen = reply_prompts("watch") if prompts is None else prompts
     n_tokens = max(
-        len(_before(model, prompt.text, system)) + max(map(len, map(model.tokenize, replies)))
+        len(model.answer_tokens(prompt.text, system=system))
+        + max(map(len, map(model.tokenize, replies)))
         for prompt in chosen
         for replies in [prompt.replies.values()]
     )
@@ -257,9 +260,3 @@ def reply_room(
             f"{model.n_ctx_train}: its voices cannot be measured"
         )
     return n_tokens
-
-
-def _before(model: Model, prompt: str, system: str | None = None) -> list[int]:
-    """Return the tokens before a reply: chat, or plain text where there is no template."""
-    given = given_for(prompt, is_chat=bool(model.chat_template_sha256))
-    return model.answer_tokens(given, system=system)

@@ -52,14 +52,6 @@ class ReplyPrompt:
     replies: Mapping[str, str]
 
 
-def given_for(prompt: str, *, is_chat: bool) -> str:
-    """Return what a reply follows: the prompt for a chat template, or the prompt and a blank line.
-
-    A base model is trained, measured and steered on the same plain text.
-    """
-    return prompt if is_chat else f"{prompt}\n\n"
-
-
 def reply_prompts(split: ReplySplit, style: ReplyStyle = "vivid") -> tuple[ReplyPrompt, ...]:
     """Return the prompts of a split with their replies, in the file's order.
 

@@ -275,3 +275,24 @@ def test_a_reply_ends_with_what_the_template_puts_behind_it(
     ):
         assert model.end_token is not None
         assert model.detokenize([model.end_token], special=True) == end
+
+
+# a model without a template
+
+
+def test_a_base_model_answers_after_a_blank_line(tiny: Callable[[str], Any]) -> None:
+    model = Model.load(tiny("gpt2").path)
+    assert model.chat_template is None
+
+    def tokens(text: str) -> list[int]:
+        return model.tokenize(text, add_special=True, parse_special=True)
+
+    assert model.prompt_tokens("a b") == tokens("a b\n\n")
+    assert model.answer_tokens("a b") == tokens("a b\n\n")
+    assert model.prompt_tokens("a b\n") == tokens("a b\n")  # whoever ends the line means it
+    assert model.prompt_tokens("a b", raw=True) == tokens("a b")
+
+
+def test_an_empty_prompt_stays_empty_for_a_base_model(tiny: Callable[[str], Any]) -> None:
+    with pytest.raises(InputError, match="empty"):
+        Model.load(tiny("gpt2").path).prompt_tokens("")

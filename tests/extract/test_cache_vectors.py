@@ -41,9 +41,21 @@ def test_the_cells_are_the_templates_last_but_for_the_very_last(engine: Engine) 
     assert first[cells[0] :] == second[cells[0] :]
 
 
-def test_a_model_without_template_has_no_such_cells(new_engine: Callable[..., Engine]) -> None:
-    with pytest.raises(InputError, match="end with no common tokens"):
-        tail_cells(new_engine("gpt2"))
+def test_without_a_template_the_cells_are_those_of_the_blank_line(
+    new_engine: Callable[..., Engine],
+) -> None:
+    engine = new_engine("gpt2")
+    n = len(engine.model.tokenize("\n\n"))
+    assert tail_cells(engine) == tuple(range(-n, -1))
+
+
+def test_a_prompt_that_ends_in_one_common_token_has_no_such_cells() -> None:
+    class Words:
+        def prompt_tokens(self, prompt: str) -> list[int]:
+            return [*range(len(prompt)), 99]
+
+    with pytest.raises(InputError, match="end with fewer than two common tokens"):
+        tail_cells(Words())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("with_keys", [False, True])

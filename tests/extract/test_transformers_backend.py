@@ -488,6 +488,19 @@ def test_prompt_is_put_into_the_folders_chat_template(folder: Path) -> None:
 
 
 @needs_torch
+def test_without_a_chat_template_the_prompt_gets_a_blank_line(folder: Path) -> None:
+    written = json.loads((folder / "tokenizer.json").read_text())
+    spaces = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
+    written["pre_tokenizer"] = spaces
+    written["model"]["vocab"]["two\n\n"] = 6
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    (folder / "chat_template.jinja").unlink()
+    backend = TransformersBackend.load(folder, device="cpu")
+    assert backend.prompt_tokens("one two") == [3, 6]
+    assert backend.text_tokens("one two") == [3, 4]
+
+
+@needs_torch
 def test_pickled_weights_are_never_loaded(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
