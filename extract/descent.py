@@ -125,6 +125,7 @@ def descend(
     optimizer = torch.optim.Adam(list(parameters), lr=choices.rate, betas=(0.9, 0.98))
     watched, best, kept = [start], start, now()
     idle, stopped, step = 0, "the steps were used up", 0
+    first_step_at = time.monotonic()
     for step in range(1, choices.steps + 1):
         optimizer.zero_grad()
         cost = loss()
@@ -138,7 +139,7 @@ def descend(
         optimizer.step()
         limit()
         if progress is not None:
-            gone = time.monotonic() - began
+            gone = time.monotonic() - first_step_at  # what came before is done once
             progress(step, choices.steps, gone / step * (choices.steps - step))
         if step % choices.evaluate_every and step != choices.steps:
             continue
