@@ -32,6 +32,7 @@ _LEAST_HELD_OUT = 4  # by chance all four gain more in one of 16 voices that are
 _MOST_WATCHED = 12
 _LEAST_WATCHED = 3
 _OTHER_LANGUAGE = 1.6
+_STEPS_OF_FEW = 4  # between evaluations, where each step goes through all replies
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,23 +100,39 @@ def learn_voice(
     split = _divided(replies, trainer.recipe.training.seed)
     if any(pair.plain is None for pair in given):
         split = replace(split, watch=_with_bundled_plain(split.watch))
-    voice = trainer.voice(name, split.train, split.watch, progress)
+    choices = trainer.recipe.training
+    if len(split.train) <= choices.batch:
+        few = min(choices.evaluate_every, _STEPS_OF_FEW)
+        choices = replace(choices, evaluate_every=few)
+    voice = trainer.voice(name, split.train, split.watch, progress, choices)
     rises = trainer.rises(voice.vector, split.held_out)
     steps = max(1, voice.trained.best.step)
-    alike = replace(trainer.recipe.training, steps=steps, evaluate_every=steps)
+    alike = replace(choices, steps=steps, evaluate_every=steps)
     control = trainer.voice(
-        f"{name} shuffled", _shuffled(split.train, alike.seed), split.watch, progress, alike
+        f"{name} shuffled", _shuffled(split.train, alike.seed), split.watch, training=alike
     )
     by_chance = trainer.rises(control.vector, split.held_out)
     gain, chance = bootstrap_interval(rises), bootstrap_interval(by_chance)
     _require_voice(name, gain, chance, bootstrap_interval(rises - by_chance), len(split.train))
+    remarks = (
+        *remarks,
+        f"of {len(replies)} pairs {len(split.train)} were trained on, {len(split.watch)} said when "
+        f"to stop, {len(split.held_out)} were held out",
+    )
+    if voice.trained.best.step == 0:
+        remarks = (
+            *remarks,
+            "no step was better than the direction it began at, the mean difference, which seldom "
+            "writes well: give more pairs, and look at its texts (`pyemo run --compare`)",
+        )
     facts = provenance_of(voice.vector.metadata.recipe) | {
         "voice": name,
         "n_held_out": len(split.held_out),
         "held_out_gain": round(gain.value, 4),
         "held_out_gain_of_shuffled_labels": round(chance.value, 4),
     }
-    metadata = replace(voice.vector.metadata, emotion="", recipe=trainer.recipe.to_toml(facts))
+    recipe = replace(trainer.recipe, training=choices)
+    metadata = replace(voice.vector.metadata, emotion="", recipe=recipe.to_toml(facts))
     return OwnVoice(
         vector=voice.vector.with_metadata(metadata),
         trained=voice.trained,

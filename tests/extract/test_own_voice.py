@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,32 @@ def test_a_voice_that_replies_held_out_do_not_share_is_refused(trainer: VoiceTra
     ]
     with pytest.raises(InputError, match=r"no vector of 'mix' was made: .* shuffled labels"):
         learn_voice(trainer, "mix", other)  # type: ignore[arg-type]
+
+
+def test_a_few_replies_are_looked_at_every_four_steps(
+    tiny: Callable[[str], TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seldom = replace(RECIPE.training, evaluate_every=9, batch=16)
+    trainer = VoiceTrainer(tiny("llama").path, replace(RECIPE, training=seldom), device="cpu")
+    voice = learn_voice(trainer, "pirate", voiced())
+    assert [seen.step for seen in voice.trained.watched] == [0, 4, 8, 9]
+    assert VoiceRecipe.from_toml(voice.vector.metadata.recipe).training.evaluate_every == 4
+    assert "of 16 pairs 9 were trained on, 3 said when to stop, 4 were held out" in voice.remarks
+
+
+def test_a_training_whose_start_was_best_is_said(
+    trainer: VoiceTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = trainer.voice
+
+    def idle(*given: Any, **more: Any) -> Any:
+        voice = trained(*given, **more)
+        best = replace(voice.trained.best, step=0)
+        return replace(voice, trained=replace(voice.trained, best=best))
+
+    monkeypatch.setattr(trainer, "voice", idle)
+    voice = learn_voice(trainer, "pirate", voiced())
+    assert any("no step was better" in remark for remark in voice.remarks)
 
 
 def test_where_no_plain_reply_is_given_it_is_the_models_own(
