@@ -153,7 +153,8 @@ class BackendOptions:
     type=click.Choice(DTYPES),
     default="auto",
     show_default=True,
-    help="For transformers: number type of the weights.",
+    help="For transformers: number type of the weights. bfloat16 trains in two thirds of the time "
+    "where the processor has it.",
 )
 @click.option(
     "--parallel",
@@ -219,7 +220,7 @@ def extract(
     workers: Workers,
     as_json: bool,
 ) -> None:
-    """Make the control vectors of EMOTIONs on a model, and say how well they tell emotions apart.
+    """Make the control vectors of EMOTIONs on a model, and say what was measured of them.
 
     The default recipe learns to write an emotion, from replies that come with pyemo. The others
     read texts about emotions; some let the model write them, as stories. Stories are kept: a run

@@ -50,7 +50,7 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """All text so far."""
+        """All text so far: empty until the reply is iterated over."""
         return "".join(token.text for token in self.tokens)
 
     @property

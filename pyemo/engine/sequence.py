@@ -24,7 +24,8 @@ class Sequence(CachedSequence):
         """Decode what is pending, draw the next token, append it, and return it.
 
         Its ``text`` is the token's own, U+FFFD for an unfinished character; iterate over
-        :meth:`generate` for text that is put together.
+        :meth:`generate` for text that is put together. It draws past the end of a reply, too:
+        :meth:`pyemo.Model.is_end` says whether a token is one.
 
         Raises:
             ContextFullError: the context is full.
