@@ -326,7 +326,8 @@ def mood_options(command: Command) -> Callable[..., Any]:
                 type=StrengthType(),
                 metavar="X|auto",
                 help="Strength of vectors that are named without one; 0.02 is 2% of the residual "
-                "norm. auto, in `pyemo run` alone, tries some: a minute or two.  "
+                "norm. auto, in `pyemo run` alone, finds one where none is known: a minute or "
+                "two.  "
                 "[default: as calibrated for the model file, else as trained, else 0.02]",
             ),
             click.option(

@@ -213,7 +213,7 @@ class MoodBuilder:
         given = self._options.strength if spec.strength is None else spec.strength
         if given is not None:
             return given, "given", given_remark(vector.name, given, found)
-        if self._options.auto:
+        if self._options.auto and found is None:
             if operator != "add":
                 raise InputError(f"--strength auto is for the operator add, not {operator}")
             return 1.0, AUTO, ""

@@ -225,6 +225,15 @@ def test_strength_is_for_vectors_without_their_own(model: Path, vectors: Path) -
     assert [term["strength"] for term in terms] == [0.1, -0.25]
 
 
+def test_auto_takes_what_the_vector_knows(model: Path, vectors: Path) -> None:
+    words = ("-c", vectors / "calibrated.gguf", "--strength", "auto", "story")
+    result = pyemo("run", *SMALL, "-m", model, "--json", *words)
+    assert result.exit_code == 0, result.stderr
+    (term,) = json.loads(result.stdout)["steering"]["terms"]
+    assert (term["strength"], term["strength_source"]) == (0.3, "calibration")
+    assert "was found" not in result.stderr
+
+
 def test_calibrated_strength_is_taken_and_said(model: Path, vectors: Path) -> None:
     result = pyemo("run", *SMALL, "-m", model, "--json", "-c", vectors / "calibrated.gguf", "story")
     (term,) = json.loads(result.stdout)["steering"]["terms"]
