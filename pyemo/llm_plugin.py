@@ -206,7 +206,7 @@ def _messages(prompt: llm.Prompt) -> list[dict[str, str]]:
 
 
 def _prompt_tokens(model: Model, messages: list[dict[str, str]]) -> list[int]:
-    """Return the tokens that the reply starts from; a base model continues what was said."""
+    """Return the tokens that the reply starts from; a base model gets one text of all."""
     is_plain = model.chat_template is None and all(m["role"] != "system" for m in messages)
     if is_plain:
         return model.prompt_tokens("\n".join(message["content"] for message in messages))
