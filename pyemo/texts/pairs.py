@@ -169,14 +169,28 @@ def _jsonl(file: Path, where: str, kept: _Kept) -> Iterator[tuple[int, dict[str,
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 value = json.loads(text) if text else None
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{name}: not JSON: {error}; mend or remove it") from None
+                raise InputError(f"{name}: not JSON: {_fault(error)}; {_remedy(number)}") from None
             if not text:
                 continue
             if not isinstance(value, dict):
-                raise InputError(f"{name}: {text[:40]!r} is no JSON object; one object a line")
+                raise InputError(f"{name}: {text[:40]!r} is no JSON object; {_remedy(number)}")
             yield number, value
         if lines.read(1):
             kept.leave_out(MOST_LINES + 1, f"and all lines behind it: {MOST_LINES} are read")
+
+
+def _fault(error: Exception) -> str:
+    """Return what is wrong with a line; the parser's own line number would be a second one."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return str(error)
+
+
+def _remedy(number: int) -> str:
+    """Return what to do about a line; a file that is wrong from its first has another format."""
+    if number == 1:
+        return "write one JSON object a line (JSONL), not a list or a table, or [[pair]] in TOML"
+    return "mend or remove it; one JSON object a line"
 
 
 def _pair(row: Mapping[str, Any], name: str) -> tuple[ReplyPair, bool]:

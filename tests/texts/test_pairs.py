@@ -147,6 +147,28 @@ def test_a_line_that_breaks_the_format_is_named(file: Path, line: str, why: str)
         read_pairs(file)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[\n{"prompt": "a", "reply": "b"}\n]\n',
+        '[{"prompt": "a", "reply": "b"}]\n',
+        "prompt,reply\na,b\n",
+    ],
+)
+def test_a_file_of_another_format_is_told_the_one_wanted(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"line 1: .*one JSON object a line \(JSONL\).*TOML"):
+        read_pairs(file)
+
+
+def test_a_broken_line_has_one_number_and_the_column(file: Path) -> None:
+    write(file, [*rows(3), '{"prompt": "a" "reply": "b"}'])
+    with pytest.raises(InputError, match=r"line 4: not JSON: .* at column 16; mend") as caught:
+        read_pairs(file)
+    assert str(caught.value).count("line 4") == 1
+    assert "line 1" not in str(caught.value)
+
+
 def test_bytes_that_are_no_text_are_named_with_their_line(file: Path) -> None:
     write(file, rows(12))
     file.write_bytes(file.read_bytes() + b'{"prompt": "\xff"}\n')
