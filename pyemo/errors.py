@@ -31,6 +31,7 @@ range and the next step.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from types import TracebackType
@@ -141,6 +142,23 @@ _C = TypeVar("_C", bound=type)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+_HOLDERS: dict[str, type] = {}
+"""Classes whose values are given together, by the name of the parameter that takes one."""
+
+
+def held_by(parameter: str) -> Callable[[_C], _C]:
+    """Return a decorator of a dataclass that callers pass as ``parameter``.
+
+    A call that gives one of its fields beside ``parameter`` is told how to pass it.
+    """
+
+    def kept(cls: _C) -> _C:
+        _HOLDERS[parameter] = cls
+        return cls
+
+    return kept
+
+
 def names_bad_calls(function: _F) -> _F:
     """Return ``function``, whose bad calls are an :class:`InputError`.
 
@@ -157,12 +175,33 @@ def names_bad_calls(function: _F) -> _F:
             if _is_callers(error.__traceback__):
                 raise
             name = function.__qualname__.removesuffix(".__init__")
+            if remedy := _held_elsewhere(function, kwargs):
+                raise InputError(f"{name} {remedy}") from error
             text = str(error).partition("\n")[0] or type(error).__name__
             raise InputError(
                 f"{name} cannot use what it was given: {text}; its help() says what it takes"
             ) from error
 
     return named  # type: ignore[return-value]
+
+
+def _held_elsewhere(function: Callable[..., Any], given: dict[str, Any]) -> str:
+    """Return how to pass what was given by a name that another parameter's class has, or ""."""
+    taken = inspect.signature(function).parameters
+    for parameter in taken:
+        fields = getattr(_HOLDERS.get(parameter), "__dataclass_fields__", ())
+        held = {key: value for key, value in given.items() if key in fields and key not in taken}
+        if held:
+            words = ", ".join(f"{key}={_literal(value)}" for key, value in held.items())
+            call = f"{parameter}={_HOLDERS[parameter].__name__}({words})"
+            return f"has no parameter {next(iter(held))!r}; pass {call}"
+    return ""
+
+
+def _literal(value: object) -> str:
+    """Return a short value as it is written, and three dots for any other."""
+    is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 64)
+    return repr(value) if is_short else "..."
 
 
 def all_calls_named(cls: _C) -> _C:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyemo.errors import InputError, all_calls_named
-from pyemo.vectors.control_vector import ControlVector
+from pyemo.vectors.control_vector import ControlVector, check_is_vector
 
 
 class GaugeReading(NamedTuple):
@@ -53,6 +53,7 @@ class Gauge:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        check_is_vector(self.vector)
         layers = self.vector.layers
         if self.layer is None:
             object.__setattr__(self, "layer", layers[len(layers) // 2])

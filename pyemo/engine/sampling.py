@@ -10,7 +10,7 @@ import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pyemo.errors import InputError, all_calls_named
+from pyemo.errors import InputError, all_calls_named, held_by
 
 if TYPE_CHECKING:
     from pyemo.engine.grammar import Grammar
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MIN_TEMPERATURE = 0.001
 
 
+@held_by("sampler")
 @all_calls_named
 @dataclass(frozen=True)
 class SamplerParams:

@@ -14,7 +14,7 @@ from pyemo.engine.rules import Rule, at_layer, check_order
 from pyemo.engine.schedules import Schedule
 from pyemo.engine.scopes import check_scope
 from pyemo.errors import InputError, VectorError, all_calls_named
-from pyemo.vectors.control_vector import ControlVector
+from pyemo.vectors.control_vector import ControlVector, check_is_vector
 
 
 @all_calls_named
@@ -32,9 +32,10 @@ class SteeringTerm:
     when_prompt: Rule | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vector, ControlVector):
+        check_is_vector(self.vector)
+        if isinstance(self.strength, str):
             raise InputError(
-                f"not a ControlVector: {self.vector!r}; load one with ControlVector.load"
+                f"strength {self.strength[:40]!r} is text, and a number is wanted, such as 0.02"
             )
         if not isinstance(self.strength, numbers.Real) or not math.isfinite(self.strength):
             raise InputError(f"strength {self.strength!r} is not a finite number")

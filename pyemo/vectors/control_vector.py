@@ -213,6 +213,8 @@ class ControlVector:
             VectorShapeError: a direction is not float32, not one row or not finite.
             VectorModelMismatchError: it was made for other weights, or does not fit.
         """
+        if model is not None:
+            _check_is_model(model)
         path = find_vector(name_or_path, None if model is None else model.name, use)
         file = vector_file.read(path)
         try:
@@ -594,6 +596,30 @@ class ControlVector:
 
 
 _MOST_LAYERS = 1 << 20  # more than any model has
+
+
+def check_is_vector(value: object) -> None:
+    """Raise unless it is a control vector.
+
+    Raises:
+        InputError: it is something else, such as a vector's name.
+    """
+    if not isinstance(value, ControlVector):
+        call = "ControlVector.load"
+        if isinstance(value, str):
+            call += f"({shown(value)}, model=engine.model)"
+        raise InputError(f"not a ControlVector: {shown(value)}; load one with {call}")
+
+
+def _check_is_model(model: object) -> None:
+    if isinstance(model, str | os.PathLike):
+        name = shown(model)
+        raise InputError(
+            f"model is {name}, a name or path, and a loaded model is wanted; pass engine.model, or "
+            f"Model.load({name})"
+        )
+    if not hasattr(model, "architecture"):
+        raise InputError(f"model is {shown(model)}, which is no loaded model; pass engine.model")
 
 
 def find_vector(

@@ -174,3 +174,31 @@ def test_what_a_callers_own_code_raises_comes_through(engine: Engine) -> None:
 def test_a_missing_argument_is_named_with_its_function(engine: Engine) -> None:
     with pytest.raises(InputError, match=r"Engine\.generate .*'prompt'"):
         engine.generate()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda e, v: ControlVector.load("anger", model="tiny"),
+            "model is 'tiny', a name or path.* pass engine.model, or Model.load",
+        ),
+        (lambda e, v: ControlVector.load("anger", model=e), "no loaded model; pass engine.model"),
+        (lambda e, v: Gauge("angry"), r"'angry'; .*ControlVector\.load\('angry', model=engine\."),
+        (lambda e, v: Steering({"angry": 0.1}), r"ControlVector\.load\('angry', model=engine\."),
+        (lambda e, v: Steering({v: "0.02"}), "'0.02' is text, and a number is wanted"),
+        (
+            lambda e, v: e.generate("hi", temperature=1, top_k=3),
+            r"no parameter 'temperature'; pass sampler=SamplerParams\(temperature=1, top_k=3\)",
+        ),
+        (
+            lambda e, v: Chat(e, min_p=HUGE),
+            r"Chat has no parameter 'min_p'; pass sampler=SamplerParams\(min_p=\.\.\.\)",
+        ),
+    ],
+)
+def test_a_likely_slip_is_told_the_next_step(
+    engine: Engine, call: Callable[[Engine, ControlVector], object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        call(engine, random_vector(engine.model))
