@@ -374,19 +374,20 @@ def _unknown(text: str, path: Path) -> str:
         inside = f"it holds {', '.join(files)}" if files else "it holds no .gguf file"
         return f"{path} is a folder, not a model; give the path of a .gguf file ({inside})"
     if (advice := hub_names.advice(text)) is not None:
-        return f"{advice}. {_nearest(text, catalog())}`pyemo models` lists what pyemo knows by name"
+        return f"{advice}. {nearest(text, catalog())}`pyemo models` lists what pyemo knows by name"
     if text.endswith(".gguf") or os.sep in text:
         return (
             f"no file at {path}; check the path, or give a model's name (`pyemo models` lists "
             "them) or a repository of Hugging Face as org/repo:Q4_K_M or org/repo:file.gguf"
         )
     return (
-        f"no model {text[:_LONGEST_SHOWN]!r}; {_nearest(text, catalog())}`pyemo models` lists all "
+        f"no model {text[:_LONGEST_SHOWN]!r}; {nearest(text, catalog())}`pyemo models` lists all "
         f"{len(catalog())}; any other is given by its path, or as org/repo:Q4_K_M from Hugging Face"
     )
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return ``did you mean 'angry'? `` with up to three of the words that are near; else ""."""
     import difflib  # only for a message
 
     word = word[:_LONGEST_SHOWN].strip().casefold()
@@ -396,7 +397,7 @@ def _nearest(word: str, words: Iterable[str]) -> str:
 
 def _no_vector(emotion: str, model_name: str, bundled: tuple[str, ...]) -> str:
     if bundled:
-        hint = _nearest(emotion, [*bundled, *emotions.ALIASES])
+        hint = nearest(emotion, [*bundled, *emotions.ALIASES])
         if any(mark in emotion for mark in ",+"):
             hint = "several are named one by one: --cvec anger --cvec joy; "
         elif ":" in emotion:

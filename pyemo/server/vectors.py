@@ -137,8 +137,10 @@ class Shelf:
             word = _word(name, here)
             found = self._offers.get((word, use)) or self._offers.get((word, "writing"))
         if word not in here or found is None:
+            hint = catalog.nearest(name, [*sorted(here), *_aliases(here)])
             raise VectorNotFoundError(
-                f"no vector {name[:80]!r} here; there are: {', '.join(sorted(here)) or 'none'}"
+                f"no vector {name[:80]!r} here; {hint}there are: "
+                f"{', '.join(sorted(here)) or 'none'}"
             )
         return found
 
@@ -170,6 +172,11 @@ def _word(name: str, here: set[str]) -> str:
         return name
     word = name.strip().casefold()
     return word if word in here else emotions.ALIASES.get(word, word)
+
+
+def _aliases(here: set[str]) -> list[str]:
+    """Return the other words for what is here."""
+    return [word for word, emotion in emotions.ALIASES.items() if emotion in here]
 
 
 def find(model_name: str, folder: Path | None) -> Iterator[Offer]:

@@ -267,3 +267,12 @@ def test_a_near_miss_of_the_field_is_refused(client: TestClient, name: str) -> N
     answer = client.post(CHAT, json=chat(**{name: "warm=0.1"}))
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize("near", ["wram", "Warmm"])
+def test_a_name_that_is_nearly_right_is_offered(client: TestClient, near: str) -> None:
+    answer = client.post(CHAT, json=chat(steering=near))
+    assert answer.status_code == 400
+    said = answer.json()["error"]["message"]
+    assert f"no vector {near!r} here; did you mean 'warm'" in said
+    assert "? there are: calibrated, cold" in said
