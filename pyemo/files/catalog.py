@@ -395,7 +395,16 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
+def file_of_that_name(name: str) -> str:
+    """Return ``did you mean ./sport.gguf? `` if the current folder holds that file; else ""."""
+    file = f"{name}.gguf"
+    return f"did you mean {os.path.join(os.curdir, file)}? " if os.path.isfile(file) else ""
+
+
 def _no_vector(emotion: str, model_name: str, bundled: tuple[str, ...]) -> str:
+    own = file_of_that_name(emotion)
+    if own:
+        return f"no vector {emotion!r} comes with pyemo for the model {model_name!r}; {own.strip()}"
     if bundled:
         hint = nearest(emotion, [*bundled, *emotions.ALIASES])
         if any(mark in emotion for mark in ",+"):

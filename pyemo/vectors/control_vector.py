@@ -642,8 +642,9 @@ def find_vector(
     if os.path.isfile(path) or not isinstance(name_or_path, str) or _is_path(text):
         return path  # what is not a file after all is refused by name when it is read
     if model_name is None:
+        own = catalog.file_of_that_name(text)
         raise VectorNotFoundError(
-            f"no vector file {shown(text)}; a bundled vector is taken by its emotion's name "
+            f"no vector file {shown(text)}; {own}a bundled vector is taken by its emotion's name "
             "together with a model: ControlVector.load(name, model=engine.model)"
         )
     return catalog.vector_path(text, model_name, use)

@@ -24,6 +24,7 @@ from pyemo.errors import (
 )
 from pyemo.files import catalog, hub
 from pyemo.files import local as local_files
+from pyemo.vectors.control_vector import ControlVector
 
 HEADER = struct.pack("<4sIQQ", b"GGUF", 3, 1, 0)
 ONE = HEADER + b"one file of one package".ljust(100)
@@ -346,6 +347,20 @@ def test_a_vector_for_reading_is_found_by_its_use(data_dir: Path) -> None:
     assert catalog.vector_path("anger", "one", "reading") == folder / "reading" / "angry.gguf"
     assert catalog.vector_path("sad", "one", "reading") == folder / "sad.gguf"
     assert catalog.list_vectors("one") == ("angry", "sad")
+
+
+def test_a_file_in_this_folder_is_offered_for_its_bare_name(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle(data_dir, "one", "angry", "sad")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sport.gguf").touch()
+    wanted = re.escape(f"did you mean {os.path.join('.', 'sport.gguf')}?")
+    for model in ("one", "of-ones-own"):
+        with pytest.raises(VectorNotFoundError, match=wanted):
+            catalog.vector_path("sport", model)
+    with pytest.raises(VectorNotFoundError, match=wanted):
+        ControlVector.load("sport")
 
 
 def test_missing_vector_says_what_there_is(data_dir: Path) -> None:
