@@ -41,6 +41,8 @@ from pyemo.moods.options import MoodOptions
 N_CTX = 2048
 """Tokens of context where nothing else is asked for."""
 
+KEPT_MOOD = "what was said before keeps its mood; /refresh computes it anew"
+
 HELP = """\
 /mood anger=0.02 sad=0.01     steer from here on with these vectors, in place of the mood before
 /mood                         show the mood
@@ -129,6 +131,7 @@ class ChatSession:
         self._terms: list[MoodTerm] = []
         self._has_ended = False
         self._are_gauges_shown = True
+        self._is_refresh_told = False
         self._commands: dict[str, Callable[[list[str]], None]] = {
             "/mood": self._mood,
             "/refresh": self._refresh,
@@ -256,6 +259,7 @@ class ChatSession:
         self._commands[name](words)
 
     def _mood(self, words: list[str]) -> None:
+        system = self._chat.system
         if words == ["off"]:
             self.set_mood([])
         elif words:
@@ -263,7 +267,11 @@ class ChatSession:
             self.set_mood(self._builder.terms(self._model, specs))
         dose = dose_of(self._chat.steering, self._model.n_layer)
         shown = f"; dose {dose:.1%} of the last layer's norm" if dose else ""
-        output.note(f"mood: {title_of(self._terms)}{shown}")
+        # with another system message the whole conversation is read again, under the new mood
+        keeps = bool(words) and bool(self._chat.turns) and self._chat.system == system
+        old = "" if not keeps or self._is_refresh_told else f"; {KEPT_MOOD}"
+        self._is_refresh_told = self._is_refresh_told or keeps
+        output.note(f"mood: {title_of(self._terms)}{shown}{old}")
 
     def _refresh(self, _words: list[str]) -> None:
         self._chat.refresh()

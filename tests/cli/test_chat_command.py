@@ -79,6 +79,15 @@ def test_mood_is_shown(model: Path, vectors: Path) -> None:
     assert result.stdout == ""
 
 
+def test_a_new_mood_says_once_that_earlier_turns_keep_theirs(model: Path, vectors: Path) -> None:
+    mood = f"/mood {vectors}/warm.gguf=0.5"
+    lines = (mood, "/mood", "the story", "/mood", "/mood off", mood)
+    result = pyemo("chat", *SMALL, "-m", model, stdin="".join(f"{line}\n" for line in lines))
+    told = [line for line in result.stderr.splitlines() if "mood: " in line]
+    kept = "what was said before keeps its mood; /refresh computes it anew"
+    assert [kept in line for line in told] == [False, False, False, True, False]
+
+
 def test_refresh_reads_the_conversation_again(model: Path, vectors: Path) -> None:
     mood = f"/mood {vectors}/warm.gguf=0.9"
     kept = turns("-m", model, lines=("the story", mood, "and you"))
