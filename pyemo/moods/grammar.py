@@ -33,6 +33,9 @@ def parse_schedule(text: str) -> Schedule | None:
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+")
 """A strength that stands alone, as in ``anger 0.02``; no vector is called so."""
 
+_COMMA = re.compile(r"[-+]?\d+,\d+")
+"""A number as much of the world writes it."""
+
 _RULES = {"@when:": "when", "@when-prompt:": "when_prompt"}
 
 
@@ -82,8 +85,11 @@ def parse_vector_spec(text: str, *, may_be_file: bool = True) -> VectorSpec:
         try:
             strength = float(strength_text)
         except ValueError:
+            remedy = f"write {source}=0.02"
+            if _COMMA.fullmatch(strength_text):
+                remedy = f"write a point: {source}={strength_text.replace(',', '.')}"
             raise InputError(
-                f"strength {strength_text!r} in {text!r} is not a number; write {source}=0.02"
+                f"strength {strength_text!r} in {text!r} is not a number; {remedy}"
             ) from None
     return VectorSpec(source, strength, layers, operator, **rules)
 

@@ -68,6 +68,11 @@ def test_a_rule_that_is_missing_or_names_another_is_refused(text: str) -> None:
         parse_vector_spec(text)
 
 
+def test_a_decimal_comma_is_told_to_be_a_point() -> None:
+    with pytest.raises(InputError, match=r"'-0,05' .* not a number; write a point: anger=-0\.05"):
+        parse_vector_spec("anger=-0,05@8:20")
+
+
 @pytest.mark.parametrize("text", ["calm@raises", "calm@add@raise"])
 def test_a_suffix_that_is_neither_operator_nor_layers_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="not a range"):
