@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from pyemo.choices import CONSTANT, OF_UNIT_DIRECTION, OPERATORS, Operator, VectorUse
 from pyemo.engine.gauges import Gauge
 from pyemo.engine.model import Model
@@ -292,6 +294,50 @@ def given_remark(name: str, strength: float, found: Recommended | None) -> str:
 
 
 def mix_remark(terms: Sequence[MoodTerm]) -> str:
+    """Return what to say of a mix: vectors given twice, and windows left together; else empty."""
+    return "; ".join(filter(None, [*_repeats(terms), _beyond_windows(terms)]))
+
+
+def _repeats(terms: Sequence[MoodTerm]) -> list[str]:
+    """Return a sentence on each vector that is added more than once in the same way."""
+    alike: list[list[SteeringTerm]] = []
+    for term in (mood_term.term for mood_term in terms):
+        if term.operator != "add":
+            continue
+        group = next((group for group in alike if _adds_up(group[0], term)), None)
+        if group is None:
+            alike.append([term])
+        else:
+            group.append(term)
+    return [
+        f"{group[0].vector.name} is given {_times(len(group))}, so its strengths add to "
+        f"{sum(term.strength for term in group):.6g}"
+        for group in alike
+        if len(group) > 1
+    ]
+
+
+def _times(count: int) -> str:
+    return "twice" if count == 2 else f"{count} times"
+
+
+def _adds_up(one: SteeringTerm, other: SteeringTerm) -> bool:
+    """Return whether two terms are one vector, however it was named, that acts in the same way."""
+    is_one = one.vector is other.vector or (
+        one.vector.layers == other.vector.layers
+        and all(
+            np.array_equal(one.vector.directions[layer], other.vector.directions[layer])
+            for layer in one.vector.layers
+        )
+    )
+    ways = [
+        (term.layers, term.scope, str(term.schedule), str(term.when), str(term.when_prompt))
+        for term in (one, other)
+    ]
+    return is_one and ways[0] == ways[1]
+
+
+def _beyond_windows(terms: Sequence[MoodTerm]) -> str:
     """Return what to say of calibrated vectors that together go beyond their windows.
 
     Each strength counts as a share of its window's upper end; above 1 in all, the mix is stronger

@@ -176,3 +176,24 @@ def run_json(*arguments: object) -> dict[str, Any]:
     assert result.exit_code == 0, result.stderr
     value: dict[str, Any] = json.loads(result.stdout)
     return value
+
+
+def test_a_vector_given_twice_is_said_with_the_sum(
+    model: Path, vectors: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes((vectors / "warm.gguf").read_bytes())
+    warm = f"{vectors}/warm.gguf"
+    said = "warm is given twice, so its strengths add to 0.05"
+    assert said in notes(model, f"{warm}=0.02", f"{warm}=0.03")
+    assert said in notes(model, f"{warm}=0.02", f"{vectors}/cold.gguf=0.1", f"{copy}=0.03")
+    thrice = notes(model, *[f"{warm}=0.1"] * 3)
+    assert "warm is given 3 times, so its strengths add to 0.3" in thrice
+
+
+def test_nothing_is_said_of_one_vector_in_two_ways(model: Path, vectors: Path) -> None:
+    warm = f"{vectors}/warm.gguf"
+    assert not any("given" in line for line in notes(model, f"{warm}=0.02", f"{warm}=0.02@2"))
+    assert not any("given" in line for line in notes(model, f"{warm}=0.02", f"{warm}=1@clamp"))
+    cold = f"{vectors}/cold.gguf"
+    assert not any("given" in line for line in notes(model, f"{warm}=0.02", f"{cold}=0.02"))
