@@ -13,7 +13,7 @@ from pyemo.cli import output
 from pyemo.cli.calibrate_job import Calibrations
 from pyemo.cli.job_options import Workers, workers_options
 from pyemo.cli.options import debug_option, json_option, model_option, threads_option
-from pyemo.cli.trial_options import judge_option, prompts_option, read_prompts
+from pyemo.cli.trial_options import judge_option, load_files, prompts_option, read_prompts
 from pyemo.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,13 +114,15 @@ def calibrate(
     from pyemo.engine.batches import check_lengths
     from pyemo.engine.model import Model
     from pyemo.judges import load_judge
-    from pyemo.strengths.calibration import check_vector
+    from pyemo.strengths.calibration import check_vector, checked_emotion
     from pyemo.vectors.control_vector import ControlVector
 
     if layers is not None and target is None:
         raise click.UsageError("--layers makes another vector: name its file with --output")
     wanted = parse_lengths(lengths)
     texts = read_prompts(prompts)
+    for vector in load_files(file for name in vectors for file in _files(name) or [name]):
+        checked_emotion(vector)
     loaded = Model.load(model)
     targets = find_targets(vectors, target, loaded)
     found = [
@@ -211,13 +213,19 @@ def _sources(name: str, model: Model) -> list[Path]:
 
     path = Path(name).expanduser()
     if path.is_dir():
-        found = sorted(path.glob("*.gguf"))
+        found = _files(name)
         if not found:
             raise VectorNotFoundError(f"the folder {name!r} has no .gguf file; name another")
         return found
     if path.is_file() or name.endswith(".gguf") or "/" in name:
         return [path]  # what is not a file after all is refused by name when it is read
     return [catalog.vector_path(name, model.name)]
+
+
+def _files(folder: str) -> list[Path]:
+    """Return the vector files of a folder, sorted; none where it is no folder."""
+    path = Path(folder).expanduser()
+    return sorted(path.glob("*.gguf")) if path.is_dir() else []
 
 
 def choices(vector: ControlVector, layers: str | None) -> list[tuple[str, ControlVector]]:

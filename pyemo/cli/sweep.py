@@ -18,7 +18,14 @@ from pyemo.cli.options import (
     model_option,
     threads_option,
 )
-from pyemo.cli.trial_options import judge_option, load_judge, prompts_option, read_prompts
+from pyemo.cli.trial_options import (
+    NO_JUDGE,
+    judge_option,
+    load_files,
+    load_judge,
+    prompts_option,
+    read_prompts,
+)
 from pyemo.errors import InputError
 
 if TYPE_CHECKING:
@@ -138,7 +145,7 @@ def sweep(
     from pyemo.engine.sampling import GREEDY, SamplerParams
     from pyemo.files.local import check_folder_writable
     from pyemo.moods.grammar import parse_layers
-    from pyemo.strengths.sweeps import check_sweep, n_texts_of_sweep, parse_strengths
+    from pyemo.strengths.sweeps import check_judged, check_sweep, n_texts_of_sweep, parse_strengths
     from pyemo.strengths.sweeps import sweep as run_sweep
     from pyemo.strengths.voice import FEW_OTHERS, VoiceYardstick, reply_room
     from pyemo.vectors.control_vector import ControlVector
@@ -155,6 +162,8 @@ def sweep(
     sampler = replace(
         GREEDY if temperature == 0 else SamplerParams(temperature=temperature), seed=seed
     )
+    if judge != NO_JUDGE:
+        check_judged(load_files(vectors))
     loaded = Model.load(model)
     found = [
         ControlVector.load(name, loaded, allow_other_weights=allow_other_weights)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from pyemo.files.inputs import read_text
 
 if TYPE_CHECKING:
     from pyemo.judges import Judge
+    from pyemo.vectors.control_vector import ControlVector
 
 NO_JUDGE = "none"
 
@@ -65,6 +67,18 @@ def _judge_name() -> str:
             "scikit-learn, pip install 'pyemo[judge]'"
         )
     return name
+
+
+def load_files(names: Iterable[str | os.PathLike[str]]) -> list[ControlVector]:
+    """Return the vectors of those names that are files, for checks before a model is loaded.
+
+    Raises:
+        VectorError: a file that is no control vector.
+    """
+    from pyemo.vectors.control_vector import ControlVector
+
+    files = [os.path.expanduser(name) for name in names]
+    return [ControlVector.load(file) for file in files if os.path.isfile(file)]
 
 
 def load_judge(name: str) -> Judge | None:

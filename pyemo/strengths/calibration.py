@@ -255,19 +255,32 @@ def check_vector(vector: ControlVector, model: Model, judge: Judge) -> None:
         VectorModelMismatchError: it does not fit the model.
     """
     vector.check(model, allow_other_weights=True)
+    emotion = checked_emotion(vector)
+    vector.dose(1.0)  # a vector without the model's residual norms says so now
+    judge.scores(["Hello."], [emotion])  # a judge that does not know it says so now
+
+
+def checked_emotion(vector: ControlVector) -> str:
+    """Return the emotion that a calibration is judged by, after checks that need no model.
+
+    Raises:
+        VectorError: the vector does not say its unit.
+        InputError: the vector does not say one, such as a voice made of one's own replies.
+    """
     if vector.unit == "raw":
         raise VectorError(
             f"the control vector {vector.name!r} does not say its unit (raw); rescale it "
             "first: pyemo rescale"
         )
-    vector.dose(1.0)  # a vector without the model's residual norms says so now
     emotion = emotion_of(vector)
-    if emotion is None:
-        raise InputError(
-            f"the vector {vector.name!r} does not say its emotion, so no judge can tell "
-            "whether it acts; name its file by one of the 20 emotions"
-        )
-    judge.scores(["Hello."], [emotion])  # a judge that does not know it says so now
+    if emotion is not None:
+        return emotion
+    trained = vector.metadata.strength
+    has = "" if trained is None else f"its training recommends the strength {trained:.3g}; "
+    raise InputError(
+        f"the vector {vector.name!r} does not say its emotion, so no judge can tell whether it "
+        f"acts; {has}`pyemo sweep --cvec FILE --judge none` shows which strengths stay coherent"
+    )
 
 
 def calibrate(

@@ -179,11 +179,21 @@ def check_sweep(
     names = [vector.name for vector in vectors]
     if len(set(names)) < len(names):
         raise InputError(f"two vectors are named alike ({', '.join(names)}); rename one's file")
+    if is_judged:
+        check_judged(vectors)
+
+
+def check_judged(vectors: Sequence[ControlVector]) -> None:
+    """Raise if a judge cannot tell whether one of the vectors acts; needs no model.
+
+    Raises:
+        InputError: one does not say its emotion, such as a voice made of one's own replies.
+    """
     for vector in vectors:
-        if is_judged and emotion_of(vector) is None:
+        if emotion_of(vector) is None:
             raise InputError(
-                f"the vector {vector.name!r} does not say its emotion, so it cannot be judged; "
-                "name its file by one of the 20 emotions, or judge nothing (--judge none)"
+                f"the vector {vector.name!r} does not say its emotion, so no judge can tell "
+                "whether it acts; --judge none measures at which strengths texts stay coherent"
             )
 
 
