@@ -121,7 +121,7 @@ def calibrate(
         raise click.UsageError("--layers makes another vector: name its file with --output")
     wanted = parse_lengths(lengths)
     texts = read_prompts(prompts)
-    for vector in load_files(file for name in vectors for file in _files(name) or [name]):
+    for vector in load_files(file for name in vectors for file in _files(name) or [Path(name)]):
         checked_emotion(vector)
     loaded = Model.load(model)
     targets = find_targets(vectors, target, loaded)
