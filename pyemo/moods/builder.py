@@ -228,10 +228,12 @@ class MoodBuilder:
             )
         if calibration is not None:
             low, high = calibration.window
-            where = f"at {low:g}" if low == high else f"from {low:g} to {high:g}"
+            where = f"from {low:g} (below: no effect) to {high:g} (above: the text may break)"
+            if low == high:
+                where = f"at {low:g}"
             remark = (
                 f"{vector.name}: strength {calibration.strength:g}, as calibrated on this model "
-                f"file: texts of {calibration.n_tokens} tokens stay coherent {where}"
+                f"file; on texts of {calibration.n_tokens} tokens it works {where}"
             )
             learned_to_end = vector.metadata.strength is not None
             if calibration.n_tokens < self._n_tokens and not learned_to_end:

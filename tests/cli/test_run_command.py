@@ -240,7 +240,8 @@ def test_calibrated_strength_is_taken_and_said(model: Path, vectors: Path) -> No
     assert (term["strength"], term["strength_source"]) == (0.3, "calibration")
     assert "calibrated: strength 0.3, as calibrated" in result.stderr
     said = result.stderr.replace("\n", " ")
-    assert "texts of 64 tokens stay coherent from 0.2 to 0.4" in said
+    works = "it works from 0.2 (below: no effect) to 0.4 (above: the text may break)"
+    assert f"on texts of 64 tokens {works}" in said
     assert "longer ones may loop" not in said
 
 

@@ -58,7 +58,7 @@ def test_a_window_of_one_strength_is_said_as_one(
     narrow = replace(calibration, window=(0.3, 0.3))
     vector.with_metadata(replace(vector.metadata, calibrations=(narrow,))).save(tmp_path / "a.gguf")
     (said,) = notes(model, str(tmp_path / "a.gguf"))
-    assert said.endswith("texts of 64 tokens stay coherent at 0.3")
+    assert said.endswith("on texts of 64 tokens it works at 0.3")
 
 
 def test_the_doses_of_a_mix_are_added_and_compared(model: Path, vectors: Path) -> None:
