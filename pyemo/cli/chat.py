@@ -73,6 +73,9 @@ def chat(
       /refresh                      compute the conversation again under the current mood
       /reset                        forget the conversation
       /gauges                       hide or show the gauges
+                                    a reading is what the model adds by itself;
+                                    the dose is what the steering puts in;
+                                    the largest reading, from 0.05 up, fills its bar
       /help, /quit
 
     Ctrl-C stops a reply; what came so far stays. When the context is full, the oldest turns are

@@ -50,6 +50,9 @@ HELP = """\
 /refresh                      compute the conversation again under the current mood
 /reset                        forget the conversation; the mood stays
 /gauges                       hide or show the gauges
+                              a reading is what the model adds by itself;
+                              the dose is what the steering puts in;
+                              the largest reading, from 0.05 up, fills its bar
 /help                         show these lines
 /quit                         end; so does Ctrl-D. Ctrl-C stops a reply"""
 

@@ -14,6 +14,7 @@ from commands import pyemo
 
 from pyemo import ControlVector, Model
 from pyemo.cli import main
+from pyemo.cli.chat_job import HELP as CHAT_HELP
 from pyemo.moods.builder import MoodBuilder, window_remark
 from pyemo.moods.options import MoodOptions
 from pyemo.vectors.metadata import Calibration
@@ -197,3 +198,10 @@ def test_nothing_is_said_of_one_vector_in_two_ways(model: Path, vectors: Path) -
     assert not any("given" in line for line in notes(model, f"{warm}=0.02", f"{warm}=1@clamp"))
     cold = f"{vectors}/cold.gguf"
     assert not any("given" in line for line in notes(model, f"{warm}=0.02", f"{cold}=0.02"))
+
+
+def test_chats_help_says_what_a_gauges_dose_is() -> None:
+    said = pyemo("chat", "--help").stdout
+    for line in ("the dose is what the steering puts in", "0.05 up, fills its bar"):
+        assert line in said
+        assert line in CHAT_HELP
