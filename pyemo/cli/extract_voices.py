@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyemo.choices import DEFAULT_MODEL
 from pyemo.cli import output
 from pyemo.cli.job_options import Workers
 
@@ -64,6 +67,8 @@ def extract_emotions(
         lines[name] = _facts(name, path, voice)
         if not as_json:
             output.say(_line(path, voice))
+    if lines:
+        output.note(_next_step(next(iter(paths.values())), model))
     calibrations = None
     if is_calibrated:
         from pyemo.cli.calibrate import calibrate_files
@@ -186,6 +191,7 @@ def extract_own(
         f"{voice.gain.high:+.2f}] nats per token; a vector of shuffled labels "
         f"{voice.control.value:+.2f}"
     )
+    output.note(_next_step(path, model))
 
 
 def _trainer(
@@ -238,9 +244,16 @@ def _facts(name: str, path: Path, voice: Voice | OwnVoice) -> dict[str, Any]:
 
 def _line(path: Path, voice: Voice | OwnVoice) -> str:
     trained, layers = voice.trained, voice.vector.layers
+    own, plain = math.exp(trained.best.gain), math.exp(-trained.best.damage)
     return (
-        f"{path}: {voice.vector.name}, layers {layers[0]}:{layers[-1] + 1}, "
-        f"strength {voice.vector.metadata.strength:.3g}; at {trained.dose:.3g}, on replies not "
-        f"trained on {trained.best.gain:+.2f} nats per token, "
-        f"plain replies {-trained.best.damage:+.2f}; {trained.seconds:.0f} s"
+        f"{path}: {voice.vector.name}, layers {layers[0]}:{layers[-1] + 1}, strength "
+        f"{voice.vector.metadata.strength:.3g}; {trained.seconds:.0f} s\n"
+        f"  replies in its voice that it was not trained on: each token {own:.1f} times as likely "
+        f"(at {trained.dose:.3g}), plain replies {plain:.2f} times"
     )
+
+
+def _next_step(path: Path, model: str) -> str:
+    given = "" if model == DEFAULT_MODEL else f"-m {shlex.quote(model)} "
+    file = shlex.quote(str(path) if path.is_absolute() else f"./{path}")
+    return f'try: pyemo run --compare {given}--cvec {file} "Tell me about your morning."'

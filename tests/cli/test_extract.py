@@ -439,6 +439,7 @@ def test_trained_vectors_can_be_calibrated_by_the_same_command(
     result = pyemo(*words, "--threads", 1, "--json")
     assert result.exit_code == 0, result.stderr
     assert calibrated == [target]
+    assert f"try: pyemo run --compare -m {model} --cvec {target}" in " ".join(result.stderr.split())
     assert json.loads(result.stdout)["calibrations"] == [{"vector": "happy"}]
 
 
