@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_TOKENS = 128
+"""Of a reply of `pyemo run`, at most."""
 
 Operator: TypeAlias = Literal[
     "add", "project_out", "clamp", "add_keep_norm", "raise", "cap", "add_within"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from click.core import ParameterSource
 
+from pyemo.choices import DEFAULT_TOKENS
 from pyemo.cli import output
 from pyemo.cli.grammar_options import grammar_options
 from pyemo.cli.options import (
@@ -51,7 +52,7 @@ from pyemo.moods.options import MoodOptions
     "--max-tokens",
     "-n",
     type=int,
-    default=128,
+    default=DEFAULT_TOKENS,
     show_default=True,
     metavar="N",
     help="Stop the reply after N tokens.",

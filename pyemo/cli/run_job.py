@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import pyemo
+from pyemo.choices import CONSTANT, DEFAULT_TOKENS
 from pyemo.cli import output
 from pyemo.cli.guard_text import describe_guard, guard_lines
 from pyemo.cli.meters import gauge_lines
@@ -421,11 +422,29 @@ def _print_end(job: Job, answer: Answer, title: str = "", known: Sequence[str] =
         output.note(f"{title}the reply was cut off before what its grammar asks for was whole")
     elif answer.reply.stop_reason == "length":
         output.note(title + output.cut_off(len(answer.reply.tokens)))
+    if _learned_to_end(job, answer):
+        output.note(
+            f"{title}ended after {len(answer.reply.tokens)} tokens: the vector learned from short "
+            "replies; for a longer one let its strength fade: --schedule half-life:64"
+        )
     if answer.reply.stop_reason == "context":
         output.note(
             f"{title}stopped: the context of {job.engine.n_ctx} tokens is full; "
             "take a larger --n-ctx"
         )
+
+
+def _learned_to_end(job: Job, answer: Answer) -> bool:
+    """Return whether a trained vector has ended a reply that was asked to be long."""
+    asked, is_faded = job.request.max_tokens, job.request.mood.schedule != CONSTANT
+    if answer.reply.stop_reason != "end" or is_faded or asked <= DEFAULT_TOKENS:
+        return False
+    trained = [
+        term
+        for term in answer.reply.sequence.steering.terms
+        if term.vector.metadata.strength is not None and term.strength
+    ]
+    return bool(trained) and len(answer.reply.tokens) < asked / 2
 
 
 def _describe_sampler(sampler: SamplerParams) -> dict[str, Any]:

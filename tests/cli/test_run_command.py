@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pyemo import CacheVector, ControlVector, Engine, SamplerParams, Sequence, S
 from pyemo.engine.sampling import STANDARD
 from pyemo.errors import VectorNotFoundError
 from pyemo.files.catalog import list_vectors
+from pyemo.vectors.metadata import VectorMetadata
 
 SMALL = ("--threads", 1, "--max-tokens", 8, "--seed", 3)
 CIRCLING = ("--temperature", 0, "--dry-multiplier", 0)
@@ -223,6 +225,36 @@ def test_strength_is_for_vectors_without_their_own(model: Path, vectors: Path) -
     cvecs = ("-c", f"{vectors}/warm.gguf", "-c", f"{vectors}/cold.gguf=-0.25")
     terms = run_json("-m", model, *cvecs, "--strength", 0.1, "the story")["steering"]["terms"]
     assert [term["strength"] for term in terms] == [0.1, -0.25]
+
+
+@pytest.mark.parametrize(
+    ("asked", "n", "schedule", "strength", "reason", "is_said"),
+    [
+        (400, 40, "constant", 0.3, "end", True),
+        (128, 40, "constant", 0.3, "end", False),  # the length of all replies: nobody asked
+        (400, 300, "constant", 0.3, "end", False),
+        (400, 40, "half-life:64", 0.3, "end", False),
+        (400, 40, "constant", 0.0, "end", False),
+        (400, 40, "constant", 0.3, "stop", False),
+    ],
+)
+def test_a_long_reply_that_a_trained_vector_ended_is_explained(
+    asked: int, n: int, schedule: str, strength: float, reason: str, is_said: bool
+) -> None:
+    from pyemo.cli.run_job import _learned_to_end
+
+    metadata = VectorMetadata(strength=0.3)
+    steering = Steering({ControlVector({1: [1.0, 0.0]}, metadata=metadata): strength})
+    mood = SimpleNamespace(schedule=schedule)
+    job: Any = SimpleNamespace(request=SimpleNamespace(max_tokens=asked, mood=mood))
+    reply = SimpleNamespace(
+        stop_reason=reason, tokens=[None] * n, sequence=SimpleNamespace(steering=steering)
+    )
+    answer: Any = SimpleNamespace(reply=reply)
+    assert _learned_to_end(job, answer) is is_said
+    steering = Steering({ControlVector({1: [1.0, 0.0]}): strength})
+    reply.sequence.steering = steering  # a vector that nobody trained
+    assert not _learned_to_end(job, answer)
 
 
 def test_auto_takes_what_the_vector_knows(model: Path, vectors: Path) -> None:
