@@ -164,9 +164,8 @@ vectors: $(ALL) ## extract the bundled vectors again
 	    $(BIN)/pyemo extract --all -r reading --model $$model --output $$folder/reading || exit 1; \
 	    $(BIN)/pyemo calibrate $$folder/reading --model $$model --lengths 48 --threads 1 --judge minilm || exit 1; \
 	    $(BIN)/pyemo extract --all --model $$model --dtype bfloat16 --threads 1 --output $$folder || exit 1; \
+	    $(BIN)/pyemo calibrate $$folder --model $$model --lengths 48 --threads 1 --judge voice || exit 1; \
 	done
-	$(BIN)/pyemo calibrate models/vectors/smollm2-135m-instruct --model smollm2-135m-instruct --lengths 48 \
-	    --threads 1 --judge voice
 	$(BIN)/python tools/own_projections.py smollm2-135m-instruct models/vectors/smollm2-135m-instruct
 
 docs: $(ALL) ## write docs/cli.md, the table of strengths and the README's output anew
