@@ -223,7 +223,7 @@ def _sources(name: str, model: Model) -> list[Path]:
 
 
 def _files(folder: str) -> list[Path]:
-    """Return the vector files of a folder, sorted; none where it is no folder."""
+    """Return the vector files of a folder, sorted; none where it is not a folder."""
     path = Path(folder).expanduser()
     return sorted(path.glob("*.gguf")) if path.is_dir() else []
 
