@@ -20,7 +20,7 @@ from pyemo.engine.sampling import STANDARD, SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.errors import ContextFullError, InputError, VectorError
 from pyemo.measures.regimes import MIN_COHERENT_SHARE, Regime
-from pyemo.strengths.trials import Trial, Trials, emotion_of, voice_of
+from pyemo.strengths.trials import Trial, Trials, judged_emotion, voice_of
 from pyemo.strengths.voice import FEW_OTHERS, VoiceReading, VoiceYardstick, reply_room
 from pyemo.vectors.control_vector import ControlVector
 from pyemo.vectors.metadata import Calibration
@@ -272,14 +272,11 @@ def checked_emotion(vector: ControlVector) -> str:
             f"the control vector {vector.name!r} does not say its unit (raw); rescale it "
             "first: pyemo rescale"
         )
-    emotion = emotion_of(vector)
-    if emotion is not None:
-        return emotion
     trained = vector.metadata.strength
     has = "" if trained is None else f"its training recommends the strength {trained:.3g}; "
-    raise InputError(
-        f"the vector {vector.name!r} does not say its emotion, so no judge can tell whether it "
-        f"acts; {has}`pyemo sweep --cvec FILE --judge none` shows which strengths stay coherent"
+    return judged_emotion(
+        vector,
+        f"{has}`pyemo sweep --cvec FILE --judge none` shows which strengths stay coherent",
     )
 
 

@@ -16,7 +16,7 @@ from pyemo.engine.sampling import GREEDY, SamplerParams
 from pyemo.engine.steering import Steering
 from pyemo.errors import InputError
 from pyemo.measures.bootstrap import Interval
-from pyemo.strengths.trials import N_ROWS, Trial, Trials, emotion_of, voice_of
+from pyemo.strengths.trials import N_ROWS, Trial, Trials, emotion_of, judged_emotion, voice_of
 from pyemo.strengths.voice import VoiceReading, VoiceYardstick
 from pyemo.vectors.control_vector import ControlVector
 
@@ -190,11 +190,7 @@ def check_judged(vectors: Sequence[ControlVector]) -> None:
         InputError: one does not say its emotion, such as a voice made of one's own replies.
     """
     for vector in vectors:
-        if emotion_of(vector) is None:
-            raise InputError(
-                f"the vector {vector.name!r} does not say its emotion, so no judge can tell "
-                "whether it acts; --judge none measures at which strengths texts stay coherent"
-            )
+        judged_emotion(vector, "--judge none measures at which strengths texts stay coherent")
 
 
 def n_texts_of_sweep(

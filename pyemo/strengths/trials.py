@@ -425,6 +425,23 @@ def emotion_of(vector: ControlVector) -> str | None:
         return None
 
 
+def judged_emotion(vector: ControlVector, remedy: str) -> str:
+    """Return :func:`emotion_of`, for a judge that cannot do without; needs no model.
+
+    Args:
+        remedy: what to do with a vector that has none.
+    Raises:
+        InputError: the vector says none, such as a voice made of one's own replies.
+    """
+    emotion = emotion_of(vector)
+    if emotion is None:
+        raise InputError(
+            f"the vector {vector.name!r} does not say its emotion, so no judge can tell whether it "
+            f"acts; {remedy}"
+        )
+    return emotion
+
+
 def voice_of(vector: ControlVector) -> str | None:
     """Return the one of the 20 emotions that a vector is of, which replies are written in."""
     emotion = emotion_of(vector)

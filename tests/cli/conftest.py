@@ -63,6 +63,16 @@ def vectors(tiny_llama: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+@pytest.fixture
+def own_voice(vectors: Path, tmp_path: Path) -> Path:
+    """pirate.gguf: a voice of one's own replies, of no emotion, trained at 0.0181."""
+    warm = ControlVector.load(vectors / "warm.gguf")
+    metadata = replace(warm.metadata, emotion="", strength=0.0181)
+    path = tmp_path / "pirate.gguf"
+    warm.with_metadata(metadata, name="pirate").save(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def broken_template_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama whose chat template is not Jinja."""

@@ -12,7 +12,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -416,13 +415,8 @@ def test_gain_and_damage_of_what_is_recommended_are_in_the_file(
     assert voice["n_prompts"] == 8
 
 
-def test_a_voice_of_ones_own_is_refused_before_a_model_is_loaded(
-    vectors: Path, tmp_path: Path
-) -> None:
-    warm = ControlVector.load(vectors / "warm.gguf")
-    voice = replace(warm.metadata, emotion="", strength=0.0181)
-    warm.with_metadata(voice, name="pirate").save(tmp_path / "pirate.gguf")
-    result = pyemo("-m", "no-such-model", tmp_path / "pirate.gguf", "--judge", "voice")
+def test_a_voice_of_ones_own_is_refused_before_a_model_is_loaded(own_voice: Path) -> None:
+    result = pyemo("-m", "no-such-model", own_voice, "--judge", "voice")
     assert result.exit_code == 1
     assert "'pirate' does not say its emotion" in result.stderr
     assert "pyemo sweep --cvec FILE --judge none" in result.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from engines import needs_plots, random_vector
 
-from pyemo import ControlVector, Model, judges
+from pyemo import Model, judges
 from pyemo.cli import main
 from pyemo.errors import MissingExtraError
 from pyemo.vectors.metadata import VectorMetadata
@@ -210,13 +209,8 @@ def test_voice_of_what_is_no_emotion_is_refused(model: Path, vectors: Path) -> N
     assert "leave out --voice" in result.stderr
 
 
-def test_a_voice_of_ones_own_is_refused_before_a_model_is_loaded(
-    vectors: Path, tmp_path: Path
-) -> None:
-    warm = ControlVector.load(vectors / "warm.gguf")
-    voice = replace(warm.metadata, emotion="", strength=0.0181)
-    warm.with_metadata(voice, name="pirate").save(tmp_path / "pirate.gguf")
-    result = pyemo("-m", "no-such-model", "-c", tmp_path / "pirate.gguf", "--judge", "voice")
+def test_a_voice_of_ones_own_is_refused_before_a_model_is_loaded(own_voice: Path) -> None:
+    result = pyemo("-m", "no-such-model", "-c", own_voice, "--judge", "voice")
     assert result.exit_code == 1
     assert "'pirate' does not say its emotion" in result.stderr
     assert "--judge none" in result.stderr
