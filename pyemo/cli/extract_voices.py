@@ -254,6 +254,10 @@ def _line(path: Path, voice: Voice | OwnVoice) -> str:
 
 
 def _next_step(path: Path, model: str) -> str:
-    given = "" if model == DEFAULT_MODEL else f"-m {shlex.quote(model)} "
+    from pyemo.extract.transformers_loading import is_gguf
+
+    # what transformers alone reads does not run here: its GGUF file does
+    runs = is_gguf(model, Path(model).expanduser())
+    given = "" if model == DEFAULT_MODEL else f"-m {shlex.quote(model) if runs else 'FILE.gguf'} "
     file = shlex.quote(str(path) if path.is_absolute() else f"./{path}")
     return f'try: pyemo run --compare {given}--cvec {file} "Tell me about your morning."'

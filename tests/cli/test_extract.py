@@ -443,6 +443,15 @@ def test_trained_vectors_can_be_calibrated_by_the_same_command(
     assert json.loads(result.stdout)["calibrations"] == [{"vector": "happy"}]
 
 
+def test_the_next_step_names_a_file_that_runs() -> None:
+    from pyemo.cli.extract_voices import _next_step
+
+    bundled = _next_step(Path("a.gguf"), "smollm2-135m-instruct")
+    assert bundled.startswith("try: pyemo run --compare --cvec ./a.gguf ")
+    assert "-m mine.gguf --cvec" in _next_step(Path("a.gguf"), "mine.gguf")
+    assert "-m FILE.gguf --cvec" in _next_step(Path("a.gguf"), "org/for-transformers")
+
+
 # cache vectors
 
 
