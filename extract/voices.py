@@ -196,7 +196,7 @@ class VoiceTrainer:
         def keep(index: int, reply: Written) -> None:
             written[index] = reply.text.strip()
 
-        given = [self._before(prompt) for prompt in prompts]
+        given = [self._loaded.words.prompt_tokens(prompt) for prompt in prompts]
         samplers = [SamplerParams(temperature=0)] * len(prompts)
         self._backend.write(given, samplers, max_tokens, keep)
         return written
@@ -233,18 +233,16 @@ class VoiceTrainer:
             return text, False
         return self._loaded.words.text(tuple(tokens[:most])), True
 
-    def _before(self, prompt: str) -> list[int]:
-        return self._loaded.words.prompt_tokens(prompt)
-
     def _tokens(self, reply: VoiceReply) -> VoiceTokens:
-        words, before = self._loaded.words, self._before(reply.prompt)
+        words = self._loaded.words
+        before = words.prompt_tokens(reply.prompt)
 
         def after(text: str) -> ReplyTokens:
             return ReplyTokens((*before, *words.reply_tokens(text)), len(before))
 
         plain = after(reply.plain)
         if reply.plain_prompt is not None:
-            other = self._before(reply.plain_prompt)
+            other = words.prompt_tokens(reply.plain_prompt)
             plain = ReplyTokens((*other, *words.reply_tokens(reply.plain)), len(other))
         return VoiceTokens(after(reply.own), plain, tuple(map(after, reply.contrasts)))
 

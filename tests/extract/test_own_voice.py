@@ -115,7 +115,7 @@ def test_a_voice_that_replies_held_out_do_not_share_is_refused(trainer: VoiceTra
 
 
 def test_a_few_replies_are_looked_at_every_four_steps(
-    tiny: Callable[[str], TinyModel], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[[str], TinyModel],
 ) -> None:
     seldom = replace(RECIPE.training, evaluate_every=9, batch=16)
     trainer = VoiceTrainer(tiny("llama").path, replace(RECIPE, training=seldom), device="cpu")
